@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs, then checks everything: the scripts' syntax, ruff, black, pytest. Runs all of them; fails if any failed.
+#
+#   bash cmd/run_tests.sh
+#   bash cmd/run_tests.sh -k metrics -x
+#
+# Every argument goes to pytest.
+set -euo pipefail
+# shellcheck source=cmd/_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+
+bash cmd/install.sh
+use_private_poetry # it may be new
+
+failed=()
+check() {
+    local name=$1
+    shift
+    say "=== $name"
+    "$@" || failed+=("$name")
+}
+
+check_scripts() {
+    local script code=0
+    for script in cmd/*.sh env_shell/*.sh .ci/run; do
+        bash -n "$script" || code=1
+    done
+    return "$code"
+}
+
+# Run as modules: Poetry's launchers hold the absolute path of .venv and break when the project folder is moved.
+check "bash -n" check_scripts
+check "ruff" poetry run python -m ruff check --extend-exclude .poetry,.cache . # outside git, ruff reads no .gitignore
+check "black" poetry run python -m black --check .
+check "pytest" poetry run python -m pytest "$@"
+
+if ((${#failed[@]} > 0)); then
+    die "failed: $(printf '%s, ' "${failed[@]}" | sed 's/, $//')"
+fi

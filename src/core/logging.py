@@ -1,0 +1,119 @@
+"""Log lines, TensorBoard and wall-clock times of a run."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from src.core.errors import check
+from src.core.files import read_json, write_json
+
+LOGGER_NAME = "anyo"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_console = Console(stderr=True)
+if not _console.is_terminal:
+    _console.width = 200  # a file or a pipe: let lines be as long as they are
+_show_progress = True
+
+
+@dataclass
+class LoggingConfig:
+    """`conf/logging`: what is shown and kept while a stage runs."""
+
+    level: str = "INFO"
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.level in _LEVELS, "logging.level", self.level, f"one of {', '.join(_LEVELS)}")
+
+
+class TensorBoardWriter(Protocol):
+    """The part of `SummaryWriter` that training loops use."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _NoWriter:
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
+    """The run's logger: readable lines on the terminal, the same with times appended to `log_file`."""
+    global _show_progress
+    _show_progress = settings.progress
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    to_file = logging.FileHandler(log_file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logger.addHandler(to_file)
+    logger.addHandler(RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=None))
+    logger.setLevel(settings.level)
+    logger.propagate = False
+    return logger
+
+
+def tensorboard_writer(folder: Path, settings: LoggingConfig) -> TensorBoardWriter:
+    """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off."""
+    if not settings.tensorboard:
+        return _NoWriter()
+    # Imported here: it costs two seconds that the other commands need not pay.
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+@contextmanager
+def time_block(name: str, time_file: Path) -> Iterator[None]:
+    """Measure the block and merge `{name: seconds}` into `time_file`.
+
+    A second block of the same name adds up, because a resumed stage continues the first. The time counts
+    even if the block fails: it was spent.
+    """
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - start
+        times: dict[str, Any] = read_json(time_file) if time_file.is_file() else {}
+        times[name] = round(times.get(name, 0.0) + seconds, 3)
+        write_json(time_file, times)
+
+
+def progress_bar() -> Progress:
+    """A progress bar with count, time used, time left and a free text field `info`; use as a context."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[info]}"),
+        console=_console,
+        disable=not (_show_progress and _console.is_terminal),
+        transient=True,
+    )

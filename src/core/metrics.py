@@ -1,0 +1,96 @@
+"""Ranking metrics for one held-out target per row, exact in the presence of ties.
+
+A row's outcome is two counts: how many items score better than the target, and how many score the same
+(the target included). Every metric is the expectation over a random order among the tied items, so a
+constant scorer gets exactly what chance gets.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError, check
+
+_NAMES = ("recall", "ndcg", "hit_ratio")
+
+
+@dataclass
+class MetricsConfig:
+    """`conf/metrics`: cut-offs and the validation metric that picks the best epoch."""
+
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20])
+    monitor: str = "ndcg@10"
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.ks) > 0 and all(k >= 1 for k in self.ks) and len(set(self.ks)) == len(self.ks),
+            "metrics.ks",
+            list(self.ks),
+            "a list of different integers >= 1",
+        )
+        allowed = [f"{name}@{k}" for k in self.ks for name in _NAMES] + ["mrr"]
+        check(self.monitor in allowed, "metrics.monitor", self.monitor, f"one of {', '.join(allowed)}")
+
+
+def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How many items stand above each target, and how many stand level with it.
+
+    Args:
+        scores: float [B, num_items], higher is better.
+        targets: int64 [B].
+        excluded: optional bool [B, num_items] of items out of the ranking; a target is never excluded.
+
+    Returns:
+        `better` int64 [B] and `equal` int64 [B]; `equal` counts the target itself and is at least 1.
+
+    Raises:
+        UserError: a score is NaN, which would rank as best or worst at random.
+    """
+    if torch.isnan(scores).any():
+        raise UserError(
+            "evaluation: the model's scores contain NaN; training diverged, lower the learning rate"
+        )
+    target_score = scores.gather(1, targets[:, None])  # [B, 1]
+    better, equal = scores > target_score, scores == target_score
+    if excluded is not None:
+        kept = ~excluded
+        kept.scatter_(1, targets[:, None], True)
+        better, equal = better & kept, equal & kept
+    return better.sum(1), equal.sum(1)
+
+
+def metrics_from_ranks(better: np.ndarray, equal: np.ndarray, ks: list[int]) -> dict[str, float]:
+    """Mean metrics over rows.
+
+    With the target on 0-based position p, uniform on better .. better + equal - 1:
+    Recall@K = HitRatio@K = P(p < K), divided by the one relevant item; NDCG@K = E[1 / log2(p + 2); p < K],
+    divided by the ideal 1; MRR = E[1 / (p + 1)].
+
+    Args:
+        better, equal: int [N] from `rank_counts`.
+        ks: cut-offs.
+
+    >>> metrics_from_ranks(np.array([0, 1]), np.array([1, 2]), [2])["ndcg@2"]  # (1 + (1/log2(3)) / 2) / 2
+    0.6577324383928644
+    """
+    if len(better) == 0:
+        raise UserError("evaluation: there are no rows to evaluate")
+    better, equal = better.astype(np.int64), equal.astype(np.int64)
+    result: dict[str, float] = {}
+    for k in ks:
+        hit = np.clip(k - better, 0, equal) / equal
+        gain = _prefix_mean(1.0 / np.log2(np.arange(2, k + 2)), better, equal)
+        result[f"recall@{k}"] = result[f"hit_ratio@{k}"] = float(hit.mean())
+        result[f"ndcg@{k}"] = float(gain.mean())
+    longest = int((better + equal).max())
+    result["mrr"] = float(_prefix_mean(1.0 / np.arange(1, longest + 1), better, equal).mean())
+    return result
+
+
+def _prefix_mean(gains: np.ndarray, better: np.ndarray, equal: np.ndarray) -> np.ndarray:
+    """Mean of `gains[p]` (0 beyond its end) for p in better .. better + equal - 1, per row: float [N]."""
+    total = np.concatenate([[0.0], np.cumsum(gains)])
+    end = np.minimum(better + equal, len(gains))
+    return (total[end] - total[np.minimum(better, len(gains))]) / equal

@@ -1,0 +1,88 @@
+"""Where things are: the folders of the project and the files of a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+
+@dataclass
+class PathsConfig:
+    """`conf/paths`: folders; relative ones start where the command was called."""
+
+    data_dir: str
+    result_root: str
+    teacher_outputs_dir: str
+
+
+def project_path(path: str) -> Path:
+    """Resolve a path against the folder the command was called in.
+
+    Hydra has already changed into the run folder, so the current folder would be the wrong base.
+    """
+    base = HydraConfig.get().runtime.cwd if HydraConfig.initialized() else Path.cwd()
+    return (Path(base) / Path(path).expanduser()).resolve()
+
+
+def data_dir(cfg: DictConfig) -> Path:
+    """Raw and processed data."""
+    return project_path(cfg.paths.data_dir)
+
+
+def result_root(cfg: DictConfig) -> Path:
+    """Parent of all run folders."""
+    return project_path(cfg.paths.result_root)
+
+
+def teacher_outputs_dir(cfg: DictConfig) -> Path:
+    """Folder of the teacher's files for this dataset."""
+    return project_path(cfg.paths.teacher_outputs_dir)
+
+
+STAGES = ("teacher", "baseline", "distill")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run folder; every name in it is decided here."""
+
+    root: Path
+
+    def model_dir(self, stage: str) -> Path:
+        return self.root / "models" / stage
+
+    def log_file(self, stage: str) -> Path:
+        name = {"baseline": "train_student_baseline", "eval": "eval_all"}.get(stage, f"train_{stage}")
+        return self.root / "logs" / f"{name}.log"
+
+    def tensorboard_dir(self, stage: str) -> Path:
+        return self.root / "tb" / stage
+
+    def eval_file(self, stage: str) -> Path:
+        return self.root / "metrics" / f"eval_{stage}.json"
+
+    def ranks_file(self, stage: str) -> Path:
+        return self.root / "metrics" / f"ranks_{stage}.npz"
+
+    def history_file(self, stage: str) -> Path:
+        return self.root / "metrics" / f"history_{stage}.csv"
+
+    @property
+    def time_file(self) -> Path:
+        return self.root / "metrics" / "time.json"
+
+    @property
+    def plots_dir(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def report_file(self) -> Path:
+        return self.root / "report.md"
+
+    def snapshot_dir(self, stage: str) -> Path:
+        return self.root / ".hydra" / stage
+
+    def is_finished(self, stage: str) -> bool:
+        """A stage writes its evaluation last, so that file marks it as complete."""
+        return self.eval_file(stage).is_file()

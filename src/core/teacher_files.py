@@ -1,0 +1,114 @@
+"""The files that pass from a teacher to a student: names, layout, manifest.
+
+| file | content |
+|---|---|
+| `all_embeddings.pt` | float32 [num_items, llm_dim] |
+| `myrank_train.txt` | num_rows lines of top_n item ids, best first |
+| `confidence_train.txt` | num_rows lines of top_n distances of those items, ascending |
+| `row_stats.npz` | per row: raw best distance, answer log-probability, valid flag |
+| `manifest.json` | what the files belong to and how they were made |
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from src.core.errors import UserError
+from src.core.files import read_json, sha256_file, write_atomic, write_json
+
+EMBEDDINGS_FILE = "all_embeddings.pt"
+RANKING_FILE = "myrank_train.txt"
+CONFIDENCE_FILE = "confidence_train.txt"
+ROW_STATS_FILE = "row_stats.npz"
+MANIFEST_FILE = "manifest.json"
+DATA_FILES = (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE)
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a teacher's files come from.
+
+    Attributes:
+        in_sample_rows: rows among the exported ones that the teacher was trained on.
+        sha256: hash of each data file.
+    """
+
+    format_version: int
+    dataset: str
+    dataset_fingerprint: str
+    num_rows: int
+    num_items: int
+    top_n: int
+    llm_dim: int
+    engine: str
+    method: str
+    candidates: str
+    confidence: str
+    base_model: str
+    adapter_sha256: str
+    in_sample_rows: int
+    seed: int
+    git_commit: str
+    sha256: dict[str, str]
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, or None if there is none.
+
+    Raises:
+        UserError: unreadable, or of another format version.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version={version}, this program reads {FORMAT_VERSION}; export the teacher again")
+    try:
+        return Manifest(**content)
+    except TypeError as error:
+        raise UserError(f"{path}: not a teacher manifest ({error}); export the teacher again") from error
+
+
+def write_teacher_files(
+    folder: Path,
+    embeddings: torch.Tensor,
+    ranking: np.ndarray,
+    distances: np.ndarray,
+    row_stats: dict[str, np.ndarray],
+    about: dict[str, Any],
+) -> Manifest:
+    """Write all files; the manifest comes last and so marks the set as complete.
+
+    Args:
+        embeddings: float32 [num_items, llm_dim].
+        ranking: int [num_rows, top_n]; distances: float [num_rows, top_n].
+        row_stats: arrays of length num_rows.
+        about: the remaining fields of `Manifest`.
+    """
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+
+    def write_npz(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **row_stats)
+
+    write_atomic(folder / EMBEDDINGS_FILE, lambda path: torch.save(embeddings.float().contiguous(), path))
+    write_atomic(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d"))
+    write_atomic(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g"))
+    write_atomic(folder / ROW_STATS_FILE, write_npz)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        num_rows=len(ranking),
+        num_items=len(embeddings),
+        top_n=ranking.shape[1],
+        llm_dim=embeddings.shape[1],
+        sha256={name: sha256_file(folder / name) for name in DATA_FILES},
+        **about,
+    )
+    write_json(folder / MANIFEST_FILE, asdict(manifest))
+    return manifest

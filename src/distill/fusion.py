@@ -1,0 +1,61 @@
+"""Embedding distillation inside the model, and its removal after training."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.student.models import ItemEmbedding, SASRec
+
+
+def make_projection(llm_dim: int, emb_size: int, generator: torch.Generator, zero: bool = False) -> nn.Linear:
+    """A linear map from the teacher's space to the student's, PyTorch's default initialisation.
+
+    It draws from its own generator, so that the run's random stream is that of a run without a teacher.
+    `zero` starts it at zero: a student that starts from a checkpoint then starts exactly there.
+    """
+    projection = nn.utils.skip_init(nn.Linear, llm_dim, emb_size)
+    bound = 0.0 if zero else llm_dim**-0.5
+    nn.init.uniform_(projection.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(projection.bias, -bound, bound, generator=generator)
+    return projection
+
+
+class FusedItemEmbedding(nn.Module):
+    """Item embedding + ed_weight * projected teacher embedding (upstream's fusion).
+
+    The whole teacher table is projected once per forward, [num_items, emb_size]; the windows are looked up
+    in the sum, so no [B, L, llm_dim] tensor exists.
+    """
+
+    def __init__(self, items: ItemEmbedding, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
+        super().__init__()
+        self.items = items
+        self.projection = projection
+        self.ed_weight = ed_weight
+        self.register_buffer("teacher", teacher, persistent=False)
+
+    def table(self) -> Tensor:
+        """The table in use: float [num_items + 1, emb_size]; the padding row gets the bias, as upstream."""
+        projected = torch.cat([self.projection(self.teacher), self.projection.bias[None]])
+        return self.items.weight + self.ed_weight * projected
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.table())
+
+
+def fuse_teacher(model: SASRec, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
+    """Let `model` read item embeddings that carry the teacher's; in place."""
+    assert isinstance(model.item_embeddings, ItemEmbedding)
+    model.item_embeddings = FusedItemEmbedding(model.item_embeddings, teacher, projection, ed_weight)
+
+
+@torch.no_grad()
+def folded_state(model: SASRec) -> dict[str, Tensor]:
+    """Weights of the plain student that computes the same: the projection is added into the item table."""
+    prefix = "item_embeddings."
+    embedding = model.item_embeddings
+    if not isinstance(embedding, FusedItemEmbedding):
+        return model.state_dict()
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}
+    state[prefix + "weight"] = embedding.table()
+    return state

@@ -1,0 +1,86 @@
+"""The whole configuration as checked dataclasses: where Hydra's `cfg` ends."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.core.data_utils import DatasetConfig
+from src.core.errors import UserError, check
+from src.core.logging import LoggingConfig
+from src.core.metrics import MetricsConfig
+from src.core.paths import PathsConfig, project_path
+from src.core.settings import parse_section
+from src.distill.selection_policy import ActiveConfig
+from src.distill.trainer_distill import DistillConfig
+from src.student.config import StudentConfig
+from src.teacher.config import TeacherConfig
+
+
+@dataclass
+class GeneralConfig:
+    """`general`: what all stages share."""
+
+    experiment_name: str
+    seed: int
+    device: str
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**31, "general.seed", self.seed, "an integer from 0 to 2**31 - 1")
+        check(self.experiment_name.strip() != "", "general.experiment_name", self.experiment_name, "a name")
+
+
+@dataclass
+class EvalConfig:
+    """`eval`: what `run_eval_all` looks at."""
+
+    run_dir: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every section, checked."""
+
+    general: GeneralConfig
+    dataset: DatasetConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    distill: DistillConfig
+    active: ActiveConfig
+    paths: PathsConfig
+    logging: LoggingConfig
+    metrics: MetricsConfig
+    eval: EvalConfig
+
+
+_SCHEMAS = {name: field.type for name, field in Settings.__dataclass_fields__.items()}
+
+
+def parse_settings(cfg: DictConfig) -> Settings:
+    """Check every section, whatever the stage, so that a wrong value fails before anything is computed.
+
+    Raises:
+        UserError: an unknown key or group, a value of another type or out of range.
+    """
+    for key in cfg:
+        if key not in _SCHEMAS:
+            raise UserError(f"{key}: unknown section; available: {', '.join(_SCHEMAS)}")
+    sections = {name: parse_section(schema, cfg[name], name) for name, schema in _SCHEMAS.items() if name != "distill"}
+    sections["distill"] = _parse_distill(cfg.distill)
+    if sections["dataset"].raw_dir is not None:
+        sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
+    return Settings(**sections)
+
+
+def _parse_distill(section: DictConfig) -> DistillConfig:
+    """`lambda` cannot name a dataclass field; here it becomes `kd_weight`."""
+    values = OmegaConf.to_container(section, resolve=True)
+    if "kd_weight" in values:
+        raise UserError("distill.kd_weight: unknown key; did you mean distill.lambda?")
+    if "lambda" in values:
+        values["kd_weight"] = values.pop("lambda")
+    try:
+        return parse_section(DistillConfig, OmegaConf.create(values), "distill")
+    except UserError as error:
+        raise UserError(str(error).replace("distill.kd_weight", "distill.lambda")) from error

@@ -1,0 +1,78 @@
+"""Student checkpoints: `model.safetensors` beside a readable `config.json`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from src.core.errors import UserError
+from src.core.files import read_json, write_atomic, write_json
+from src.student.models import ModelConfig, SASRec, build_model
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Where a checkpoint comes from."""
+
+    dataset: str
+    dataset_fingerprint: str
+    seed: int
+    git_commit: str
+    epoch: int
+    monitor: str
+    valid_value: float
+    teacher_manifest_sha256: str | None = None
+
+
+def save_checkpoint(folder: Path, model: SASRec, state: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
+    """Write the weights `state` of `model` and then the description that makes them complete."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    write_json(folder / CONFIG_FILE, {"model": model.config.as_dict(), "info": asdict(info)})
+
+
+def load_checkpoint(folder: Path) -> tuple[SASRec, CheckpointInfo]:
+    """Rebuild a saved model on the CPU.
+
+    Raises:
+        UserError: files are missing or damaged, or the weights do not fit the description.
+    """
+    description = read_json(folder / CONFIG_FILE)
+    try:
+        config, info = ModelConfig(**description["model"]), CheckpointInfo(**description["info"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE}: not a student checkpoint ({error})") from error
+    model = build_model(config)
+    load_weights(model, folder)
+    return model, info
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into `model`.
+
+    Raises:
+        UserError: the file is missing or damaged, or a name or shape differs.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: missing file; a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged file ({error})") from error
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        have = tuple(state[name].shape) if name in state else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(
+                f"{path}: {name} holds {have}, this model wants {want}; "
+                "use the student settings and the dataset of the checkpoint"
+            )
+    model.load_state_dict(state)

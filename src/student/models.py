@@ -1,0 +1,134 @@
+"""Student architectures: small models that score every item from a history of item ids."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint needs to rebuild its model.
+
+    `emb_size` is the width of the item table, `hidden_size` the width inside the model; a linear map joins
+    them where they differ. `max_seq_len` is the number of last items that the model looks at.
+    """
+
+    name: str
+    num_items: int
+    emb_size: int
+    hidden_size: int
+    max_seq_len: int
+    dropout: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class ItemEmbedding(nn.Embedding):
+    """Item table float [num_items + 1, emb_size]; the last row is the padding id. Start N(0, 0.01)."""
+
+    def __init__(self, num_items: int, emb_size: int) -> None:
+        super().__init__(num_items + 1, emb_size)
+        nn.init.normal_(self.weight, 0.0, 0.01)
+
+
+class CausalAttention(nn.Module):
+    """Attention of DLLM2Rec's SASRec: queries from the normalised input, keys and values from the input.
+
+    Differs from the textbook in two ways that the pinned code has: scores are divided by sqrt(hidden_size)
+    and the residual goes to the queries.
+    """
+
+    def __init__(self, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, inputs: Tensor, visible: Tensor) -> Tensor:
+        """queries [B, Q, d], inputs [B, L, d], visible bool [B, Q, L] -> [B, Q, d]."""
+        scores = self.query(queries) @ self.key(inputs).transpose(1, 2)  # [B, Q, L]
+        scores = scores / inputs.shape[-1] ** 0.5
+        weights = self.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1))
+        return weights @ self.value(inputs) + queries
+
+
+class FeedForward(nn.Module):
+    """Position-wise two-layer ReLU block with a residual and a LayerNorm of its own."""
+
+    def __init__(self, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(hidden_size, hidden_size)
+        self.outer = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.outer(self.inner(inputs).relu())) + inputs)
+
+
+class SASRec(nn.Module):
+    """SASRec as DLLM2Rec has it (istarryn/DLLM2Rec@b78cc65): one block, one head, an untied output layer.
+
+    Only the last position is read out and there is one block, so only its query is computed: the same
+    numbers as the full [L, L] attention at a fraction of its cost. Padded positions are masked as keys;
+    upstream also drops real queries whose normalised input happens to sum to zero, which we don't.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.item_embeddings: nn.Module = ItemEmbedding(config.num_items, config.emb_size)
+        self.input_map = (
+            nn.Linear(config.emb_size, hidden, bias=False) if config.emb_size != hidden else nn.Identity()
+        )
+        self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.attention = CausalAttention(hidden, config.dropout)
+        self.norm_feed_forward = nn.LayerNorm(hidden)
+        self.feed_forward = FeedForward(hidden, config.dropout)
+        self.norm_output = nn.LayerNorm(hidden)
+        self.output = nn.Linear(hidden, config.num_items)
+
+    def encode(self, history: Tensor, length: Tensor) -> Tensor:
+        """The user representation at the last position.
+
+        Args:
+            history: int64 [B, max_seq_len], right-padded with `num_items`.
+            length: int64 [B], at least 1.
+
+        Returns:
+            float [B, hidden_size].
+        """
+        inputs = self.input_map(self.item_embeddings(history)) + self.position_embeddings.weight  # [B, L, d]
+        real = history != self.config.num_items  # [B, L]
+        inputs = self.dropout(inputs) * real[..., None]
+        last = (length - 1).clamp(min=0)
+        last_input = inputs[torch.arange(len(last), device=last.device), last]  # [B, d]
+        query = self.norm_attention(last_input)[:, None]  # [B, 1, d]
+        attended = self.attention(query, inputs, real[:, None])[:, 0]  # [B, d]
+        return self.norm_output(self.feed_forward(self.norm_feed_forward(attended)))
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        """Scores of every item: float [B, num_items]."""
+        return self.output(self.encode(history, length))
+
+
+MODELS = {"sasrec": SASRec}
+
+
+def build_model(config: ModelConfig) -> SASRec:
+    """The model that `config.name` names, freshly initialised.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if config.name not in MODELS:
+        raise UserError(f"student.name={config.name}: unknown; available: {', '.join(MODELS)}")
+    return MODELS[config.name](config)

@@ -1,0 +1,160 @@
+"""The one training loop that baseline and distillation share."""
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
+from src.core.files import write_text
+from src.core.logging import TensorBoardWriter, progress_bar
+from src.core.metrics import MetricsConfig
+from src.core.seed import generator
+from src.student.config import FitSettings
+from src.student.datamodule import Batch, build_train_loader
+from src.student.evaluator import evaluate_model
+from src.student.models import SASRec
+
+
+class Objective(Protocol):
+    """What a step minimises."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total loss (scalar) and its named parts, detached, for the log."""
+        ...
+
+
+@dataclass
+class FitResult:
+    """Outcome of `fit`: the best epoch (1-based), its validation value, and one record per epoch."""
+
+    best_epoch: int = 0
+    best_value: float = float("-inf")
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train_student(
+    model: SASRec,
+    dataset: SequenceDataset,
+    objective: Objective,
+    save_best: Callable[[int, float], None],
+    metrics: MetricsConfig,
+    settings: FitSettings,
+    seed: int,
+    device: torch.device,
+    logger: logging.Logger,
+    tb_writer: TensorBoardWriter,
+) -> FitResult:
+    """Fit `model` on the training rows under `objective`, watched on the validation rows."""
+    model.to(device)
+    loader = build_train_loader(
+        dataset.train,
+        model.config.max_seq_len,
+        dataset.pad_id,
+        settings.batch_size,
+        device,
+        generator(seed, "shuffle"),
+    )
+
+    def validate() -> dict[str, float]:
+        return evaluate_model(model, dataset.valid, dataset, metrics.ks, device).metrics
+
+    return fit(model, loader, objective, validate, save_best, metrics.monitor, settings, logger, tb_writer)
+
+
+def fit(
+    model: nn.Module,
+    loader: DataLoader[Batch],
+    objective: Objective,
+    validate: Callable[[], dict[str, float]],
+    save_best: Callable[[int, float], None],
+    monitor: str,
+    settings: FitSettings,
+    logger: logging.Logger,
+    tb_writer: TensorBoardWriter,
+) -> FitResult:
+    """Train with Adam and early stopping; the best epoch is chosen on validation only.
+
+    Args:
+        objective: loss of a batch; parameters it owns must be part of `model`.
+        validate: metrics on the validation rows with the model as it is.
+        save_best: called with (epoch, value) whenever `monitor` improves.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    result = FitResult()
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=settings.num_epochs * len(loader), info="")
+        for epoch in range(1, settings.num_epochs + 1):
+            start = time.perf_counter()
+            losses = _train_epoch(model, loader, objective, optimizer, settings.grad_clip, lambda: bar.advance(task))
+            rows_per_second = len(loader.dataset) / (time.perf_counter() - start)
+            _require_finite(losses, epoch)
+            metrics = validate()
+            record = {"epoch": epoch, **losses, **{f"valid/{k}": v for k, v in metrics.items()}}
+            result.history.append(record)
+            for name, value in record.items():
+                tb_writer.add_scalar(name, value, epoch)
+            improved = metrics[monitor] > result.best_value
+            if improved:
+                result.best_epoch, result.best_value = epoch, metrics[monitor]
+                save_best(epoch, metrics[monitor])
+            info = f"loss {losses['loss']:.4f}, {monitor} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
+            bar.update(task, info=info)
+            logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
+            if epoch - result.best_epoch >= settings.patience:
+                logger.info("no better %s for %d epochs: stopping", monitor, settings.patience)
+                break
+    logger.info("best epoch %d: validation %s %.4f", result.best_epoch, monitor, result.best_value)
+    return result
+
+
+def _train_epoch(
+    model: nn.Module,
+    loader: DataLoader[Batch],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float,
+    advance: Callable[[], None],
+) -> dict[str, float]:
+    """One pass; returns the mean of the total loss and of each part over its steps."""
+    model.train()
+    sums: dict[str, Tensor] = {}
+    for batch in loader:
+        loss, parts = objective(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if grad_clip > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        optimizer.step()
+        # Summed on the device: reading a value each step would make a GPU wait.
+        for name, value in {"loss": loss.detach(), **parts}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        advance()
+    return {name: float(value) / len(loader) for name, value in sums.items()}
+
+
+def _require_finite(losses: dict[str, float], epoch: int) -> None:
+    for name, value in losses.items():
+        if value != value or value in (float("inf"), float("-inf")):
+            raise UserError(f"training: {name} is {value} in epoch {epoch}; lower the learning rate or clip gradients")
+
+
+def save_history(result: FitResult, path: Path) -> None:
+    """Write one CSV line per epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(result.history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.history)
+    write_text(path, text.getvalue())

@@ -1,0 +1,149 @@
+"""`conf/teacher`: the LLM, its adapter, its training and what it exports."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from src.core.errors import check
+from src.student.config import StudentConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+EXPORT_METHODS = ("likelihood", "generate")
+CONFIDENCES = ("minmax", "raw")
+
+
+@dataclass
+class LoraSettings:
+    """The adapter: total rank `r` split over `num_experts`, scale alpha / (r / num_experts)."""
+
+    r: int = 8
+    alpha: int = 32
+    dropout: float = 0.1
+    num_experts: int = 4
+
+    def __post_init__(self) -> None:
+        for key in ("r", "alpha", "num_experts"):
+            check(getattr(self, key) >= 1, f"teacher.lora.{key}", getattr(self, key), "an integer >= 1")
+        check(
+            self.r % self.num_experts == 0,
+            "teacher.lora.num_experts",
+            self.num_experts,
+            f"a divisor of teacher.lora.r={self.r}",
+        )
+        check(0 <= self.dropout < 1, "teacher.lora.dropout", self.dropout, "a number in [0, 1)")
+
+
+@dataclass
+class ExportSettings:
+    """What is written for the student.
+
+    Attributes:
+        method: `likelihood` ranks the retrieved candidates by minus the mean log-probability of their
+            titles; `generate` lets the LLM answer and ranks all items by the L2 distance of their
+            embeddings to the answer's (BIGRec's grounding).
+        top_n: items per row.
+        confidence: `minmax` normalises a row's distances over what was ranked, `raw` keeps them.
+        batch_size: rows per forward pass.
+    """
+
+    method: str = "likelihood"
+    top_n: int = 10
+    confidence: str = "minmax"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check(self.method in EXPORT_METHODS, "teacher.export.method", self.method, _one_of(EXPORT_METHODS))
+        check(self.confidence in CONFIDENCES, "teacher.export.confidence", self.confidence, _one_of(CONFIDENCES))
+        check(self.top_n >= 1, "teacher.export.top_n", self.top_n, "an integer >= 1")
+        check(self.batch_size >= 1, "teacher.export.batch_size", self.batch_size, "an integer >= 1")
+
+
+@dataclass
+class TinySettings:
+    """A LLaMA that is built here from the dataset's titles and pretrained for `pretrain_steps` steps."""
+
+    vocab_size: int = 2000
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    pretrain_steps: int = 1000
+    pretrain_batch_size: int = 32
+    pretrain_lr: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for key in ("hidden_size", "num_layers", "num_heads", "pretrain_steps", "pretrain_batch_size"):
+            check(getattr(self, key) >= 1, f"teacher.tiny.{key}", getattr(self, key), "an integer >= 1")
+        check(self.vocab_size >= 300, "teacher.tiny.vocab_size", self.vocab_size, "an integer >= 300 (256 are bytes)")
+        check(self.pretrain_lr > 0, "teacher.tiny.pretrain_lr", self.pretrain_lr, "a number > 0")
+        check(
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "teacher.tiny.num_heads",
+            self.num_heads,
+            f"a number whose double divides teacher.tiny.hidden_size={self.hidden_size}",
+        )
+
+
+@dataclass
+class TeacherConfig:
+    """The keys of `conf/teacher/*.yaml`.
+
+    Attributes:
+        llm_path: local Hugging Face folder of a LLaMA-family model; null where `tiny` builds one.
+        rec_model_path: folder of a student checkpoint that serves as frozen recommender; null trains one.
+        batch_size: rows per optimizer step (micro-batches accumulate up to it).
+        max_history: titles of the history in a prompt, the last ones.
+        max_train_rows: rows the teacher trains on, drawn once; null takes all.
+        max_eval_rows: test rows the teacher is evaluated on, drawn once; null takes all.
+        save_interval: epochs between checkpoints.
+        recommender: how the frozen recommender is trained.
+    """
+
+    name: str
+    llm_path: Optional[str] = None
+    rec_model_path: Optional[str] = None
+    prompt_template: str = "default"
+    max_history: int = 10
+    num_candidates: int = 20
+    max_train_rows: Optional[int] = None
+    max_eval_rows: Optional[int] = None
+    batch_size: int = 64
+    micro_batch_size: int = 8
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    num_epochs: int = 5
+    save_interval: int = 1
+    dtype: str = "bfloat16"
+    gradient_checkpointing: bool = True
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    recommender: StudentConfig = field(default_factory=lambda: StudentConfig(name="sasrec"))
+    export: ExportSettings = field(default_factory=ExportSettings)
+    tiny: Optional[TinySettings] = None
+
+    def __post_init__(self) -> None:
+        from src.teacher.prompts import TEMPLATES  # not at the top: prompts read this module's names
+
+        check(self.prompt_template in TEMPLATES, "teacher.prompt_template", self.prompt_template, _one_of(TEMPLATES))
+        check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
+        for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval"):
+            check(getattr(self, key) >= 1, f"teacher.{key}", getattr(self, key), "an integer >= 1")
+        for key in ("max_train_rows", "max_eval_rows"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"teacher.{key}", value, "null (all) or an integer >= 1")
+        check(self.num_candidates >= 2, "teacher.num_candidates", self.num_candidates, "an integer >= 2")
+        check(self.lr > 0, "teacher.lr", self.lr, "a number > 0")
+        check(self.weight_decay >= 0, "teacher.weight_decay", self.weight_decay, "a number >= 0")
+        check(
+            self.batch_size % self.micro_batch_size == 0,
+            "teacher.micro_batch_size",
+            self.micro_batch_size,
+            f"a divisor of teacher.batch_size={self.batch_size}",
+        )
+        check(
+            self.export.method == "generate" or self.export.top_n <= self.num_candidates,
+            "teacher.export.top_n",
+            self.export.top_n,
+            f"at most teacher.num_candidates={self.num_candidates} with export.method=likelihood",
+        )
+
+
+def _one_of(names: object) -> str:
+    return "one of " + ", ".join(names)  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""Loading a LLaMA-family model and tokenizer from a local Hugging Face folder."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from src.core.errors import UserError
+from src.teacher.moe_lora import TARGET_MODULES
+from src.teacher.prompts import MARKERS, PAD_TOKEN
+
+_EXPECTED = (
+    "expected a local Hugging Face folder of a LLaMA-family model with config.json, tokenizer.model or "
+    "tokenizer.json, and *.safetensors or pytorch_model*.bin (or use teacher=ilora_tiny, which builds one)"
+)
+
+
+def load_llm(
+    path: Path, dtype: str, device: torch.device
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load tokenizer and causal LM, with a padding token and the four markers added to both.
+
+    Raises:
+        UserError: `path` is no such folder; the message says what is expected there.
+    """
+    if not path.is_dir():
+        raise UserError(f"teacher.llm_path={path}: no such folder; {_EXPECTED}")
+    if not (path / "config.json").is_file():
+        raise UserError(f"teacher.llm_path={path}: has no config.json; {_EXPECTED}")
+    tokenizer = _load_tokenizer(path)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, torch_dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"teacher.llm_path={path}: the model does not load ({reason}); {_EXPECTED}") from error
+    missing = [name for name in TARGET_MODULES if not any(n.endswith(name) for n, _ in model.named_modules())]
+    if missing:
+        raise UserError(
+            f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {_EXPECTED}"
+        )
+    _add_markers(tokenizer, model)
+    return tokenizer, model.to(device).eval()
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    names = ("tokenizer.model", "tokenizer.json")
+    if not any((path / name).is_file() for name in names):
+        raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
+    try:
+        # legacy: the tokenization that upstream's transformers version had.
+        return AutoTokenizer.from_pretrained(
+            path, use_fast=not (path / names[0]).is_file(), legacy=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"teacher.llm_path={path}: the tokenizer does not load ({reason}); {_EXPECTED}") from error
+
+
+def _add_markers(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Add [PAD] and the markers; new rows start as the mean of the old ones, so that loading repeats."""
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    # Without lstrip/rstrip the blanks around a marker would become tokens of their own.
+    markers = [AddedToken(m, lstrip=True, rstrip=True, normalized=False, special=True) for m in MARKERS]
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    old = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= old:
+        return
+    model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            table[old:] = table[:old].float().mean(0).to(table.dtype)
+
+
+@torch.no_grad()
+def encode_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int
+) -> Tensor:
+    """Embed each text: the last layer's hidden state at its last token, float32 [len(texts), llm_dim].
+
+    BIGRec's item embedding: the text alone, BOS first. `model` must be the base LLM, adapter off.
+    """
+    rows = []
+    for begin in range(0, len(texts), batch_size):
+        ids = [tokenizer(text).input_ids for text in texts[begin : begin + batch_size]]
+        width = max(map(len, ids))
+        padded = torch.full((len(ids), width), tokenizer.pad_token_id)
+        mask = torch.zeros(len(ids), width, dtype=torch.bool)
+        for i, row in enumerate(ids):
+            padded[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = True
+        hidden = model.model(
+            input_ids=padded.to(model.device),
+            attention_mask=mask.long().to(model.device),
+            position_ids=positions(mask).to(model.device),
+            use_cache=False,
+        ).last_hidden_state
+        rows.append(hidden[:, -1].float().cpu())
+    return torch.cat(rows)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens: bool [B, S] -> int64 [B, S], 0 on padding."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,155 @@
+"""iLoRA on stock `peft`: instance-wise gated LoRA experts, their router and the item projector.
+
+Computes what AkaliKong/iLoRA@28e4737 computes, in a cheaper exact form. There, y = W x + s * sum_e g_e B_e
+A_e dropout(x) with r/n rows of A and columns of B per expert. Here A and B stay whole (a plain LoRA of rank
+r), and a hook multiplies the r numbers between them by the gates, each repeated r/n times.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from src.teacher.config import LoraSettings
+
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3-wide convolutions with BatchNorm; the shortcut subsamples and pads channels with zeros."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm1d(channels)
+        self.stride, self.added = stride, channels - channels_in
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, channels_in, W] -> [B, channels, ceil(W / stride)]."""
+        out = self.bn2(self.conv2(self.bn1(self.conv1(inputs)).relu()))
+        before = self.added // 2
+        shortcut = nn.functional.pad(inputs[:, :, :: self.stride], (0, 0, before, self.added - before))
+        return (out + shortcut).relu()
+
+
+class Router(nn.Module):
+    """Gates over the experts from the user representation: a small 1-D ResNet, a linear layer, softmax."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm1d(16)
+        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
+        self.blocks = nn.Sequential(*[_ResidualBlock(*width) for width in widths])
+        self.gate = nn.Linear(64, num_experts)
+
+    def forward(self, user: Tensor) -> Tensor:
+        """User representations float [B, W] -> gates float [B, num_experts] that sum to 1."""
+        hidden = self.blocks(self.bn(self.conv(user[:, None])).relu())  # [B, 64, W / 4]
+        return self.gate(hidden.mean(-1)).softmax(-1)
+
+
+class Projector(nn.Module):
+    """From the recommender's item embeddings [..., rec_size] into the LLM's input space [..., llm_dim]."""
+
+    def __init__(self, rec_size: int, llm_dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(rec_size, llm_dim)
+        self.outer = nn.Linear(llm_dim, llm_dim)
+
+    def forward(self, items: Tensor) -> Tensor:
+        return self.outer(nn.functional.gelu(self.inner(items)))
+
+
+class GatedLora:
+    """A causal LM with gated LoRA experts.
+
+    Attributes:
+        model: the `PeftModel`; router and projector are saved in its adapter file (`modules_to_save`),
+            BatchNorm statistics included.
+    """
+
+    def __init__(self, model: PeftModel, num_experts: int) -> None:
+        self.model = model
+        self.num_experts = num_experts
+        self._gates: Tensor | None = None
+        for name, module in model.named_modules():
+            if name.endswith(".lora_A.default"):
+                module.register_forward_hook(self._scale_rank)
+
+    def _scale_rank(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self._gates is None:
+            raise RuntimeError("a gated LoRA layer ran outside GatedLora.gated(...)")
+        repeats = output.shape[-1] // self.num_experts
+        return output * self._gates.repeat_interleave(repeats, -1)[:, None].to(output.dtype)  # [B, S, r]
+
+    @contextmanager
+    def gated(self, gates: Tensor) -> Iterator[None]:
+        """Use `gates` float [B, num_experts] in every forward, and in the backward that belongs to it.
+
+        The context has to span the backward pass too: gradient checkpointing runs the layers again there.
+        """
+        previous, self._gates = self._gates, gates
+        try:
+            yield
+        finally:
+            self._gates = previous
+
+    @property
+    def llm(self) -> PreTrainedModel:
+        """The causal LM inside, its layers carrying the adapter."""
+        return self.model.base_model.model
+
+    @property
+    def router(self) -> nn.Module:
+        return self.llm.router
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.llm.projector
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
+        """Adam's groups: projector, router at 0.3 of the rate, LoRA without weight decay."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        lora = [p for name, p in named if "lora_" in name]
+        projector = [p for name, p in named if ".projector." in name]
+        router = [p for name, p in named if ".router." in name]
+        return [
+            {"params": projector, "lr": lr, "weight_decay": weight_decay},
+            {"params": router, "lr": 0.3 * lr, "weight_decay": weight_decay},
+            {"params": lora, "lr": lr, "weight_decay": 0.0},
+        ]
+
+
+def _attach(llm: PreTrainedModel, rec_size: int, num_experts: int) -> None:
+    """Hang router and projector on the LM, where `peft` finds them; kept in float32."""
+    llm.router = Router(num_experts).to(llm.device)
+    llm.projector = Projector(rec_size, llm.config.hidden_size).to(llm.device)
+
+
+def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) -> GatedLora:
+    """Freeze `llm` and give it a fresh adapter, router and projector.
+
+    The scale is alpha / (r / num_experts) as upstream has it; `peft` divides by r, hence the product.
+    """
+    _attach(llm, rec_size, settings.num_experts)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.r,
+        lora_alpha=settings.num_experts * settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=TARGET_MODULES,
+        modules_to_save=["router", "projector"],
+    )
+    return GatedLora(get_peft_model(llm, config), settings.num_experts)
+
+
+def load_gated_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_size: int) -> GatedLora:
+    """Read an adapter saved by `PeftModel.save_pretrained` for inference."""
+    _attach(llm, rec_size, num_experts)
+    return GatedLora(PeftModel.from_pretrained(llm, folder), num_experts)

@@ -1,0 +1,151 @@
+"""Prompts: from a history and candidates to token ids, with markers where item embeddings go.
+
+After each title stands a marker token. Either it carries the projected embedding of the item (one kind of
+marker for the history, one for the candidates), or it is the plain placeholder [PH]. One template and one
+kind of marker serve a whole batch. The answer is a segment of its own: it begins with its own BOS, so the
+model has to produce BOS, title, newline.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
+MARKERS = (PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER)
+PAD_TOKEN = "[PAD]"
+TERMINATOR = "\n"
+IGNORED = -100
+
+
+def _templates(noun: str, verb: str) -> list[str]:
+    return [
+        f"A user {verb} these {noun}s: {{history}}. Which {noun} is next? "
+        f"Pick one of these candidates: {{candidates}}. Next {noun}:",
+        f"History of {noun}s: {{history}}. Candidates: {{candidates}}. The best {noun} to suggest now is",
+        f"Given that somebody {verb} {{history}}, name the one {noun} out of {{candidates}} that comes next. Answer:",
+    ]
+
+
+TEMPLATES = {
+    "default": _templates("item", "chose"),
+    "movie": _templates("movie", "watched"),
+    "artist": _templates("artist", "listened to"),
+    "game": _templates("game", "played"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row's prompt.
+
+    Attributes:
+        ids: token ids of the prompt, BOS first.
+        items: item ids behind the embedding markers, in reading order; empty with placeholders.
+    """
+
+    ids: list[int]
+    items: list[int]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Padded prompts.
+
+    Attributes:
+        ids: int64 [B, S]; mask: bool [B, S], False on padding.
+        is_marker: bool [B, S], True where an item embedding belongs; markers: int64 [M], their item ids in
+            row-major order.
+        labels: int64 [B, S], IGNORED outside the answer.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    is_marker: Tensor
+    markers: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "PromptBatch":
+        return PromptBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+class PromptBuilder:
+    """Turns rows into prompts for one catalogue and tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: list[str], template: str) -> None:
+        self.tokenizer = tokenizer
+        self.titles = titles
+        self.templates = TEMPLATES[template]
+        self.embedding_ids = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
+        self.bos_id = tokenizer.bos_token_id
+        self._cached = functools.lru_cache(maxsize=None)(self._tokenize)  # titles recur in every row
+        self.newline_id = self.tokens(TERMINATOR)[-1]
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text without markers, no BOS."""
+        return list(self._cached(text))
+
+    def text(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> str:
+        """The prompt as text, markers included."""
+        history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
+        return self.templates[template].format(
+            history=", ".join(f"{self.titles[i]} {history_marker}" for i in history),
+            candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
+        )
+
+    def prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:
+        """Tokenize a prompt.
+
+        Markers are special tokens that swallow the blanks around them, so what stands between two of them
+        is tokenized on its own; tokenizing those pieces with a cache gives the same ids as the whole text.
+        """
+        history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
+        text = self.text(history, candidates, template, embed)
+        ids = [self.bos_id]
+        marker_ids = dict(zip(MARKERS, self.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
+        for piece in _split(text, {history_marker, candidate_marker}):
+            ids.extend([marker_ids[piece]] if piece in marker_ids else self.tokens(piece.strip()))
+        return Prompt(ids, [*history.tolist(), *candidates.tolist()] if embed else [])
+
+    def answer(self, item: int) -> list[int]:
+        """Token ids of an answer: BOS, title, newline."""
+        return [self.bos_id, *self.tokens(self.titles[item] + TERMINATOR)]
+
+    def batch(self, prompts: list[Prompt], answers: list[list[int]] | None = None) -> PromptBatch:
+        """Left-padded prompts, each followed by its answer if there is one.
+
+        Left, because generation continues at the right end; with the padding masked and positions counted
+        from the first real token it changes nothing in training.
+        """
+        endings = answers or [[]] * len(prompts)
+        width = max(len(p.ids) + len(a) for p, a in zip(prompts, endings, strict=True))
+        ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+        labels = torch.full((len(prompts), width), IGNORED)
+        for i, (prompt, ending) in enumerate(zip(prompts, endings, strict=True)):
+            row = torch.tensor(prompt.ids + ending)
+            ids[i, width - len(row) :] = row
+            mask[i, width - len(row) :] = True
+            if ending:
+                labels[i, width - len(ending) :] = torch.tensor(ending)
+        is_marker = torch.isin(ids, torch.tensor(self.embedding_ids)) & mask
+        markers = torch.tensor([item for prompt in prompts for item in prompt.items], dtype=torch.int64)
+        return PromptBatch(ids, mask, is_marker, markers, labels)
+
+
+def _split(text: str, markers: set[str]) -> list[str]:
+    """Cut a text at its markers, which stay as pieces of their own."""
+    pieces = [text]
+    for marker in markers:
+        cut: list[str] = []
+        for piece in pieces:
+            for i, part in enumerate(piece.split(marker)):
+                cut.extend([marker] * (i > 0) + [part])
+        pieces = cut
+    return [piece for piece in pieces if piece.strip()]

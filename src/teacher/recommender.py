@@ -1,0 +1,79 @@
+"""The frozen recommender that iLoRA reads: item embeddings, user representations, candidates."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import Rows, SequenceDataset
+from src.core.errors import UserError
+from src.core.logging import TensorBoardWriter
+from src.core.metrics import MetricsConfig
+from src.student.checkpoint import load_checkpoint
+from src.student.config import StudentConfig
+from src.student.evaluator import history_mask
+from src.student.models import SASRec
+from src.student.trainer_baseline import train_baseline
+
+
+class FrozenRecommender:
+    """A trained student, used for inference only."""
+
+    def __init__(self, model: SASRec, dataset: SequenceDataset, device: torch.device) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.dataset = dataset
+        self.device = device
+
+    @property
+    def item_table(self) -> Tensor:
+        """Item embeddings float32 [num_items, emb_size]."""
+        return self.model.item_embeddings.weight[:-1].detach()
+
+    def _windows(self, rows: Rows, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        history, length, _ = rows.windows(self.model.config.max_seq_len, self.dataset.pad_id, index)
+        return torch.from_numpy(history).to(self.device), torch.from_numpy(length).to(self.device)
+
+    @torch.no_grad()
+    def users(self, rows: Rows, index: np.ndarray) -> Tensor:
+        """User representations float32 [B, hidden_size] of some rows."""
+        return self.model.encode(*self._windows(rows, index))
+
+    @torch.no_grad()
+    def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
+        """The `count` best items of each row, best first, none of its history: int64 [B, count]."""
+        scores = self.model(*self._windows(rows, index))
+        seen = history_mask(rows.select(index), self.dataset.num_items).to(self.device)
+        return scores.masked_fill(seen, float("-inf")).topk(count).indices.cpu().numpy()
+
+
+def load_recommender(folder: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:
+    """Read a student checkpoint as frozen recommender.
+
+    Raises:
+        UserError: it was trained on another dataset, or saw another split of it.
+    """
+    model, info = load_checkpoint(folder)
+    if info.dataset_fingerprint != dataset.fingerprint:
+        raise UserError(
+            f"{folder}: a recommender of dataset {info.dataset} ({info.dataset_fingerprint[:12]}), this run uses "
+            f"{dataset.name} ({dataset.fingerprint[:12]}); give the matching one or leave teacher.rec_model_path null"
+        )
+    return FrozenRecommender(model, dataset, device)
+
+
+def train_recommender(
+    settings: StudentConfig,
+    dataset: SequenceDataset,
+    metrics: MetricsConfig,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    logger: logging.Logger,
+    tb_writer: TensorBoardWriter,
+) -> FrozenRecommender:
+    """Train a recommender on the training part and keep its best epoch in `folder`."""
+    logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
+    train_baseline(settings, dataset, metrics, folder, seed, device, logger, tb_writer)
+    return load_recommender(folder, dataset, device)

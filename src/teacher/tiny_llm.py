@@ -1,0 +1,189 @@
+"""A small LLaMA and its tokenizer, made from a dataset's titles and training histories.
+
+For trying the whole program on a CPU: the folder has the ordinary Hugging Face layout, and what follows
+treats it like any other LLaMA. Pretraining teaches it the titles, which titles follow one another, and to
+answer in the prompts' form, so that the adapter has something to adapt.
+"""
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerBase
+
+from src.core.data_utils import SequenceDataset
+from src.core.files import write_atomic
+from src.core.logging import TensorBoardWriter, progress_bar
+from src.teacher.config import TeacherConfig, TinySettings
+from src.teacher.llm import load_llm, positions
+from src.teacher.prompts import IGNORED, TEMPLATES, TERMINATOR, PromptBuilder
+from src.teacher.sampling import sample_candidates
+from src.teacher.schedule import learning_rate_factor
+
+_LOG_EVERY = 50
+_KIND_SHARES = (0.4, 0.2, 0.4)  # histories, repeated lists, answered prompts
+
+
+def build_tiny_llm(
+    config: TeacherConfig,
+    dataset: SequenceDataset,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    logger: logging.Logger,
+    tb_writer: TensorBoardWriter,
+) -> None:
+    """Train the tokenizer, pretrain the model, and save both in `folder` (Hugging Face layout, float32)."""
+    assert config.tiny is not None
+    _train_tokenizer(dataset.titles, config, folder)
+    tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_llama_config(config.tiny, len(tokenizer)))
+    # Saved and read back once, so that the pretraining sees the markers as the adapter's training will.
+    model.save_pretrained(folder)
+    tokenizer, model = load_llm(folder, "float32", device)
+    logger.info(
+        "tiny LLaMA: %.2f M parameters, %d tokens, %d pretraining steps",
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        len(tokenizer),
+        config.tiny.pretrain_steps,
+    )
+    _pretrain(model, tokenizer, config, dataset, seed, logger, tb_writer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _train_tokenizer(titles: list[str], config: TeacherConfig, folder: Path) -> None:
+    """A SentencePiece BPE model over titles and prompt words, with byte fallback as LLaMA has it."""
+    sentences = [*titles, *(t.replace("{", " ").replace("}", " ") for t in TEMPLATES[config.prompt_template] * 50)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=config.tiny.vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        split_digits=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    write_atomic(folder / "tokenizer.model", lambda path: path.write_bytes(model.getvalue()))
+
+
+def _llama_config(tiny: TinySettings, vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=tiny.hidden_size,
+        intermediate_size=2 * tiny.hidden_size,
+        num_hidden_layers=tiny.num_layers,
+        num_attention_heads=tiny.num_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+    )
+
+
+def _pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TeacherConfig,
+    dataset: SequenceDataset,
+    seed: int,
+    logger: logging.Logger,
+    tb_writer: TensorBoardWriter,
+) -> None:
+    """Next-token training of all weights on documents made from the training part."""
+    tiny = config.tiny
+    builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.pretrain_lr, weight_decay=0.01)
+    batches = _document_batches(builder, config, dataset, np.random.default_rng(seed))
+    model.train()
+    with progress_bar() as bar:
+        task = bar.add_task("pretraining", total=tiny.pretrain_steps, info="")
+        for step in range(tiny.pretrain_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = tiny.pretrain_lr * learning_rate_factor(step, tiny.pretrain_steps)
+            loss = _document_loss(model, next(batches), tokenizer.pad_token_id)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            bar.update(task, advance=1)
+            if (step + 1) % _LOG_EVERY == 0:
+                bar.update(task, info=f"loss {loss.item():.3f}")
+                tb_writer.add_scalar("pretrain/loss", loss.item(), step + 1)
+            if (step + 1) % (10 * _LOG_EVERY) == 0:
+                logger.info("pretraining step %d/%d: loss %.3f", step + 1, tiny.pretrain_steps, loss.item())
+    model.eval()
+
+
+def _document_loss(model: LlamaForCausalLM, batch: list[tuple[list[int], int]], pad: int) -> torch.Tensor:
+    """Mean next-token loss; a document's first `skip` tokens are context only."""
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.full((len(batch), width), pad)
+    labels = torch.full((len(batch), width), IGNORED)
+    for i, (document, skip) in enumerate(batch):
+        ids[i, : len(document)] = torch.tensor(document)
+        labels[i, skip : len(document)] = torch.tensor(document[skip:])
+    mask = ids != pad
+    hidden = model.model(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.long().to(model.device),
+        position_ids=positions(mask).to(model.device),
+        use_cache=False,
+    ).last_hidden_state
+    scored = labels[:, 1:] != IGNORED
+    logits = model.lm_head(hidden[:, :-1][scored.to(model.device)])
+    return F.cross_entropy(logits, labels[:, 1:][scored].to(model.device))
+
+
+def _document_batches(
+    builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
+) -> Iterator[list[tuple[list[int], int]]]:
+    """Endless batches of documents (token ids, tokens that are context only), one kind a batch.
+
+    Histories teach which titles follow one another, lists that are told twice teach to repeat a title, and
+    answered prompts put both together. One kind a batch, because their lengths differ and padding costs.
+    """
+    kinds = (_history_document, _repeated_document, _prompt_document)
+    while True:
+        kind = kinds[rng.choice(len(kinds), p=_KIND_SHARES)]
+        yield [kind(builder, config, dataset, rng) for _ in range(config.tiny.pretrain_batch_size)]
+
+
+def _history_document(
+    builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
+) -> tuple[list[int], int]:
+    row = int(rng.integers(len(dataset.train)))
+    items = [*dataset.train.history(row)[-2 * config.max_history :], dataset.train.targets[row]]
+    return [builder.bos_id, *builder.tokens(", ".join(dataset.titles[i] for i in items) + TERMINATOR)], 1
+
+
+def _repeated_document(
+    builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
+) -> tuple[list[int], int]:
+    items = rng.integers(dataset.num_items, size=int(rng.integers(2, 8)))
+    prompt = builder.prompt(items[:0], items, int(rng.integers(len(builder.templates))), embed=False)
+    answers = [token for item in rng.permutation(items) for token in builder.answer(int(item))]
+    return prompt.ids + answers, len(prompt.ids)
+
+
+def _prompt_document(
+    builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
+) -> tuple[list[int], int]:
+    row = int(rng.integers(len(dataset.train)))
+    history, target = dataset.train.history(row), int(dataset.train.targets[row])
+    candidates = sample_candidates(rng, dataset.num_items, config.num_candidates, history, target)
+    template = int(rng.integers(len(builder.templates)))
+    prompt = builder.prompt(history[-config.max_history :], candidates, template, embed=False)
+    return prompt.ids + builder.answer(target), len(prompt.ids)
