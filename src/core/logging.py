@@ -25,8 +25,6 @@ from src.core.files import read_json, write_json
 LOGGER_NAME = "anyo"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _console = Console(stderr=True)
-if not _console.is_terminal:
-    _console.width = 200  # a file or a pipe: let lines be as long as they are
 _show_progress = True
 
 
@@ -70,10 +68,19 @@ def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
     to_file = logging.FileHandler(log_file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logger.addHandler(to_file)
-    logger.addHandler(RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=None))
+    logger.addHandler(_terminal_handler())
     logger.setLevel(settings.level)
     logger.propagate = False
     return logger
+
+
+def _terminal_handler() -> logging.Handler:
+    """Rich on a terminal, where it shares the screen with progress bars; plain unwrapped lines elsewhere."""
+    if _console.is_terminal:
+        return RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=None)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
+    return handler
 
 
 def tensorboard_writer(folder: Path, settings: LoggingConfig) -> TensorBoardWriter:

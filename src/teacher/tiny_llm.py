@@ -26,7 +26,7 @@ from src.teacher.sampling import sample_candidates
 from src.teacher.schedule import learning_rate_factor
 
 _LOG_EVERY = 50
-_KIND_SHARES = (0.4, 0.2, 0.4)  # histories, repeated lists, answered prompts
+_KIND_SHARES = (0.3, 0.4, 0.3)  # histories, repeated lists, answered prompts
 
 
 def build_tiny_llm(
@@ -172,7 +172,8 @@ def _history_document(
 def _repeated_document(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
 ) -> tuple[list[int], int]:
-    items = rng.integers(dataset.num_items, size=int(rng.integers(2, 8)))
+    count = min(config.num_candidates, dataset.num_items)
+    items = rng.choice(dataset.num_items, size=int(rng.integers(2, count + 1)), replace=False)
     prompt = builder.prompt(items[:0], items, int(rng.integers(len(builder.templates))), embed=False)
     answers = [token for item in rng.permutation(items) for token in builder.answer(int(item))]
     return prompt.ids + answers, len(prompt.ids)

@@ -1,0 +1,138 @@
+"""Evaluate the checkpoints of a run again and write the comparison: table, plots, report."""
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from src.core.errors import UserError
+from src.core.files import read_json
+from src.core.paths import STAGES, RunFolder, project_path, result_root
+from src.exp.lookup import find_run
+from src.exp.report import Comparison, summary_table, write_report
+from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
+from src.student.checkpoint import load_checkpoint
+from src.student.evaluator import evaluate_model, evaluate_scores, popularity_scores, write_evaluation
+
+
+def run(cfg: DictConfig) -> float:
+    stage = begin_stage(cfg, "eval")
+    sources = _sources(stage)
+    monitor = stage.settings.metrics.monitor
+    evaluations = {"popular": _most_popular(stage)}
+    if "teacher" in sources:
+        evaluations["teacher"] = _take_over_teacher(stage, sources["teacher"])
+    for name in ("baseline", "distill"):
+        if name in sources:
+            evaluations[name] = _evaluate_student(stage, name, sources[name])
+    comparison = Comparison(
+        stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations
+    )
+    write_report(comparison)
+    _print(comparison)
+    return evaluations.get("distill", evaluations.get("baseline"))["metrics"][monitor]
+
+
+def _sources(stage: Stage) -> dict[str, RunFolder]:
+    """The run folder of each finished stage."""
+    given = stage.settings.eval.run_dir
+    if given is not None:
+        folder = RunFolder(project_path(given))
+        if not folder.root.is_dir():
+            raise UserError(f"eval.run_dir={given}: no such folder; give a run folder such as result/result_<timestamp>")
+        found = {name: folder for name in STAGES if folder.is_finished(name)}
+    elif is_multirun():
+        raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
+    else:
+        root = result_root(stage.cfg)
+        runs = {
+            name: find_run(name, stage.folder, root, stage.dataset.fingerprint, "eval.run_dir", stage.logger)
+            for name in ("baseline", "distill")
+        }
+        found = {name: run for name, run in runs.items() if run is not None}
+        home = next(iter(found.values()), stage.folder)
+        if home.is_finished("teacher"):
+            found["teacher"] = home
+    if not found.keys() & {"baseline", "distill"}:
+        where = f"in {given}" if given else f"for dataset {stage.dataset.name} under {result_root(stage.cfg)}"
+        raise UserError(
+            f"eval.run_dir={given}: no finished baseline or distilled student {where}; run "
+            "src.exp.run_student_baseline or src.exp.run_distill first"
+        )
+    return found
+
+
+def _most_popular(stage: Stage) -> dict:
+    """The floor that every model has to beat: items by how often they are training targets."""
+    scores = popularity_scores(stage.dataset)
+    evaluation = evaluate_scores(
+        lambda index: scores.expand(len(index), -1),
+        stage.dataset.test,
+        stage.dataset.num_items,
+        stage.settings.metrics.ks,
+    )
+    return {"metrics": evaluation.metrics, "metrics_masked": evaluation.metrics_masked}
+
+
+def _take_over_teacher(stage: Stage, source: RunFolder) -> dict:
+    """The teacher's own test metrics: asking the LLM again would cost what the export costs."""
+    if source.root != stage.folder.root:
+        for path, copy in (
+            (source.eval_file("teacher"), stage.folder.eval_file("teacher")),
+            (source.ranks_file("teacher"), stage.folder.ranks_file("teacher")),
+        ):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+    return read_json(source.eval_file("teacher"))
+
+
+def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:
+    """Evaluate a checkpoint and compare with what its training wrote."""
+    folder = source.model_dir(name)
+    model, info = load_checkpoint(folder)
+    if info.dataset_fingerprint != stage.dataset.fingerprint:
+        raise UserError(
+            f"{folder}: trained on {info.dataset} ({info.dataset_fingerprint[:12]}), this run uses "
+            f"{stage.dataset.name} ({stage.dataset.fingerprint[:12]}); give the dataset settings of that run"
+        )
+    before = read_json(source.eval_file(name))
+    evaluation = evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
+    about = stage.about(model.config.name, len(stage.dataset.test), folder)
+    about["seed"], about["git_commit"] = info.seed, info.git_commit  # of the training, not of this evaluation
+    write_evaluation(stage.folder.eval_file(name), stage.folder.ranks_file(name), evaluation, about)
+    shared = before["metrics"].keys() & evaluation.metrics.keys()
+    if all(before["metrics"][k] == evaluation.metrics[k] for k in shared):
+        stage.logger.info("%s: same test metrics as after its training", name)
+    else:
+        stage.logger.warning("%s: test metrics differ from those after its training (another device?)", name)
+    return read_json(stage.folder.eval_file(name))
+
+
+def _print(comparison: Comparison) -> None:
+    frame = summary_table(comparison)
+    table = Table(title=f"{comparison.dataset.name}: test metrics, history shown")
+    table.add_column("model")
+    columns = [c for c in frame.columns if c.startswith(("ndcg", "recall")) and not c.endswith("masked")]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for label, row in frame.iterrows():
+        table.add_row(str(label), *(f"{row[c]:.4f}" for c in columns))
+    console = Console()
+    console.print(table)
+    root = comparison.folder.root
+    for title, path in (("report", comparison.folder.report_file), *_plots(comparison.folder.plots_dir)):
+        console.print(f"{title}: {path if path.is_absolute() else root / path}", soft_wrap=True, highlight=False)
+
+
+def _plots(folder: Path) -> list[tuple[str, Path]]:
+    return [("plot", path) for path in sorted(folder.glob("*.png"))]
+
+
+def main() -> None:
+    run_entry_point(run)
+
+
+if __name__ == "__main__":
+    main()
