@@ -23,9 +23,7 @@ def write_ml_1m(folder: Path, num_interactions: int, num_users: int = 6040, num_
     user = np.sort(random.integers(1, num_users + 1, num_interactions))
     item = random.integers(1, num_items + 1, num_interactions)
     when = random.integers(956_000_000, 1_046_000_000, num_interactions)
-    lines = (
-        f"{u}::{i}::3::{t}\n" for u, i, t in zip(user.tolist(), item.tolist(), when.tolist(), strict=True)
-    )
+    lines = (f"{u}::{i}::3::{t}\n" for u, i, t in zip(user.tolist(), item.tolist(), when.tolist(), strict=True))
     (folder / "ratings.dat").write_text("".join(lines))
     movies = (f"{i}::Invented Movie {i}, The (1999)::Drama\n" for i in range(1, num_items + 1))
     (folder / "movies.dat").write_text("".join(movies))

@@ -60,9 +60,7 @@ class CsvColumns:
         for key, value in vars(self).items():
             check(value != "", f"dataset.columns.{key}", value, "the name of a column")
         log_columns = [self.user, self.item, self.timestamp]
-        check(
-            len(set(log_columns)) == 3, "dataset.columns", log_columns, "user, item and timestamp must differ"
-        )
+        check(len(set(log_columns)) == 3, "dataset.columns", log_columns, "user, item and timestamp must differ")
 
 
 @dataclass
@@ -349,9 +347,7 @@ def _find_raw_files(cfg: DatasetConfig, raw_dir: Path, logger: logging.Logger) -
     if cfg.name == "movielens" and cfg.raw_dir is None and not all(path.is_file() for path in files):
         raw_data.fetch_movielens(raw_dir, cfg.version, logger)
     given = f"dataset.raw_dir={cfg.raw_dir!r} must hold them"
-    raw_data.require_files(
-        files, given if cfg.raw_dir else "put them there, or set dataset.raw_dir to their folder"
-    )
+    raw_data.require_files(files, given if cfg.raw_dir else "put them there, or set dataset.raw_dir to their folder")
     return files
 
 
@@ -363,9 +359,7 @@ def _process(cfg: DatasetConfig, raw_dir: Path, logger: logging.Logger) -> _Proc
     if cfg.max_train_rows is None:
         return processed
     train = _sample_rows(processed.train, cfg.max_train_rows)
-    logger.info(
-        "dataset.max_train_rows=%d: %d of %d rows", cfg.max_train_rows, len(train), len(processed.train)
-    )
+    logger.info("dataset.max_train_rows=%d: %d of %d rows", cfg.max_train_rows, len(train), len(processed.train))
     return _Processed(**{**vars(processed), "train": train})
 
 
@@ -511,9 +505,7 @@ def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logg
             taken.add(titles[i].casefold())
         seen.add(title.casefold())
     if repeated:
-        logger.info(
-            '%d of %d titles occurred before: made distinct by " (2)" and so on', repeated, len(titles)
-        )
+        logger.info('%d of %d titles occurred before: made distinct by " (2)" and so on', repeated, len(titles))
     return titles
 
 
@@ -556,9 +548,7 @@ def _save_cache(processed: _Processed, folder: Path, logger: logging.Logger) -> 
         with (temporary / "items.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["item", "raw_id", "title"])
-            writer.writerows(
-                zip(range(len(processed.titles)), processed.item_ids, processed.titles, strict=True)
-            )
+            writer.writerows(zip(range(len(processed.titles)), processed.item_ids, processed.titles, strict=True))
         meta = {"num_users": processed.num_users, "fingerprint": processed.fingerprint()}
         (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
         os.replace(temporary, folder)

@@ -35,9 +35,7 @@ SERIES_SIZE = len(ADJECTIVES) * 4
 
 def make_titles() -> list[str]:
     """Titles in the usual order, series by series."""
-    return [
-        f"The {adjective} {noun}" for nouns in SERIES.values() for noun in nouns for adjective in ADJECTIVES
-    ]
+    return [f"The {adjective} {noun}" for nouns in SERIES.values() for noun in nouns for adjective in ADJECTIVES]
 
 
 def make_history(random: np.random.RandomState, popularity: np.ndarray) -> list[int]:

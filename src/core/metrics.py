@@ -49,9 +49,7 @@ def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None)
         UserError: a score is NaN, which would rank as best or worst at random.
     """
     if torch.isnan(scores).any():
-        raise UserError(
-            "evaluation: the model's scores contain NaN; training diverged, lower the learning rate"
-        )
+        raise UserError("evaluation: the model's scores contain NaN; training diverged, lower the learning rate")
     target_score = scores.gather(1, targets[:, None])  # [B, 1]
     better, equal = scores > target_score, scores == target_score
     if excluded is not None:

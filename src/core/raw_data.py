@@ -208,9 +208,7 @@ def _raise_first_bad_rating(path: Path, separator: str) -> None:
             )
         for name, value in zip(("user", "item", "rating", "timestamp"), fields, strict=True):
             if name != "rating" and not re.fullmatch(r"\s*[+-]?\d+\s*", value):
-                raise UserError(
-                    f"{path}:{number}: {name} {value!r} is not an integer; correct or remove the line"
-                )
+                raise UserError(f"{path}:{number}: {name} {value!r} is not an integer; correct or remove the line")
 
 
 def _read_movie_titles(path: Path, separator: str) -> dict[str, str]:
@@ -218,9 +216,7 @@ def _read_movie_titles(path: Path, separator: str) -> dict[str, str]:
     for number, line in _numbered_lines(path, "latin-1"):
         fields = line.split(separator)
         if len(fields) < 3:
-            raise UserError(
-                f"{path}:{number}: has {len(fields)} fields, expected id{separator}title and more"
-            )
+            raise UserError(f"{path}:{number}: has {len(fields)} fields, expected id{separator}title and more")
         item = fields[0].strip()
         if item in titles:
             raise UserError(f"{path}:{number}: item {item!r} occurs twice; remove one of its lines")
@@ -393,9 +389,7 @@ class _LogScan:
             if row[key] == "":
                 raise UserError(f"{where}: the {key} is empty; correct or remove the line")
         if not np.isfinite(pd.to_numeric(pd.Series([row["timestamp"]]), errors="coerce")).all():
-            raise UserError(
-                f"{where}: timestamp {row['timestamp']!r} is not a number; correct or remove the line"
-            )
+            raise UserError(f"{where}: timestamp {row['timestamp']!r} is not a number; correct or remove the line")
         if row["item"] not in self.titles:
             raise UserError(f"{where}: item {row['item']!r} has no entry in {self.titles_path}; add one")
 
@@ -454,16 +448,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not text.isspace():
                     value = json.loads(text)
                     if not isinstance(value, dict):
-                        raise UserError(
-                            f"{path}:{line}: expected a JSON object, got {_shorten(repr(value), 40)}"
-                        )
+                        raise UserError(f"{path}:{line}: expected a JSON object, got {_shorten(repr(value), 40)}")
                     yield line, value
     except ValueError as error:  # covers JSON and Unicode errors
         raise UserError(f"{path}:{line}: not a line of JSON ({error}); correct or remove the line") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: damaged after line {line} ({error}); replace it by a complete copy"
-        ) from None
+        raise UserError(f"{path}: damaged after line {line} ({error}); replace it by a complete copy") from None
 
 
 # --- LastFM (windows of iLoRA) ------------------------------------------------------------------------------
@@ -526,9 +516,7 @@ def _read_windows(path: Path, num_items: int) -> Windows:
     return Windows(history[keep], length[keep], target[keep])
 
 
-def _check_windows(
-    path: Path, history: np.ndarray, length: np.ndarray, target: np.ndarray, num_items: int
-) -> None:
+def _check_windows(path: Path, history: np.ndarray, length: np.ndarray, target: np.ndarray, num_items: int) -> None:
     width = history.shape[1]
     bad = np.flatnonzero((length < 0) | (length > width))
     if len(bad):
@@ -538,9 +526,7 @@ def _check_windows(
     rows, places = np.nonzero((items < 0) | (items >= num_items))
     if len(rows):
         item = items[rows[0], places[0]]
-        raise UserError(
-            f"{path}: row {rows[0]}: item {item} is not in id2name.txt (ids 0 to {num_items - 1})"
-        )
+        raise UserError(f"{path}: row {rows[0]}: item {item} is not in id2name.txt (ids 0 to {num_items - 1})")
 
 
 # Unpickling a file runs whatever code the file names. The frames are therefore read into these inert records:
@@ -615,9 +601,7 @@ def read_pickled_frame(path: Path) -> dict[str, list]:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         kind = type(error).__name__
-        raise UserError(
-            f"{path}: not a readable pickle of a pandas table ({kind}: {_shorten(str(error))})"
-        ) from None
+        raise UserError(f"{path}: not a readable pickle of a pandas table ({kind}: {_shorten(str(error))})") from None
 
 
 def _frame_columns(frame: _Record) -> dict[str, list]:

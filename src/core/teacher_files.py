@@ -68,7 +68,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version={version}, this program reads {FORMAT_VERSION}; export the teacher again")
+        raise UserError(
+            f"{path}: format_version={version}, this program reads {FORMAT_VERSION}; export the teacher again"
+        )
     try:
         return Manifest(**content)
     except TypeError as error:

@@ -142,7 +142,9 @@ def _read_matrix(path: Path, dataset: SequenceDataset) -> np.ndarray:
     ragged = np.flatnonzero(widths != widths[0])
     if len(ragged) or widths[0] == 0:
         line = int(ragged[0]) if len(ragged) else 0
-        raise UserError(f"{path}:{line + 1}: {widths[line]} numbers, line 1 has {widths[0]}; all lines must be equally long")
+        raise UserError(
+            f"{path}:{line + 1}: {widths[line]} numbers, line 1 has {widths[0]}; all lines must be equally long"
+        )
     try:
         values = np.array(text.split(), dtype=np.float64).reshape(len(widths), -1)
     except ValueError as error:

@@ -22,9 +22,7 @@ class RankingWeights:
     consistency: float
 
 
-def candidate_weights(
-    ranking: Tensor, confidence: Tensor, student_scores: Tensor, weights: RankingWeights
-) -> Tensor:
+def candidate_weights(ranking: Tensor, confidence: Tensor, student_scores: Tensor, weights: RankingWeights) -> Tensor:
     """Importance of each candidate of the teacher.
 
     position_k = exp(-k) over its sum (k = 1..K); confidence_k = exp(-distance_k) over its sum; consistency_k

@@ -64,7 +64,12 @@ class ActiveConfig:
         check(self.strategy in POLICIES, "active.strategy", self.strategy, f"one of {', '.join(POLICIES)}")
         check(self.name == self.strategy, "active.name", self.name, f"active.strategy ({self.strategy})")
         if self.strategy == "all":
-            check(self.budget_ratio == 1.0, "active.budget_ratio", self.budget_ratio, "1.0, because `all` leaves none out")
+            check(
+                self.budget_ratio == 1.0,
+                "active.budget_ratio",
+                self.budget_ratio,
+                "1.0, because `all` leaves none out",
+            )
 
 
 POLICIES = {"all": SelectionPolicyAll}

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +55,7 @@ class DistillConfig:
     gamma_consistency: float = 0.1
     embedding: str = "fuse"
     init: str = "scratch"
-    init_checkpoint: Optional[str] = None
+    init_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         check(self.name == "dllm2rec", "distill.name", self.name, "dllm2rec")
@@ -92,7 +91,12 @@ class DistillConfig:
     def fit_settings(self, student: StudentConfig) -> FitSettings:
         """Its own batch size, rate and epochs; the rest as for the baseline."""
         return FitSettings(
-            self.batch_size, self.lr, self.num_epochs, student.weight_decay, student.grad_clip, student.patience
+            self.batch_size,
+            self.lr,
+            self.num_epochs,
+            student.weight_decay,
+            student.grad_clip,
+            student.patience,
         )
 
 
@@ -144,16 +148,12 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float())
         return TeacherInfo(self.outputs.ranking[batch.row], self.outputs.confidence[batch.row])
 
-    def _distillation_terms(
-        self, model: SASRec, batch: Batch, scores: Tensor
-    ) -> dict[str, tuple[float, Tensor]]:
+    def _distillation_terms(self, model: SASRec, batch: Batch, scores: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Weight and per-sample values [B] of each active term."""
         settings, terms = self.settings, {}
         if settings.needs_ranking:
             info = self._teacher_info(batch)
-            gammas = RankingWeights(
-                settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency
-            )
+            gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
             weights = candidate_weights(info.ranking, info.confidence, scores, gammas)
             terms["ranking"] = (settings.alpha, ranking_loss(scores, info.ranking, weights))
         if self.alignment is not None:

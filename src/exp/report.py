@@ -17,9 +17,14 @@ from src.core.paths import RunFolder
 from src.exp.settings import Settings
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of the backend)
+from matplotlib import pyplot as plt
 
-LABELS = {"popular": "most popular", "teacher": "teacher", "baseline": "student, baseline", "distill": "student, distilled"}
+LABELS = {
+    "popular": "most popular",
+    "teacher": "teacher",
+    "baseline": "student, baseline",
+    "distill": "student, distilled",
+}
 _COLOURS = {"popular": "#9a9a9a", "teacher": "#4c72b0", "baseline": "#dd8452", "distill": "#55a868"}
 
 
@@ -117,7 +122,7 @@ def _report(comparison: Comparison, frame: pd.DataFrame) -> str:
         f"# {settings.general.experiment_name}: {dataset.name}",
         _verdict(comparison, monitor),
         "## Test metrics",
-        f"Full ranking over all {dataset.num_items} items. `masked`: items of the history are removed from the ranking. "
+        f"Full ranking over all {dataset.num_items} items. `masked`: items of the history are removed. "
         "Recall and hit ratio are the same number where there is one target per row.",
         frame.T.to_markdown(floatfmt=".4f"),
         "![comparison](plots/comparison.png)",
@@ -141,7 +146,8 @@ def _verdict(comparison: Comparison, monitor: str) -> str:
         return f"Only one student was found, so there is nothing to compare on test {monitor}."
     before, after = values["baseline"], values["distill"]
     relative = f" ({(after / before - 1) * 100:+.1f} %)" if before > 0 else ""
-    text = f"Test {monitor}: baseline {before:.4f}, distilled {after:.4f}{relative}, most popular {values['popular']:.4f}. "
+    text = f"Test {monitor}: baseline {before:.4f}, distilled {after:.4f}{relative}, "
+    text += f"most popular {values['popular']:.4f}. "
     floor = [LABELS[n] for n in ("baseline", "distill") if values[n] < values["popular"]]
     if floor:
         text += f"Below the floor of recommending the most popular items: {', '.join(floor)}. "

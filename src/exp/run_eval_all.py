@@ -41,7 +41,9 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
     if given is not None:
         folder = RunFolder(project_path(given))
         if not folder.root.is_dir():
-            raise UserError(f"eval.run_dir={given}: no such folder; give a run folder such as result/result_<timestamp>")
+            raise UserError(
+                f"eval.run_dir={given}: no such folder; give a run folder such as result/result_<timestamp>"
+            )
         found = {name: folder for name in STAGES if folder.is_finished(name)}
     elif is_multirun():
         raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
@@ -111,19 +113,19 @@ def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:
 
 
 def _print(comparison: Comparison) -> None:
+    """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
-    table = Table(title=f"{comparison.dataset.name}: test metrics, history shown")
-    table.add_column("model")
-    columns = [c for c in frame.columns if c.startswith(("ndcg", "recall")) and not c.endswith("masked")]
-    for column in columns:
-        table.add_column(column, justify="right")
-    for label, row in frame.iterrows():
-        table.add_row(str(label), *(f"{row[c]:.4f}" for c in columns))
+    table = Table(title=f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items")
+    table.add_column("metric")
+    for label in frame.index:
+        table.add_column(str(label), justify="right")
+    for column in frame.columns:
+        if column.startswith(("recall", "ndcg")):
+            table.add_row(column, *(f"{value:.4f}" for value in frame[column]))
     console = Console()
     console.print(table)
-    root = comparison.folder.root
     for title, path in (("report", comparison.folder.report_file), *_plots(comparison.folder.plots_dir)):
-        console.print(f"{title}: {path if path.is_absolute() else root / path}", soft_wrap=True, highlight=False)
+        console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
 
 
 def _plots(folder: Path) -> list[tuple[str, Path]]:

@@ -1,7 +1,6 @@
 """The whole configuration as checked dataclasses: where Hydra's `cfg` ends."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +34,7 @@ class GeneralConfig:
 class EvalConfig:
     """`eval`: what `run_eval_all` looks at."""
 
-    run_dir: Optional[str] = None
+    run_dir: str | None = None
 
 
 @dataclass(frozen=True)

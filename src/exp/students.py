@@ -21,9 +21,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
     for name, value in evaluation.metrics.items():
         writer.add_scalar(f"test/{name}", value, result.best_epoch)
     writer.close()
-    about = stage.about(
-        stage.settings.student.name, len(stage.dataset.test), folder.model_dir(stage.name)
-    )
+    about = stage.about(stage.settings.student.name, len(stage.dataset.test), folder.model_dir(stage.name))
     write_evaluation(folder.eval_file(stage.name), folder.ranks_file(stage.name), evaluation, about)
     stage.logger.info(
         "test %s: %.4f (history masked: %.4f)",

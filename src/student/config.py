@@ -53,11 +53,7 @@ class StudentConfig:
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
 
     def model_config(self, num_items: int) -> ModelConfig:
-        return ModelConfig(
-            self.name, num_items, self.emb_size, self.hidden_size, self.max_seq_len, self.dropout
-        )
+        return ModelConfig(self.name, num_items, self.emb_size, self.hidden_size, self.max_seq_len, self.dropout)
 
     def fit_settings(self) -> FitSettings:
-        return FitSettings(
-            self.batch_size, self.lr, self.num_epochs, self.weight_decay, self.grad_clip, self.patience
-        )
+        return FitSettings(self.batch_size, self.lr, self.num_epochs, self.weight_decay, self.grad_clip, self.patience)

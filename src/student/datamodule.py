@@ -63,6 +63,4 @@ def build_train_loader(
 ) -> DataLoader[Batch]:
     """A loader over all rows whose batches already lie on `device`."""
     dataset = RowDataset(rows, max_len, pad_id, device)
-    return DataLoader(
-        dataset, sampler=ShuffledBatches(len(dataset), batch_size, generator), batch_size=None
-    )
+    return DataLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, generator), batch_size=None)

@@ -84,9 +84,7 @@ class SASRec(nn.Module):
         self.config = config
         hidden = config.hidden_size
         self.item_embeddings: nn.Module = ItemEmbedding(config.num_items, config.emb_size)
-        self.input_map = (
-            nn.Linear(config.emb_size, hidden, bias=False) if config.emb_size != hidden else nn.Identity()
-        )
+        self.input_map = nn.Linear(config.emb_size, hidden, bias=False) if config.emb_size != hidden else nn.Identity()
         self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
         self.dropout = nn.Dropout(config.dropout)
         self.norm_attention = nn.LayerNorm(hidden)

@@ -1,7 +1,6 @@
 """`conf/teacher`: the LLM, its adapter, its training and what it exports."""
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 from src.core.errors import check
 from src.student.config import StudentConfig
@@ -72,7 +71,12 @@ class TinySettings:
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "pretrain_steps", "pretrain_batch_size"):
             check(getattr(self, key) >= 1, f"teacher.tiny.{key}", getattr(self, key), "an integer >= 1")
-        check(self.vocab_size >= 300, "teacher.tiny.vocab_size", self.vocab_size, "an integer >= 300 (256 are bytes)")
+        check(
+            self.vocab_size >= 300,
+            "teacher.tiny.vocab_size",
+            self.vocab_size,
+            "an integer >= 300 (256 are bytes)",
+        )
         check(self.pretrain_lr > 0, "teacher.tiny.pretrain_lr", self.pretrain_lr, "a number > 0")
         check(
             self.hidden_size % (2 * self.num_heads) == 0,
@@ -98,13 +102,13 @@ class TeacherConfig:
     """
 
     name: str
-    llm_path: Optional[str] = None
-    rec_model_path: Optional[str] = None
+    llm_path: str | None = None
+    rec_model_path: str | None = None
     prompt_template: str = "default"
     max_history: int = 10
     num_candidates: int = 20
-    max_train_rows: Optional[int] = None
-    max_eval_rows: Optional[int] = None
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
     batch_size: int = 64
     micro_batch_size: int = 8
     lr: float = 1e-4
@@ -116,12 +120,17 @@ class TeacherConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     recommender: StudentConfig = field(default_factory=lambda: StudentConfig(name="sasrec"))
     export: ExportSettings = field(default_factory=ExportSettings)
-    tiny: Optional[TinySettings] = None
+    tiny: TinySettings | None = None
 
     def __post_init__(self) -> None:
         from src.teacher.prompts import TEMPLATES  # not at the top: prompts read this module's names
 
-        check(self.prompt_template in TEMPLATES, "teacher.prompt_template", self.prompt_template, _one_of(TEMPLATES))
+        check(
+            self.prompt_template in TEMPLATES,
+            "teacher.prompt_template",
+            self.prompt_template,
+            _one_of(TEMPLATES),
+        )
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
         for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval"):
             check(getattr(self, key) >= 1, f"teacher.{key}", getattr(self, key), "an integer >= 1")

@@ -45,9 +45,7 @@ def base_embeddings(parts: TeacherParts, texts: list[str]) -> Tensor:
         return encode_texts(lora.llm, parts.builder.tokenizer, texts, parts.config.export.batch_size)
 
 
-def rank_rows(
-    parts: TeacherParts, rows: Rows, index: np.ndarray, embeddings: Tensor, seed: int, count: int
-) -> Ranking:
+def rank_rows(parts: TeacherParts, rows: Rows, index: np.ndarray, embeddings: Tensor, seed: int, count: int) -> Ranking:
     """Rank items for some rows by `teacher.export.method`.
 
     The prompt's candidates are the frozen recommender's best items, none of the history: the target

@@ -4,15 +4,14 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from omegaconf import DictConfig
 
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
-from src.core.files import sha256_file, write_json, write_text
+from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
-from src.core.logging import TensorBoardWriter, time_block
+from src.core.logging import TensorBoardWriter
 from src.core.metrics import MetricsConfig, metrics_from_ranks
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
@@ -103,9 +102,7 @@ class ILoRATeacher(ITeacherRecommender):
         logger.info("validation: HR@1 x ValidRatio %.4f on %d rows", result["hr@1_all"], len(valid))
         return result["hr@1_all"]
 
-    def _recommender(
-        self, cfg: DictConfig, logger: logging.Logger, tb_writer: TensorBoardWriter
-    ) -> FrozenRecommender:
+    def _recommender(self, cfg: DictConfig, logger: logging.Logger, tb_writer: TensorBoardWriter) -> FrozenRecommender:
         if self.settings.rec_model_path is not None:
             return load_recommender(self._recommender_dir, self.dataset, self.device)
         metrics = parse_section(MetricsConfig, cfg.metrics, "metrics")
@@ -134,7 +131,10 @@ class ILoRATeacher(ITeacherRecommender):
             recommender = load_recommender(self._recommender_dir, self.dataset, self.device)
             tokenizer, llm = load_llm(self._llm_dir, self.settings.dtype, self.device)
             lora = load_gated_lora(
-                llm, str(self._adapter_dir), self.settings.lora.num_experts, recommender.model.config.hidden_size
+                llm,
+                str(self._adapter_dir),
+                self.settings.lora.num_experts,
+                recommender.model.config.hidden_size,
             )
             self._parts = self._assemble(lora, tokenizer, recommender)
         return self._parts
@@ -217,7 +217,11 @@ class ILoRATeacher(ITeacherRecommender):
             embeddings,
             ranking.items,
             ranking.confidences(export.confidence),
-            {"raw_best_distance": ranking.distances[:, 0], "log_prob": ranking.log_prob, "valid": ranking.valid},
+            {
+                "raw_best_distance": ranking.distances[:, 0],
+                "log_prob": ranking.log_prob,
+                "valid": ranking.valid,
+            },
             {
                 "dataset": self.dataset.name,
                 "dataset_fingerprint": self.dataset.fingerprint,
@@ -258,6 +262,11 @@ def _full_ranking(ranking: Ranking, dataset: SequenceDataset, index: np.ndarray,
     better = np.where(found.any(1), found.argmax(1), dataset.num_items - 1)
     equal = np.ones_like(better)
     metrics = metrics_from_ranks(better, equal, ks)
-    ranks = {"user": dataset.test.user[index].astype(np.int64), "target": targets, "better": better, "equal": equal}
+    ranks = {
+        "user": dataset.test.user[index].astype(np.int64),
+        "target": targets,
+        "better": better,
+        "equal": equal,
+    }
     ranks |= {"better_masked": better, "equal_masked": equal}
     return Evaluation(metrics, metrics, ranks)

@@ -23,9 +23,7 @@ _EXPECTED = (
 )
 
 
-def load_llm(
-    path: Path, dtype: str, device: torch.device
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load tokenizer and causal LM, with a padding token and the four markers added to both.
 
     Raises:

@@ -8,7 +8,6 @@ r), and a hook multiplies the r numbers between them by the gates, each repeated
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel

@@ -37,7 +37,7 @@ def sample_candidates(
 def fixed_candidates(
     seed: int, rows: np.ndarray, num_items: int, count: int, histories: list[np.ndarray], targets: np.ndarray
 ) -> np.ndarray:
-    """Candidates that depend on the row number and the seed only, so that every evaluation sees the same: int64 [B, count]."""
+    """Candidates that depend on row number and seed only, so that every evaluation sees the same: int64 [B, count]."""
     return np.stack(
         [
             sample_candidates(np.random.default_rng([seed, int(row)]), num_items, count, history, int(target))

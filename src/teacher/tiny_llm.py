@@ -61,7 +61,10 @@ def build_tiny_llm(
 
 def _train_tokenizer(titles: list[str], config: TeacherConfig, folder: Path) -> None:
     """A SentencePiece BPE model over titles and prompt words, with byte fallback as LLaMA has it."""
-    sentences = [*titles, *(t.replace("{", " ").replace("}", " ") for t in TEMPLATES[config.prompt_template] * 50)]
+    sentences = [
+        *titles,
+        *(t.replace("{", " ").replace("}", " ") for t in TEMPLATES[config.prompt_template] * 50),
+    ]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),

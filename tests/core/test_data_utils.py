@@ -55,8 +55,7 @@ def pairs(dataset: SequenceDataset, rows: Rows) -> list[tuple[int, list[int], in
     """(user, history, target) with raw item ids."""
     raw = [int(item) for item in dataset.item_ids]
     return [
-        (int(rows.user[i]), [raw[item] for item in rows.history(i)], raw[rows.targets[i]])
-        for i in range(len(rows))
+        (int(rows.user[i]), [raw[item] for item in rows.history(i)], raw[rows.targets[i]]) for i in range(len(rows))
     ]
 
 
@@ -276,9 +275,7 @@ def test_cache_follows_settings_and_raw_files(tmp_path):
 def test_another_process_that_was_first_is_no_problem(tmp_path, caplog, monkeypatch):
     cfg = csv_config(tmp_path)
     load(cfg, tmp_path)
-    monkeypatch.setattr(
-        "src.core.data_utils._load_cache", lambda folder, logger: None
-    )  # looked before it was there
+    monkeypatch.setattr("src.core.data_utils._load_cache", lambda folder, logger: None)  # looked before it was there
     load(cfg, tmp_path)
     assert not caplog.records
     assert len(list((tmp_path / "data" / "processed" / "csv").iterdir())) == 1
@@ -304,12 +301,21 @@ def test_unwritable_cache_is_only_a_warning(tmp_path, caplog):
         ({"raw_dir": ""}, r"dataset\.raw_dir='': must be null or a folder"),
         ({"version": "100k"}, r"dataset\.version='100k': must be null, because only movielens has it"),
         ({"separator": ","}, r"dataset\.separator=',': must be null, because only csv has it"),
-        ({"interactions_file": "a"}, r"dataset\.interactions_file='a': must be null, because only csv has it"),
+        (
+            {"interactions_file": "a"},
+            r"dataset\.interactions_file='a': must be null, because only csv has it",
+        ),
         ({"titles_file": "a"}, r"dataset\.titles_file='a': must be null, because only csv has it"),
         ({"columns": CsvColumns()}, r"dataset\.columns=.*: must be null, because only csv has it"),
         ({"name": "movielens", "version": "10m"}, r"dataset\.version='10m': must be one of 100k, 1m"),
-        ({"split": SplitConfig("given")}, r"dataset\.split\.method='given': must be leave_one_out or temporal, because sample does not come split"),
-        ({"name": "lastfm"}, r"dataset\.split\.method='leave_one_out': must be given, because lastfm comes split"),
+        (
+            {"split": SplitConfig("given")},
+            r"dataset\.split\.method='given': must be leave_one_out or temporal, because sample does not come split",
+        ),
+        (
+            {"name": "lastfm"},
+            r"dataset\.split\.method='leave_one_out': must be given, because lastfm comes split",
+        ),
         ({"name": "lastfm", "split": SplitConfig("given")}, r"dataset\.min_user_inter=5: .*must be 0"),
         ({"name": "csv", "separator": "::"}, r"dataset\.separator='::': must be one character"),
         ({"name": "csv", "titles_file": ""}, r"dataset\.titles_file='': must be the name of a file"),
@@ -336,9 +342,7 @@ def test_defaults_of_optional_fields():
     assert DatasetConfig("movielens").version == "100k"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "conf" / "dataset").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "dataset").glob("*.yaml")), ids=lambda path: path.stem)
 def test_yaml_files_fit_the_schema(path):
     merged = OmegaConf.merge(OmegaConf.structured(DatasetConfig), OmegaConf.load(path))
     cfg = OmegaConf.to_object(merged)

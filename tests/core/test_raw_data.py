@@ -101,9 +101,7 @@ def test_clean_movie_title(title, expected):
 @pytest.mark.parametrize("last", [False, True])
 def test_malformed_rating_names_its_line(tmp_path, line, message, last):
     more = "" if last else "9\t10\t1\t10\n"
-    folder = write(
-        tmp_path, u__data="7\t242\t3\t30\n7\t10\t5\t20\n" + line + "\n" + more, u__item=MOVIES_100K
-    )
+    folder = write(tmp_path, u__data="7\t242\t3\t30\n7\t10\t5\t20\n" + line + "\n" + more, u__item=MOVIES_100K)
     with pytest.raises(UserError, match=message):
         raw_data.read_movielens(folder, "100k")
 
@@ -123,9 +121,7 @@ def test_malformed_movies(tmp_path):
 
 def test_movie_without_title_gets_its_id(tmp_path, caplog):
     log = "".join(f"1\t{item}\t3\t{item}\n" for item in (10, 242, 5))
-    cfg = DatasetConfig(
-        "movielens", min_user_inter=3, raw_dir=str(write(tmp_path, u__data=log, u__item=MOVIES_100K))
-    )
+    cfg = DatasetConfig("movielens", min_user_inter=3, raw_dir=str(write(tmp_path, u__data=log, u__item=MOVIES_100K)))
     assert load_dataset(cfg, tmp_path / "data", LOGGER).titles == ["item 5", "The Matrix", "Kolya"]
     assert "1 of 3 items have no title" in caplog.text
 
@@ -175,9 +171,7 @@ def site(tmp_path):
         def log_message(self, *args) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     server.folder = folder
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -234,9 +228,7 @@ def test_without_network_the_error_names_files_and_folder(site, tmp_path, monkey
 ITEMS = 'item,title\na,First\nb,"Second, with comma"\n'
 
 
-def read_csv(
-    folder: Path, log: str, items: str = ITEMS, separator: str = ",", **names: str
-) -> raw_data.Interactions:
+def read_csv(folder: Path, log: str, items: str = ITEMS, separator: str = ",", **names: str) -> raw_data.Interactions:
     write(folder, log__csv=log, items__csv=items)
     columns = {"user": "user", "item": "item", "timestamp": "timestamp", "title": "title", **names}
     return raw_data.read_csv(folder / "log.csv", folder / "items.csv", separator, **columns)
@@ -273,9 +265,7 @@ def test_csv_keeps_ids_as_written_and_large_times_exact(tmp_path):
 def test_csv_with_byte_order_mark(tmp_path):
     write(tmp_path, items__csv=ITEMS)
     (tmp_path / "log.csv").write_text("user,item,timestamp\nu,a,1\n", encoding="utf-8-sig")
-    log = raw_data.read_csv(
-        tmp_path / "log.csv", tmp_path / "items.csv", ",", "user", "item", "timestamp", "title"
-    )
+    log = raw_data.read_csv(tmp_path / "log.csv", tmp_path / "items.csv", ",", "user", "item", "timestamp", "title")
     assert log.users.tolist() == ["u"]
 
 
@@ -327,9 +317,7 @@ def test_missing_column_names_the_setting(tmp_path):
 def test_wrong_encoding_names_its_line(tmp_path):
     write(tmp_path, log__csv="user,item,timestamp\nu,a,1\n", items__csv="item,title\nb,x\na,Café\n")
     with pytest.raises(UserError, match=r"items\.csv:3: not valid utf-8"):
-        raw_data.read_csv(
-            tmp_path / "log.csv", tmp_path / "items.csv", ",", "user", "item", "timestamp", "title"
-        )
+        raw_data.read_csv(tmp_path / "log.csv", tmp_path / "items.csv", ",", "user", "item", "timestamp", "title")
 
 
 # --- Amazon -------------------------------------------------------------------------------------------------
@@ -460,14 +448,10 @@ def test_malformed_names_are_named(tmp_path, names, message):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_pickled_frame_reads_as_pandas_does(tmp_path, protocol):
-    frame = pd.DataFrame(
-        {"a": [1, 2, 3], "b": [[1], [2], [3]], "c": [0.5, 1.5, 2.5], "d": [7, 8, 9], "e": list("xyz")}
-    )
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": [[1], [2], [3]], "c": [0.5, 1.5, 2.5], "d": [7, 8, 9], "e": list("xyz")})
     frame.to_pickle(tmp_path / "frame.df", protocol=protocol)
     if protocol < 3:
-        with pytest.raises(
-            UserError, match="which a table of windows does not need"
-        ):  # bytes through _codecs.encode
+        with pytest.raises(UserError, match="which a table of windows does not need"):  # bytes through _codecs.encode
             raw_data.read_pickled_frame(tmp_path / "frame.df")
         return
     columns = raw_data.read_pickled_frame(tmp_path / "frame.df")
