@@ -114,7 +114,8 @@ def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
     try:
         embeddings = torch.load(path, map_location="cpu", weights_only=True)  # never runs code of the file
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise UserError(f"{path}: not a tensor file ({str(error).splitlines()[0]})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an EOFError says nothing
+        raise UserError(f"{path}: not a tensor file ({reason})") from error
     if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise UserError(f"{path}: must hold a float tensor [num_items, llm_dim]")
     if len(embeddings) != dataset.num_items:

@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 
 import matplotlib
@@ -80,7 +81,8 @@ def _plot_comparison(comparison: Comparison, path: Path) -> None:
     for line, (part, title) in enumerate((("metrics", "history shown"), ("metrics_masked", "history masked"))):
         for axis, metric in zip(grid[line], ("recall", "ndcg"), strict=True):
             for i, name in enumerate(names):
-                values = [comparison.evaluations[name][part][f"{metric}@{k}"] for k in ks]
+                # The teacher has the cut-offs of its own run.
+                values = [comparison.evaluations[name][part].get(f"{metric}@{k}", nan) for k in ks]
                 places = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in range(len(ks))]
                 axis.bar(places, values, 0.8 / len(names), label=LABELS[name], color=_COLOURS[name])
             axis.set_xticks(range(len(ks)), [f"@{k}" for k in ks])

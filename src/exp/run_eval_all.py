@@ -21,12 +21,11 @@ def run(cfg: DictConfig) -> float:
     stage = begin_stage(cfg, "eval")
     sources = _sources(stage)
     monitor = stage.settings.metrics.monitor
+    students = {n: _evaluate_student(stage, n, sources[n]) for n in ("baseline", "distill") if n in sources}
     evaluations = {"popular": _most_popular(stage)}
-    if "teacher" in sources:
+    if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
         evaluations["teacher"] = _take_over_teacher(stage, sources["teacher"])
-    for name in ("baseline", "distill"):
-        if name in sources:
-            evaluations[name] = _evaluate_student(stage, name, sources[name])
+    evaluations |= students
     comparison = Comparison(
         stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations
     )

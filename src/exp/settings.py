@@ -1,5 +1,6 @@
 """The whole configuration as checked dataclasses: where Hydra's `cfg` ends."""
 
+import re
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -65,8 +66,11 @@ def parse_settings(cfg: DictConfig) -> Settings:
     for key in cfg:
         if key not in _SCHEMAS:
             raise UserError(f"{key}: unknown section; available: {', '.join(_SCHEMAS)}")
-    sections = {name: parse_section(schema, cfg[name], name) for name, schema in _SCHEMAS.items() if name != "distill"}
-    sections["distill"] = _parse_distill(cfg.distill)
+    own = {"distill": _parse_distill, "teacher": _parse_teacher}
+    sections = {
+        name: own[name](cfg[name]) if name in own else parse_section(schema, cfg[name], name)
+        for name, schema in _SCHEMAS.items()
+    }
     if sections["dataset"].raw_dir is not None:
         sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
     return Settings(**sections)
@@ -83,3 +87,11 @@ def _parse_distill(section: DictConfig) -> DistillConfig:
         return parse_section(DistillConfig, OmegaConf.create(values), "distill")
     except UserError as error:
         raise UserError(str(error).replace("distill.kd_weight", "distill.lambda")) from error
+
+
+def _parse_teacher(section: DictConfig) -> TeacherConfig:
+    """The recommender is configured like a student; its errors name its own keys."""
+    try:
+        return parse_section(TeacherConfig, section, "teacher")
+    except UserError as error:
+        raise UserError(re.sub(r"^student\.", "teacher.recommender.", str(error))) from error

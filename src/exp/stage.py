@@ -1,22 +1,24 @@
 """What every entry point does around its own work: one error line, one run folder, one log."""
 
+import functools
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.device import resolve_device
 from src.core.errors import UserError
+from src.core.files import write_text
 from src.core.git_info import PROJECT_ROOT, save_git_info
 from src.core.logging import LOGGER_NAME, TensorBoardWriter, init_logger, tensorboard_writer
 from src.core.paths import RunFolder, data_dir
@@ -34,8 +36,18 @@ def run_entry_point(stage_function: StageFunction) -> None:
     wants_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting itself
     entry = hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "conf"), config_name="config")
+
+    # Inside the job, too: Hydra would print the whole list of overrides above an error that leaves it.
+    @functools.wraps(stage_function)
+    def stage(cfg: DictConfig) -> float | None:
+        return _or_fail(lambda: stage_function(cfg), wants_trace)
+
+    _or_fail(entry(stage), wants_trace)
+
+
+def _or_fail(action: Callable[[], float | None], wants_trace: bool) -> float | None:
     try:
-        entry(stage_function)()
+        return action()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
@@ -44,7 +56,7 @@ def run_entry_point(stage_function: StageFunction) -> None:
         _fail(one_line(error), 1)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     logger = logging.getLogger(LOGGER_NAME)
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
@@ -112,9 +124,7 @@ def begin_stage(cfg: DictConfig, name: str) -> Stage:
         )
     logger = init_logger(folder.log_file(name), settings.logging)
     logger.info("stage %s in %s", name, folder.root)
-    for file in (folder.root / ".hydra").glob("*.yaml"):
-        folder.snapshot_dir(name).mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, folder.snapshot_dir(name))
+    _save_configuration(cfg, folder, name)
     commit = save_git_info(folder.root)
     device = resolve_device(settings.general.device, logger)
     set_seed(settings.general.seed)
@@ -127,6 +137,18 @@ def begin_stage(cfg: DictConfig, name: str) -> Stage:
         )
         settings.student.max_seq_len = dataset.max_seq_len
     return Stage(name, cfg, settings, folder, commit, device, dataset, logger)
+
+
+def _save_configuration(cfg: DictConfig, folder: RunFolder, stage: str) -> None:
+    """Write Hydra's three files to `.hydra/`, as those of the latest stage, and to `.hydra/<stage>/`."""
+    files = {
+        "config.yaml": cfg,
+        "hydra.yaml": OmegaConf.masked_copy(HydraConfig.instance().cfg, "hydra"),
+        "overrides.yaml": HydraConfig.get().overrides.task,
+    }
+    for name, content in files.items():
+        for target in (folder.root / ".hydra", folder.snapshot_dir(stage)):
+            write_text(target / name, OmegaConf.to_yaml(content))
 
 
 def is_multirun() -> bool:

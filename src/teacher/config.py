@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from src.core.errors import check
 from src.student.config import StudentConfig
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
 CONFIDENCES = ("minmax", "raw")
 
@@ -60,13 +60,13 @@ class ExportSettings:
 class TinySettings:
     """A LLaMA that is built here from the dataset's titles and pretrained for `pretrain_steps` steps."""
 
-    vocab_size: int = 2000
+    vocab_size: int = 5000
     hidden_size: int = 128
     num_layers: int = 3
     num_heads: int = 4
-    pretrain_steps: int = 1000
-    pretrain_batch_size: int = 32
-    pretrain_lr: float = 2e-3
+    pretrain_steps: int = 2500
+    pretrain_batch_size: int = 16
+    pretrain_lr: float = 3e-3
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "num_layers", "num_heads", "pretrain_steps", "pretrain_batch_size"):
@@ -138,6 +138,12 @@ class TeacherConfig:
             value = getattr(self, key)
             check(value is None or value >= 1, f"teacher.{key}", value, "null (all) or an integer >= 1")
         check(self.num_candidates >= 2, "teacher.num_candidates", self.num_candidates, "an integer >= 2")
+        check(
+            self.tiny is None or self.llm_path is None,
+            "teacher.llm_path",
+            self.llm_path,
+            "null with teacher=ilora_tiny, which builds its LLaMA; teacher=ilora takes one that exists",
+        )
         check(self.lr > 0, "teacher.lr", self.lr, "a number > 0")
         check(self.weight_decay >= 0, "teacher.weight_decay", self.weight_decay, "a number >= 0")
         check(

@@ -52,10 +52,14 @@ class NativeEngine:
     @torch.no_grad()
     def generate(
         self, batch: PromptBatch, gates: Tensor, tokenizer: PreTrainedTokenizerBase, newline_id: int
-    ) -> list[str]:
-        """Greedy answers, first line only, of left-padded prompts without answers."""
+    ) -> tuple[list[str], Tensor]:
+        """Greedy answers of left-padded prompts without answers.
+
+        Returns:
+            The first line of each answer, and the log-probability of its tokens, float32 [B].
+        """
         with self.lora.gated(gates):
-            ids = self.lora.model.generate(
+            out = self.lora.model.generate(
                 inputs_embeds=self.inputs_embeds(batch),
                 attention_mask=batch.mask.long(),
                 max_new_tokens=_MAX_ANSWER_TOKENS,
@@ -64,9 +68,13 @@ class NativeEngine:
                 top_p=None,
                 eos_token_id=[tokenizer.eos_token_id, newline_id],
                 pad_token_id=tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [text.strip().split("\n")[0].strip() for text in texts]
+        texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tokens = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
+        log_probs = tokens.masked_fill(out.sequences == tokenizer.pad_token_id, 0.0).sum(1)
+        return [text.strip().split("\n")[0].strip() for text in texts], log_probs
 
     @torch.no_grad()
     def candidate_log_probs(

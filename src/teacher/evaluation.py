@@ -75,7 +75,7 @@ def generate_answers(parts: TeacherParts, rows: Rows, index: np.ndarray, seed: i
             ]
             gates = lora.router(parts.recommender.users(rows, batch))
             prompt_batch = parts.builder.batch(prompts).to(lora.llm.device)
-            texts += parts.engine.generate(prompt_batch, gates, parts.builder.tokenizer, parts.builder.newline_id)
+            texts += parts.engine.generate(prompt_batch, gates, parts.builder.tokenizer, parts.builder.newline_id)[0]
             titles += [[parts.dataset.titles[i] for i in row] for row in candidates]
             targets += [parts.dataset.titles[i] for i in rows.targets[batch]]
             bar.update(task, advance=len(batch))

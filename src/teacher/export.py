@@ -20,7 +20,7 @@ class Ranking:
     Attributes:
         items: int64 [N, C], best first; distances: float32 [N, C], ascending (raw).
         spread: float32 [N, 2], smallest and largest distance over everything that was ranked.
-        log_prob: float32 [N], log-probability of the best answer (NaN where it was not computed).
+        log_prob: float32 [N], log-probability of the best answer's tokens.
         valid: bool [N], whether the best answer is a catalogue title.
     """
 
@@ -108,18 +108,23 @@ def _rank_by_answer(
 ) -> Ranking:
     candidates = _candidates(parts, rows, batch, seed)
     gates = parts.engine.lora.router(parts.recommender.users(rows, batch))
-    texts = parts.engine.generate(
+    texts, log_probs = parts.engine.generate(
         _prompts(parts, rows, batch, candidates), gates, parts.builder.tokenizer, parts.builder.newline_id
     )
-    distance = torch.cdist(base_embeddings(parts, [text.strip("\"' ") for text in texts]), embeddings)
+    distance = torch.cdist(base_embeddings(parts, [_unquoted(text) for text in texts]), embeddings)
     count = min(count, distance.shape[1])
     nearest = distance.topk(count, largest=False)
-    known = {title.casefold() for title in parts.dataset.titles}
+    known = {_unquoted(title).casefold() for title in parts.dataset.titles}
     spread = torch.stack([distance.min(1).values, distance.max(1).values], 1)
     return Ranking(
         nearest.indices.numpy(),
         nearest.values.numpy(),
         spread.numpy(),
-        np.full(len(batch), np.nan, dtype=np.float32),
-        np.array([text.casefold() in known for text in texts]),
+        log_probs.cpu().numpy(),
+        np.array([_unquoted(text).casefold() in known for text in texts]),
     )
+
+
+def _unquoted(text: str) -> str:
+    """BIGRec's answers come in quotes, which are no part of a title."""
+    return text.strip("\"' ")

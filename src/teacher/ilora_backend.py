@@ -23,7 +23,7 @@ from src.teacher.engine import NativeEngine
 from src.teacher.evaluation import answer_metrics, generate_answers
 from src.teacher.export import Ranking, base_embeddings, rank_rows
 from src.teacher.interfaces import ITeacherRecommender
-from src.teacher.llm import load_llm
+from src.teacher.llm import check_llm_folder, load_llm
 from src.teacher.moe_lora import add_gated_lora, load_gated_lora
 from src.teacher.prompts import PromptBuilder
 from src.teacher.recommender import FrozenRecommender, load_recommender, train_recommender
@@ -54,6 +54,8 @@ class ILoRATeacher(ITeacherRecommender):
         self.folder = folder
         self.device = device
         self._parts: TeacherParts | None = None
+        if settings.tiny is None:
+            check_llm_folder(self._llm_dir)
 
     @property
     def _adapter_dir(self) -> Path:
@@ -78,8 +80,6 @@ class ILoRATeacher(ITeacherRecommender):
             HR@1 x ValidRatio on the validation rows.
         """
         seed, settings = cfg.general.seed, self.settings
-        if settings.tiny is None:
-            load_llm(self._llm_dir, settings.dtype, torch.device("cpu"), check_only=True)
         recommender = self._recommender(cfg, logger, tb_writer)
         if settings.tiny is not None:
             build_tiny_llm(settings, self.dataset, self._llm_dir, seed, self.device, logger, tb_writer)
@@ -87,7 +87,7 @@ class ILoRATeacher(ITeacherRecommender):
         tokenizer, llm = load_llm(self._llm_dir, settings.dtype, self.device)
         if settings.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
-        lora = add_gated_lora(llm, settings.lora, recommender.model.config.hidden_size)
+        lora = add_gated_lora(llm, settings.lora, recommender.model.config.emb_size)
         self._parts = self._assemble(lora, tokenizer, recommender)
         rows = training_rows(self.dataset, settings.max_train_rows, seed)
         logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
@@ -134,7 +134,7 @@ class ILoRATeacher(ITeacherRecommender):
                 llm,
                 str(self._adapter_dir),
                 self.settings.lora.num_experts,
-                recommender.model.config.hidden_size,
+                recommender.model.config.emb_size,
             )
             self._parts = self._assemble(lora, tokenizer, recommender)
         return self._parts

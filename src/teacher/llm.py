@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AddedToken,
@@ -14,32 +15,52 @@ from transformers import (
 )
 
 from src.core.errors import UserError
+from src.core.files import read_json
 from src.teacher.moe_lora import TARGET_MODULES
 from src.teacher.prompts import MARKERS, PAD_TOKEN
 
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 _EXPECTED = (
     "expected a local Hugging Face folder of a LLaMA-family model with config.json, tokenizer.model or "
     "tokenizer.json, and *.safetensors or pytorch_model*.bin (or use teacher=ilora_tiny, which builds one)"
 )
 
 
-def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Load tokenizer and causal LM, with a padding token and the four markers added to both.
+def check_llm_folder(path: Path) -> None:
+    """Look at the files only, so that a wrong path fails before anything expensive.
 
     Raises:
-        UserError: `path` is no such folder; the message says what is expected there.
+        UserError: `path` is no Hugging Face folder; the message says what is expected there.
     """
     if not path.is_dir():
         raise UserError(f"teacher.llm_path={path}: no such folder; {_EXPECTED}")
     if not (path / "config.json").is_file():
         raise UserError(f"teacher.llm_path={path}: has no config.json; {_EXPECTED}")
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
+    for index in path.glob("*.index.json"):
+        shards = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(name for name in shards if not (path / name).is_file())
+        if missing:
+            raise UserError(f"teacher.llm_path={path}: {index.name} names {', '.join(missing)}, missing there")
+    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise UserError(f"teacher.llm_path={path}: has no weights; {_EXPECTED}")
+
+
+def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load tokenizer and causal LM, with a padding token and the four markers added to both.
+
+    Raises:
+        UserError: `path` holds no LLaMA-family model; the message says what is expected there.
+    """
+    check_llm_folder(path)
     tokenizer = _load_tokenizer(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, torch_dtype=getattr(torch, dtype), local_files_only=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"teacher.llm_path={path}: the model does not load ({reason}); {_EXPECTED}") from error
     missing = [name for name in TARGET_MODULES if not any(n.endswith(name) for n, _ in model.named_modules())]
@@ -52,15 +73,12 @@ def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTo
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    names = ("tokenizer.model", "tokenizer.json")
-    if not any((path / name).is_file() for name in names):
-        raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
     try:
         # legacy: the tokenization that upstream's transformers version had.
         return AutoTokenizer.from_pretrained(
-            path, use_fast=not (path / names[0]).is_file(), legacy=True, local_files_only=True
+            path, use_fast=not (path / _TOKENIZER_FILES[0]).is_file(), legacy=True, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # SentencePiece raises the last
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"teacher.llm_path={path}: the tokenizer does not load ({reason}); {_EXPECTED}") from error
 

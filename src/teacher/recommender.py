@@ -42,9 +42,18 @@ class FrozenRecommender:
 
     @torch.no_grad()
     def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
-        """The `count` best items of each row, best first, none of its history: int64 [B, count]."""
+        """The `count` best items of each row, best first, none of its history: int64 [B, count].
+
+        Raises:
+            UserError: a row's history leaves fewer than `count` items.
+        """
         scores = self.model(*self._windows(rows, index))
         seen = history_mask(rows.select(index), self.dataset.num_items).to(self.device)
+        free = self.dataset.num_items - int(seen.sum(1).max())
+        if free < count:
+            raise UserError(
+                f"teacher.num_candidates={count}: the longest history leaves {free} items; use at most {free}"
+            )
         return scores.masked_fill(seen, float("-inf")).topk(count).indices.cpu().numpy()
 
 

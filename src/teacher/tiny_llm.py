@@ -26,7 +26,10 @@ from src.teacher.sampling import sample_candidates
 from src.teacher.schedule import learning_rate_factor
 
 _LOG_EVERY = 50
-_KIND_SHARES = (0.3, 0.4, 0.3)  # histories, repeated lists, answered prompts
+_QUERY_KEY_GAIN = 1.0
+# Shares of histories, repeated lists and answered prompts: first the titles and how to repeat one, then what to choose.
+_FIRST_SHARES, _LATER_SHARES = (0.1, 0.9, 0.0), (0.35, 0.15, 0.5)
+_FIRST_PART = 0.4  # of the steps
 
 
 def build_tiny_llm(
@@ -45,6 +48,7 @@ def build_tiny_llm(
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_llama_config(config.tiny, len(tokenizer)))
+    _mimetic_initialization(model)
     # Saved and read back once, so that the pretraining sees the markers as the adapter's training will.
     model.save_pretrained(folder)
     tokenizer, model = load_llm(folder, "float32", device)
@@ -94,6 +98,24 @@ def _llama_config(tiny: TinySettings, vocab_size: int) -> LlamaConfig:
         tie_word_embeddings=True,
         initializer_range=0.05,
     )
+
+
+@torch.no_grad()
+def _mimetic_initialization(model: LlamaForCausalLM) -> None:
+    """Start attention where trained transformers end up: W_Q W_K^T and W_V W_O near the identity, per head.
+
+    Trockman and Kolter, arXiv 2305.09828. Heads then compare and copy contents from the first step on. Naming
+    a candidate is copying, which the usual start takes far more text to learn than a CPU can read.
+    """
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        width, inputs = attention.head_dim, attention.q_proj.in_features
+        for head in range(attention.num_heads):
+            rows = slice(head * width, (head + 1) * width)
+            compare, copy = (torch.linalg.qr(torch.randn(inputs, width))[0].T for _ in range(2))  # orthonormal
+            attention.q_proj.weight[rows] = attention.k_proj.weight[rows] = _QUERY_KEY_GAIN * compare
+            attention.v_proj.weight[rows] = copy
+            attention.o_proj.weight[:, rows] = copy.T
 
 
 def _pretrain(
@@ -153,14 +175,15 @@ def _document_loss(model: LlamaForCausalLM, batch: list[tuple[list[int], int]], 
 def _document_batches(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
 ) -> Iterator[list[tuple[list[int], int]]]:
-    """Endless batches of documents (token ids, tokens that are context only), one kind a batch.
+    """One batch per step of documents (token ids, tokens that are context only), one kind a batch.
 
     Histories teach which titles follow one another, lists that are told twice teach to repeat a title, and
     answered prompts put both together. One kind a batch, because their lengths differ and padding costs.
     """
     kinds = (_history_document, _repeated_document, _prompt_document)
-    while True:
-        kind = kinds[rng.choice(len(kinds), p=_KIND_SHARES)]
+    for step in range(config.tiny.pretrain_steps):
+        shares = _FIRST_SHARES if step < _FIRST_PART * config.tiny.pretrain_steps else _LATER_SHARES
+        kind = kinds[rng.choice(len(kinds), p=shares)]
         yield [kind(builder, config, dataset, rng) for _ in range(config.tiny.pretrain_batch_size)]
 
 
@@ -169,7 +192,8 @@ def _history_document(
 ) -> tuple[list[int], int]:
     row = int(rng.integers(len(dataset.train)))
     items = [*dataset.train.history(row)[-2 * config.max_history :], dataset.train.targets[row]]
-    return [builder.bos_id, *builder.tokens(", ".join(dataset.titles[i] for i in items) + TERMINATOR)], 1
+    text = ", ".join(dataset.titles[i] for i in items) + TERMINATOR
+    return builder.tokenizer(text).input_ids, 1  # BOS first
 
 
 def _repeated_document(

@@ -1,0 +1,154 @@
+"""Shared hand-made inputs: tiny data sets, weights without a seed, the unmodified upstream program."""
+
+import hashlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from src.core.data_utils import Rows, SequenceDataset
+from src.core.files import sha256_file
+
+# Of istarryn/DLLM2Rec@b78cc65: only the unmodified files are an oracle.
+_DLLM2REC_FILES = {
+    "main.py": "77cb80197efb8c5b723e347df20cb1bf8f46d8555fbeca108c1013e14174b568",
+    "SASRecModules_ori.py": "76ef521d9ad16dcf87f85f89604749103db6f087754a3210505bc22180a11bb3",
+    "utility.py": "345d71fe9b54538f64131eb7c49baf83616bb7a7af2cb6c19761e2ecb115eadd",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on many threads, and sums in another order would not repeat bit for bit."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def logger() -> logging.Logger:
+    """A logger that `caplog` hears."""
+    return logging.getLogger("tests")
+
+
+class Recorder:
+    """A TensorBoard writer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars.append((tag, scalar_value, global_step))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tb_writer() -> Recorder:
+    return Recorder()
+
+
+def _fill_with_ramp(module: nn.Module, scale: float = 0.4) -> nn.Module:
+    """Every floating parameter: scale * sin(1.7 i), i counting through the module.
+
+    No seed decides what is tested, no two weights are equal, and biases are not zero.
+    """
+    begin = 1
+    with torch.no_grad():
+        for parameter in module.parameters():
+            ramp = torch.arange(begin, begin + parameter.numel(), dtype=torch.float64)
+            parameter.copy_((scale * torch.sin(1.7 * ramp)).reshape(parameter.shape))
+            begin += parameter.numel()
+    return module
+
+
+@pytest.fixture(scope="session")
+def fill_with_ramp() -> Callable[..., nn.Module]:
+    return _fill_with_ramp
+
+
+def _make_rows(sequences: list[list[int]], splits: list[list[tuple[int, int]]]) -> list[Rows]:
+    """One `Rows` per split; a row is (sequence, place of its target in it)."""
+    items = np.array([item for sequence in sequences for item in sequence], dtype=np.int32)
+    begin = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+    return [
+        Rows(
+            items,
+            np.array([begin[user] for user, _ in split], dtype=np.int64),
+            np.array([begin[user] + place for user, place in split], dtype=np.int64),
+            np.array([user for user, _ in split], dtype=np.int32),
+        )
+        for split in splits
+    ]
+
+
+def _make_dataset(
+    sequences: list[list[int]],
+    num_items: int,
+    max_seq_len: int = 5,
+    name: str = "tiny",
+    titles: list[str] | None = None,
+) -> SequenceDataset:
+    """Leave-one-out by hand: last item to test, the one before to validate, the others to train."""
+    users = range(len(sequences))
+    train = [(user, place) for user in users for place in range(1, len(sequences[user]) - 2)]
+    valid = [(user, len(sequences[user]) - 2) for user in users]
+    test = [(user, len(sequences[user]) - 1) for user in users]
+    return SequenceDataset(
+        name,
+        num_items,
+        len(sequences),
+        titles or [f"Title {item}" for item in range(num_items)],
+        [str(item) for item in range(num_items)],
+        max_seq_len,
+        *_make_rows(sequences, [train, valid, test]),
+        fingerprint=hashlib.sha256(repr((name, num_items, sequences)).encode()).hexdigest(),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> Callable[..., SequenceDataset]:
+    return _make_dataset
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> SequenceDataset:
+    """8 users who walk round a circle of 12 items by steps of 1 or 5, 7 items each: 32 training rows."""
+    steps = [1, 5]
+    sequences = [[(3 * user + steps[user % 2] * place) % 12 for place in range(7)] for user in range(8)]
+    return _make_dataset(sequences, num_items=12)
+
+
+def _dllm2rec_folder() -> Path:
+    submodule = Path(__file__).resolve().parents[1] / "src" / "third_party" / "dllm2rec"
+    folder = Path(os.environ.get("DLLM2REC_DIR", submodule))
+    for name, digest in _DLLM2REC_FILES.items():
+        if not (folder / name).is_file():
+            pytest.skip(f"no {name}: set DLLM2REC_DIR to a checkout of istarryn/DLLM2Rec@b78cc65")
+        if sha256_file(folder / name) != digest:
+            pytest.skip(f"DLLM2REC_DIR: {name} is not that of istarryn/DLLM2Rec@b78cc65")
+    return folder
+
+
+@pytest.fixture
+def upstream_dllm2rec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The unmodified `main.py` as a module; its training stands under `__main__` and does not run."""
+    folder = _dllm2rec_folder()
+    names = ("main", "utility", "SASRecModules_ori")
+    before = {name: sys.modules.pop(name, None) for name in names}
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    try:
+        yield importlib.import_module("main")
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+            if before[name] is not None:
+                sys.modules[name] = before[name]

@@ -1,0 +1,63 @@
+"""Choice of the device, with CUDA made up."""
+
+import logging
+
+import pytest
+import torch
+
+from src.core.device import resolve_device
+from src.core.errors import UserError
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Make PyTorch see so many CUDA devices."""
+
+    def set_count(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return set_count
+
+
+def test_cpu(logger, caplog, cuda):
+    cuda(0)
+    assert resolve_device("cpu", logger) == torch.device("cpu")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
+def test_fallback_warns_once(logger, caplog, cuda, name):
+    cuda(0)
+
+    assert resolve_device(name, logger) == torch.device("cpu")
+
+    assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
+        (logging.WARNING, f"general.device={name}, but PyTorch sees no CUDA here: running on the CPU")
+    ]
+
+
+def test_cuda_that_exists(logger, caplog, cuda):
+    cuda(2)
+    assert resolve_device("cuda:1", logger) == torch.device("cuda:1")
+    assert resolve_device("cuda", logger).type == "cuda"
+    assert caplog.records == []
+
+
+def test_impossible_index(logger, cuda):
+    cuda(2)
+    with pytest.raises(UserError, match=r"general.device=cuda:2: this machine has 2 CUDA device.*from 0 to 1, or cpu"):
+        resolve_device("cuda:2", logger)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:", "cuda:-1", "cuda:x"])
+def test_no_device(logger, cuda, name):
+    cuda(2)
+    with pytest.raises(UserError, match=f"general.device={name}: not a device; use cpu, cuda or cuda:<index>"):
+        resolve_device(name, logger)
+
+
+def test_unsupported_device(logger, cuda):
+    cuda(0)
+    with pytest.raises(UserError, match="general.device=mps: only cpu and cuda:<index> are supported"):
+        resolve_device("mps", logger)

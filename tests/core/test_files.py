@@ -1,0 +1,86 @@
+"""Files appear whole or not at all."""
+
+import hashlib
+import json
+
+import pytest
+
+from src.core.errors import UserError
+from src.core.files import read_json, sha256_file, write_atomic, write_json, write_text
+
+
+def test_write_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "text.txt"
+
+    write_text(path, "old é")
+    write_text(path, "new é")
+
+    assert path.read_text(encoding="utf-8") == "new é"
+    assert [entry.name for entry in path.parent.iterdir()] == ["text.txt"]
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "text.txt"
+    write_text(path, "old")
+
+    def half(temporary):
+        temporary.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, half)
+
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_the_writer_never_sees_the_final_path(tmp_path):
+    path = tmp_path / "text.txt"
+
+    def write(temporary):
+        assert temporary.parent == path.parent  # the same file system, or the move would copy
+        assert temporary != path
+        temporary.write_text("x")
+        assert not path.exists()
+
+    write_atomic(path, write)
+    assert path.read_text() == "x"
+
+
+def test_json_round_trip(tmp_path):
+    value = {"a": [1, 2.5, None, True], "name": "Amélie"}
+    write_json(tmp_path / "value.json", value)
+
+    assert read_json(tmp_path / "value.json") == value
+    assert "Amélie" in (tmp_path / "value.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_json_refuses_what_the_format_lacks(tmp_path, number):
+    path = tmp_path / "value.json"
+    write_json(path, {"ndcg@10": 0.5})
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"ndcg@10": number})
+
+    assert json.loads(path.read_text()) == {"ndcg@10": 0.5}
+
+
+def test_read_json_errors(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json: missing file"):
+        read_json(tmp_path / "none.json")
+
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"half\.json: not a JSON file .*delete it and make it again"):
+        read_json(tmp_path / "half.json")
+
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.json: not a JSON file"):
+        read_json(tmp_path / "binary.json")
+
+
+def test_sha256_of_a_file_larger_than_one_read(tmp_path):
+    content = bytes(range(256)) * 5000  # 1.28 MB, read in pieces of 1 MiB
+    (tmp_path / "file").write_bytes(content)
+
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()

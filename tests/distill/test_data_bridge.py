@@ -1,0 +1,356 @@
+"""Teacher files to tensors: what fits is read, what does not is refused by name."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
+from src.core.files import sha256_file
+from src.core.teacher_files import (
+    CONFIDENCE_FILE,
+    EMBEDDINGS_FILE,
+    MANIFEST_FILE,
+    RANKING_FILE,
+    ROW_STATS_FILE,
+    read_manifest,
+    write_teacher_files,
+)
+from src.distill.data_bridge import load_teacher_outputs
+
+TOP_N, LLM_DIM = 4, 3
+
+
+@pytest.fixture
+def dataset(make_dataset) -> SequenceDataset:
+    """6 items; training rows 0 and 1 of the first user, 2 of the second."""
+    return make_dataset([[0, 1, 2, 3, 4], [5, 4, 3, 2]], num_items=6)
+
+
+RANKING = np.array([[5, 4, 3, 2], [0, 1, 2, 3], [3, 0, 5, 1]])
+DISTANCES = np.array([[0, 0.25, 0.5, 1], [0, 0.125, 0.75, 1], [0, 0.5, 0.5, 1]])
+EMBEDDINGS = torch.arange(18.0).reshape(6, LLM_DIM) / 4
+STATS = {
+    "raw_best_distance": np.array([1.5, 2.0, 2.5]),
+    "log_prob": np.array([-3.0, -4.0, -5.0]),
+    "valid": np.array([True, True, False]),
+}
+
+
+def about(dataset: SequenceDataset) -> dict:
+    return {
+        "dataset": dataset.name,
+        "dataset_fingerprint": dataset.fingerprint,
+        "engine": "native",
+        "method": "likelihood",
+        "candidates": "retrieval (5)",
+        "confidence": "minmax",
+        "base_model": "ilora_tiny",
+        "adapter_sha256": "a" * 64,
+        "in_sample_rows": 2,
+        "seed": 7,
+        "git_commit": "c" * 40,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, dataset):
+    write_teacher_files(tmp_path / "outputs", EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def load(folder, dataset, logger):
+    def run(top_k: int = 3, embeddings: bool = True, ranking: bool = True, of: SequenceDataset = dataset):
+        return load_teacher_outputs(folder, of, top_k, embeddings, ranking, logger)
+
+    return run
+
+
+@pytest.fixture
+def refused(folder, load):
+    """Without a manifest, replace one file by some text and expect an error."""
+
+    def run(name: str, content: str, message: str) -> None:
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        (folder / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            load()
+
+    return run
+
+
+def lines(rows) -> str:
+    return "".join(" ".join(str(value) for value in row) + "\n" for row in rows)
+
+
+# --- what fits ----------------------------------------------------------------------------------------------
+
+
+def test_with_a_manifest(load, folder, caplog):
+    outputs = load(top_k=3)
+
+    assert torch.equal(outputs.embeddings, EMBEDDINGS)
+    assert outputs.ranking.tolist() == [[5, 4, 3], [0, 1, 2], [3, 0, 5]]
+    assert outputs.confidence.tolist() == [[0, 0.25, 0.5], [0, 0.125, 0.75], [0, 0.5, 0.5]]
+    assert (outputs.embeddings.dtype, outputs.ranking.dtype, outputs.confidence.dtype) == (
+        torch.float32,
+        torch.int64,
+        torch.float32,
+    )
+    assert outputs.manifest_sha256 == sha256_file(folder / MANIFEST_FILE)
+    assert caplog.records == []
+
+
+def test_without_a_manifest_it_warns(load, folder, caplog):
+    (folder / MANIFEST_FILE).unlink()
+    (folder / ROW_STATS_FILE).unlink()
+
+    outputs = load(top_k=4)
+
+    assert outputs.ranking.tolist() == RANKING.tolist()
+    assert outputs.manifest_sha256 is None
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "no manifest.json, so the order of the rows cannot be verified" in record.getMessage()
+
+
+def test_only_what_is_asked_for_is_read(load, folder):
+    (folder / MANIFEST_FILE).unlink()
+    (folder / EMBEDDINGS_FILE).unlink()
+    outputs = load(embeddings=False)
+    assert (outputs.embeddings, outputs.ranking.shape) == (None, (3, 3))
+
+    torch.save(EMBEDDINGS, folder / EMBEDDINGS_FILE)
+    (folder / RANKING_FILE).unlink()
+    (folder / CONFIDENCE_FILE).unlink()
+    outputs = load(ranking=False)
+    assert (outputs.ranking, outputs.confidence, outputs.embeddings.shape) == (None, None, (6, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_embeddings_of_another_precision(load, folder, dtype):
+    (folder / MANIFEST_FILE).unlink()
+    torch.save(EMBEDDINGS.to(dtype), folder / EMBEDDINGS_FILE)
+    assert torch.equal(load().embeddings, EMBEDDINGS)  # quarters up to 4.25: exact in all of them
+
+
+def test_scientific_notation_and_windows_lines(load, folder):
+    (folder / MANIFEST_FILE).unlink()
+    (folder / RANKING_FILE).write_bytes(b"5.0 4 3\r\n0 1 2e0\r\n3 0 5\r\n")
+    (folder / CONFIDENCE_FILE).write_text("0 1e-3 1\n0 .5 1.\n0 1 1\n")
+    outputs = load()
+    assert outputs.ranking.tolist() == [[5, 4, 3], [0, 1, 2], [3, 0, 5]]
+    assert outputs.confidence[0].tolist() == pytest.approx([0, 1e-3, 1])
+
+
+def test_moving_to_a_device_keeps_everything(load):
+    outputs = load()
+    moved = outputs.to(torch.device("cpu"))
+    assert torch.equal(moved.ranking, outputs.ranking)
+    assert torch.equal(moved.confidence, outputs.confidence)
+    assert moved.manifest_sha256 == outputs.manifest_sha256
+    assert load(embeddings=False, ranking=False).to(torch.device("cpu")).ranking is None
+
+
+# --- what the writer writes ---------------------------------------------------------------------------------
+
+
+def test_manifest_describes_the_files(folder, dataset):
+    manifest = read_manifest(folder)
+
+    assert (manifest.num_rows, manifest.num_items, manifest.top_n, manifest.llm_dim) == (3, 6, TOP_N, LLM_DIM)
+    assert (manifest.format_version, manifest.dataset, manifest.seed) == (1, "tiny", 7)
+    names = (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE)
+    assert manifest.sha256 == {name: sha256_file(folder / name) for name in names}
+
+
+def test_text_files_have_the_layout_upstream_reads(folder):
+    assert (folder / RANKING_FILE).read_text() == "5 4 3 2\n0 1 2 3\n3 0 5 1\n"
+    assert (folder / CONFIDENCE_FILE).read_text() == "0 0.25 0.5 1\n0 0.125 0.75 1\n0 0.5 0.5 1\n"
+    with np.load(folder / ROW_STATS_FILE) as stats:
+        assert {name: stats[name].tolist() for name in stats} == {k: v.tolist() for k, v in STATS.items()}
+
+
+def test_an_interrupted_export_leaves_no_manifest(folder, dataset, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savetxt", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_teacher_files(folder, EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+    assert read_manifest(folder) is None
+
+
+# --- what does not fit --------------------------------------------------------------------------------------
+
+
+def test_no_folder(dataset, logger, tmp_path):
+    message = "nowhere: no teacher outputs; run src.exp.run_teacher for dataset tiny first, or point paths"
+    with pytest.raises(UserError, match=message):
+        load_teacher_outputs(tmp_path / "nowhere", dataset, 3, True, True, logger)
+
+
+@pytest.mark.parametrize("name", [EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_missing_file(load, folder, name, manifest):
+    (folder / name).unlink()
+    if not manifest:
+        (folder / MANIFEST_FILE).unlink()
+    with pytest.raises(UserError, match=f"{name}: missing file"):
+        load()
+
+
+def test_more_candidates_than_items(load):
+    with pytest.raises(UserError, match="distill.top_k=7: dataset tiny has only 6 items"):
+        load(top_k=7)
+
+
+def test_more_candidates_than_columns(load):
+    message = (
+        r"myrank_train\.txt: 4 items a line, distill\.top_k=5; lower it or export with a larger teacher\.export\.top_n"
+    )
+    with pytest.raises(UserError, match=message):
+        load(top_k=5)
+
+
+def test_manifest_of_another_dataset(load, make_dataset):
+    other = make_dataset([[0, 1, 2, 3, 4], [5, 4, 3, 1]], num_items=6, name="other")
+    message = (
+        rf"files of dataset tiny \([0-9a-f]{{12}}, 3 rows\), this run uses other \({other.fingerprint[:12]}, 3 rows\)"
+    )
+    with pytest.raises(UserError, match=message):
+        load(of=other)
+
+
+@pytest.mark.parametrize("name", [EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE])
+def test_file_altered_after_the_manifest(load, folder, name):
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match=rf"{name}: differs from what manifest\.json describes"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"format_version": 2}, "format_version=2, this program reads 1; export the teacher again"),
+        ({}, "format_version=None"),
+        ([1], "format_version=None"),
+        ({"format_version": 1, "dataset": "tiny"}, "not a teacher manifest"),
+    ],
+)
+def test_foreign_manifest(load, folder, content, message):
+    (folder / MANIFEST_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load()
+
+
+def test_damaged_manifest(load, folder):
+    (folder / MANIFEST_FILE).write_text('{"format_version": 1')
+    with pytest.raises(UserError, match=r"manifest\.json: not a JSON file"):
+        load()
+
+
+@pytest.mark.parametrize("name", [RANKING_FILE, CONFIDENCE_FILE])
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_wrong_number_of_rows(refused, name, count):
+    refused(
+        name,
+        lines([[0, 1, 2]] * count),
+        f"{name}: {count} lines, dataset tiny has 3 training rows; line i has to belong to training row i",
+    )
+
+
+@pytest.mark.parametrize("name", [RANKING_FILE, CONFIDENCE_FILE])
+def test_ragged_line(refused, name):
+    refused(
+        name,
+        "0 1 2\n0 1 2\n0 1\n",
+        f"{name}:3: 2 numbers, line 1 has 3; all lines must be equally long",
+    )
+
+
+def test_empty_lines(refused):
+    refused(RANKING_FILE, "\n\n\n", f"{RANKING_FILE}:1: 0 numbers")
+
+
+@pytest.mark.parametrize("name", [RANKING_FILE, CONFIDENCE_FILE])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_not_finite(refused, name, value):
+    refused(name, f"0 1 2\n0 1 {value}\n0 1 2\n", f"{name}:2: holds NaN or infinity")
+
+
+@pytest.mark.parametrize("name", [RANKING_FILE, CONFIDENCE_FILE])
+def test_no_number(refused, name):
+    refused(name, "0 1 2\n0 1 two\n0 1 2\n", f"{name}: holds something that is no number .*two")
+
+
+@pytest.mark.parametrize("item", ["-1", "6", "1.5"])
+def test_impossible_item(refused, item):
+    refused(
+        RANKING_FILE,
+        f"0 1 2\n0 1 2\n3 {item} 2\n",
+        rf"{RANKING_FILE}:3: item id {item}; ids must be integers from 0 to 5",
+    )
+
+
+def test_confidences_of_another_width(refused):
+    refused(
+        CONFIDENCE_FILE,
+        lines([[0, 1, 2]] * 3),
+        f"{CONFIDENCE_FILE}: 3 numbers a line, {RANKING_FILE} has 4; each distance belongs to the item",
+    )
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (torch.zeros(5, 3), "5 embeddings, dataset tiny has 6 items"),
+        (torch.zeros(7, 3), "7 embeddings, dataset tiny has 6 items"),
+        (torch.zeros(6), r"must hold a float tensor \[num_items, llm_dim\]"),
+        (torch.zeros(6, 3, dtype=torch.int64), "must hold a float tensor"),
+        ({"weight": torch.zeros(6, 3)}, "must hold a float tensor"),
+        (EMBEDDINGS.clone().index_fill(0, torch.tensor([4]), torch.nan), "the embedding of item 4 holds NaN"),
+        (EMBEDDINGS.clone().index_fill(0, torch.tensor([2]), torch.inf), "the embedding of item 2 holds NaN or inf"),
+    ],
+)
+def test_embeddings_that_do_not_fit(load, folder, content, message):
+    (folder / MANIFEST_FILE).unlink()
+    torch.save(content, folder / EMBEDDINGS_FILE)
+    with pytest.raises(UserError, match=message):
+        load()
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensor at all", b"PK\x03\x04 half a zip file"])
+def test_embeddings_that_are_no_tensor_file(load, folder, content):
+    (folder / MANIFEST_FILE).unlink()
+    (folder / EMBEDDINGS_FILE).write_bytes(content)
+    with pytest.raises(UserError, match=r"all_embeddings\.pt: not a tensor file"):
+        load()
+
+
+class _Malicious:
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zip_format", [True, False])
+def test_a_pickle_is_never_executed(load, folder, tmp_path, zip_format):
+    trace = tmp_path / "executed"
+    (folder / MANIFEST_FILE).unlink()
+    torch.save(_Malicious(trace), folder / EMBEDDINGS_FILE, _use_new_zipfile_serialization=zip_format)
+
+    with pytest.raises(UserError, match=r"all_embeddings\.pt: not a tensor file"):
+        load()
+    assert not trace.exists()
+
+    torch.load(folder / EMBEDDINGS_FILE, weights_only=False)  # the trap itself works
+    assert trace.exists()

@@ -1,0 +1,145 @@
+"""Embedding distillation inside the model, and its removal."""
+
+import argparse
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from src.core.seed import generator, set_seed
+from src.distill.fusion import FusedItemEmbedding, folded_state, fuse_teacher, make_projection
+from src.student.models import ItemEmbedding, ModelConfig, build_model
+
+NUM_ITEMS, LLM_DIM, MAX_LEN = 7, 6, 4
+
+
+def teacher_table(num_items: int = NUM_ITEMS, llm_dim: int = LLM_DIM) -> torch.Tensor:
+    return torch.cos(2.3 * torch.arange(num_items * llm_dim)).reshape(num_items, llm_dim)
+
+
+def make_model(fill, emb_size: int = 4, hidden_size: int = 8):
+    return fill(build_model(ModelConfig("sasrec", NUM_ITEMS, emb_size, hidden_size, MAX_LEN, 0.1))).eval()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([[0, 3, 6, 1], [2, 7, 7, 7], [5, 5, 7, 7]]), torch.tensor([4, 1, 2])
+
+
+def test_table_by_arithmetic(fill_with_ramp):
+    items = fill_with_ramp(ItemEmbedding(NUM_ITEMS, 4))
+    projection = fill_with_ramp(torch.nn.Linear(LLM_DIM, 4))
+    teacher = teacher_table()
+
+    fused = FusedItemEmbedding(items, teacher, projection, ed_weight=0.3)
+
+    projected = teacher @ projection.weight.T + projection.bias
+    expected = torch.cat([items.weight[:-1] + 0.3 * projected, items.weight[-1:] + 0.3 * projection.bias])
+    torch.testing.assert_close(fused.table(), expected, atol=1e-6, rtol=0)
+    ids = torch.tensor([[3, 7], [0, 3]])
+    torch.testing.assert_close(fused(ids), expected[ids], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("emb_size, hidden_size", [(4, 8), (8, 8)])
+def test_a_folded_student_scores_as_the_fused_one(fill_with_ramp, emb_size, hidden_size):
+    model = make_model(fill_with_ramp, emb_size, hidden_size)
+    before = model(*batch())
+    fuse_teacher(model, teacher_table(), fill_with_ramp(torch.nn.Linear(LLM_DIM, emb_size), 0.7), 0.5)
+    plain = build_model(model.config).eval()
+
+    plain.load_state_dict(folded_state(model))  # strict: exactly the baseline's names
+
+    torch.testing.assert_close(plain(*batch()), model(*batch()), atol=1e-6, rtol=0)
+    assert (model(*batch()) - before).abs().max() > 1e-3  # the teacher does change the scores
+
+
+def test_the_folded_state_has_the_baselines_names_and_shapes(fill_with_ramp):
+    plain = make_model(fill_with_ramp)
+    wanted = {name: value.shape for name, value in plain.state_dict().items()}
+    model = make_model(fill_with_ramp)
+    fuse_teacher(model, teacher_table(), torch.nn.Linear(LLM_DIM, 4), 0.5)
+
+    state = folded_state(model)
+
+    assert {name: value.shape for name, value in state.items()} == wanted
+    assert not any(value.requires_grad for value in state.values())
+    assert folded_state(plain).keys() == wanted.keys()  # nothing to fold
+
+
+def test_the_teacher_is_not_trained_nor_saved(fill_with_ramp):
+    model = make_model(fill_with_ramp)
+    fuse_teacher(model, teacher_table(), torch.nn.Linear(LLM_DIM, 4), 0.5)
+
+    added = {name for name, _ in model.named_parameters() if name.startswith("item_embeddings.")}
+    assert added == {f"item_embeddings.{part}" for part in ("items.weight", "projection.weight", "projection.bias")}
+    assert not any("teacher" in name for name in model.state_dict())
+
+
+def test_both_parts_learn(fill_with_ramp):
+    model = make_model(fill_with_ramp)
+    fuse_teacher(model, teacher_table(), fill_with_ramp(torch.nn.Linear(LLM_DIM, 4)), 0.5)
+
+    F.cross_entropy(model(*batch()), torch.tensor([1, 2, 3])).backward()
+
+    embedding = model.item_embeddings
+    assert embedding.items.weight.grad.abs().sum() > 0
+    assert embedding.projection.weight.grad.abs().sum() > 0
+    # The padding's row is masked in the model: it learns nothing.
+    assert embedding.items.weight.grad[NUM_ITEMS].abs().sum() == 0
+
+
+def test_a_projection_that_starts_at_zero_changes_nothing(fill_with_ramp):
+    model = make_model(fill_with_ramp)
+    before = model(*batch())
+
+    fuse_teacher(model, teacher_table(), make_projection(LLM_DIM, 4, generator(1, "projection"), zero=True), 0.5)
+
+    assert torch.equal(model(*batch()), before)
+    F.cross_entropy(model(*batch()), torch.tensor([1, 2, 3])).backward()
+    assert model.item_embeddings.projection.weight.grad.abs().sum() > 0  # but it can leave zero
+
+
+def test_projection_draws_from_its_own_generator():
+    set_seed(5)
+    expected = torch.rand(4)
+
+    set_seed(5)
+    first = make_projection(LLM_DIM, 4, generator(5, "projection"))
+    assert torch.equal(torch.rand(4), expected)
+
+    again = make_projection(LLM_DIM, 4, generator(5, "projection"))
+    assert torch.equal(first.weight, again.weight)
+    assert torch.equal(first.bias, again.bias)
+    assert not torch.equal(first.weight, make_projection(LLM_DIM, 4, generator(6, "projection")).weight)
+
+
+def test_projection_has_the_bounds_of_a_linear_layer():
+    projection = make_projection(100, 64, generator(5, "projection"))  # U(-0.1, 0.1), deviation 0.1 / sqrt 3
+
+    assert projection.weight.shape == (64, 100)
+    for part in (projection.weight, projection.bias):
+        assert part.abs().max() <= 0.1
+        assert part.requires_grad
+    assert projection.weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+
+
+def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, monkeypatch):
+    """Upstream's fusion (widths 4096 and 64 are hard-coded there), its weights copied into our table and projection."""
+    hidden = 64
+    monkeypatch.setattr(upstream_dllm2rec, "args", argparse.Namespace(ed_weight=0.3), raising=False)
+    upstream = upstream_dllm2rec.SASRec(hidden, NUM_ITEMS, MAX_LEN, 0.1, torch.device("cpu"))
+    fill_with_ramp(upstream).eval()
+    with torch.no_grad():
+        upstream.fc_4096_64.weight.mul_(0.1)
+    teacher = teacher_table(NUM_ITEMS, 4096)
+    history, length = batch()
+    llm_emb = torch.zeros(*history.shape, 4096)
+    llm_emb[history < NUM_ITEMS] = teacher[history[history < NUM_ITEMS]]
+
+    items = ItemEmbedding(NUM_ITEMS, hidden)
+    items.load_state_dict(upstream.item_embeddings.state_dict())
+    fused = FusedItemEmbedding(items, teacher, upstream.fc_4096_64, 0.3)
+    with torch.no_grad():
+        expected = upstream(history, length.numpy(), llm_emb)
+        # The rest of the model is tested in tests/student; here upstream reads our table instead of its own.
+        upstream.item_embeddings = torch.nn.Embedding.from_pretrained(fused.table())
+        torch.testing.assert_close(upstream(history, length.numpy()), expected, atol=1e-5, rtol=0)

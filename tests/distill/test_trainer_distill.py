@@ -1,0 +1,408 @@
+"""Training with a teacher: the total loss, its equivalences with the baseline, what is saved."""
+
+from math import exp, log
+
+import pytest
+import torch
+
+from src.core.errors import UserError
+from src.core.metrics import MetricsConfig
+from src.distill.data_bridge import TeacherOutputs
+from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, ranking_loss
+from src.distill.selection_policy import SelectionPolicyAll
+from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjective, train_distilled
+from src.student.checkpoint import load_checkpoint
+from src.student.config import StudentConfig
+from src.student.datamodule import Batch
+from src.student.evaluator import evaluate_model
+from src.student.models import ItemEmbedding
+from src.student.trainer_baseline import train_baseline
+
+CPU = torch.device("cpu")
+METRICS = MetricsConfig([1, 5], "ndcg@5")
+NUM_ITEMS, LLM_DIM, TOP_N, SEED = 12, 6, 4, 7
+
+
+class SelectNothing:
+    def select(self, batch, teacher_info, student_info):
+        return torch.zeros_like(batch.target, dtype=torch.bool)
+
+
+class SelectEven:
+    """Every other training row."""
+
+    def select(self, batch, teacher_info, student_info):
+        return batch.row % 2 == 0
+
+
+def student(**changes) -> StudentConfig:
+    base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 4}
+    return StudentConfig("sasrec", **{**base, **changes})
+
+
+def distill(**changes) -> DistillConfig:
+    return DistillConfig("dllm2rec", **{"batch_size": 8, "lr": 0.01, "num_epochs": 4, "top_k": TOP_N, **changes})
+
+
+@pytest.fixture
+def outputs(tiny_dataset) -> TeacherOutputs:
+    """A teacher that puts the target first, then the three items behind it."""
+    target = torch.from_numpy(tiny_dataset.train.targets)
+    return TeacherOutputs(
+        torch.cos(2.3 * torch.arange(NUM_ITEMS * LLM_DIM)).reshape(NUM_ITEMS, LLM_DIM),
+        (target[:, None] + torch.arange(TOP_N)) % NUM_ITEMS,
+        torch.linspace(0, 1, TOP_N).expand(len(target), TOP_N).contiguous(),
+        "m" * 64,
+    )
+
+
+@pytest.fixture
+def run(tiny_dataset, outputs, logger, tb_writer, tmp_path):
+    """Train with a teacher; returns the result and the folder."""
+
+    def train(name, settings, policy=None, init=None, config=None, teacher=outputs, seed=SEED):
+        result = train_distilled(
+            settings,
+            config or student(),
+            tiny_dataset,
+            teacher,
+            policy or SelectionPolicyAll(),
+            init,
+            METRICS,
+            tmp_path / name,
+            seed,
+            CPU,
+            logger,
+            tb_writer,
+        )
+        return result, tmp_path / name
+
+    return train
+
+
+@pytest.fixture
+def baseline(tiny_dataset, logger, tb_writer, tmp_path):
+    def train(config=None):
+        folder = tmp_path / "baseline"
+        return train_baseline(config or student(), tiny_dataset, METRICS, folder, SEED, CPU, logger, tb_writer), folder
+
+    return train
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder)[0].state_dict()
+
+
+def assert_same_weights(one, two) -> None:
+    first, second = weights(one), weights(two)
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- the total loss -----------------------------------------------------------------------------------------
+
+
+class FixedScores(torch.nn.Module):
+    """A model whose scores are given; row r of the batch gets row r of the table."""
+
+    def __init__(self, scores: torch.Tensor, emb_size: int = 3) -> None:
+        super().__init__()
+        self.scores = torch.nn.Parameter(scores)
+        self.item_embeddings = ItemEmbedding(scores.shape[1], emb_size)
+        with torch.no_grad():
+            self.item_embeddings.weight.copy_(
+                torch.sin(1.7 * torch.arange(1, 1 + (scores.shape[1] + 1) * emb_size)).reshape(-1, emb_size)
+            )
+
+    def forward(self, history, length):
+        return self.scores
+
+
+SCORES = torch.tensor([[0.5, -1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 3.0, -2.0, 0.5]])
+BATCH = Batch(torch.tensor([4, 1, 2]), torch.zeros(3, 2), torch.ones(3), torch.tensor([3, 0, 1]))
+
+
+def small_outputs() -> TeacherOutputs:
+    ranking = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 2], [0, 2]])
+    confidence = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.2, 0.4], [0.0, 0.0], [0.0, 0.25]])
+    return TeacherOutputs(torch.cos(2.3 * torch.arange(8.0)).reshape(4, 2), ranking, confidence, None)
+
+
+def small_alignment() -> Alignment:
+    projection = torch.nn.Linear(2, 3)
+    with torch.no_grad():
+        projection.weight.copy_(torch.tensor([[1.0, 0.5], [-0.5, 2.0], [0.25, -1.0]]))
+        projection.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    return Alignment(small_outputs().embeddings, projection)
+
+
+def cross_entropy(rows=(0, 1, 2)) -> float:
+    terms = [log(sum(exp(s) for s in SCORES[i].tolist())) - SCORES[i, BATCH.target[i]].item() for i in rows]
+    return sum(terms) / len(terms)
+
+
+def per_sample_terms() -> tuple[list[float], list[float]]:
+    """Ranking and alignment loss of each sample; the losses themselves are tested in test_kd_losses."""
+    outputs, model = small_outputs(), FixedScores(SCORES)
+    ranking, confidence = outputs.ranking[BATCH.row], outputs.confidence[BATCH.row]
+    mixed = candidate_weights(ranking, confidence, SCORES, RankingWeights(0.3, 0.5, 0.1))
+    projected = small_alignment()(BATCH.target)
+    aligned = alignment_loss(model.item_embeddings.weight[BATCH.target], projected)
+    return ranking_loss(SCORES, ranking, mixed).tolist(), aligned.tolist()
+
+
+@pytest.mark.parametrize(
+    "policy, selected", [(SelectionPolicyAll(), (0, 1, 2)), (SelectEven(), (0, 2)), (SelectNothing(), ())]
+)
+def test_total_loss_of_align(policy, selected):
+    settings = distill(alpha=0.5, ed_weight=0.3, kd_weight=0.7, embedding="align", top_k=2)
+    ranking, aligned = per_sample_terms()
+
+    loss, parts = DistillObjective(settings, policy, small_outputs(), small_alignment())(FixedScores(SCORES), BATCH)
+
+    # The base loss covers every row; the terms are divided by the batch, not by what was selected.
+    mean_ranking, mean_aligned = (sum(values[i] for i in selected) / 3 for values in (ranking, aligned))
+    expected = cross_entropy() + 0.7 * (0.5 * mean_ranking + 0.3 * mean_aligned)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert {name: value.item() for name, value in parts.items()} == pytest.approx(
+        {
+            "loss_ce": cross_entropy(),
+            "selected": len(selected) / 3,
+            "loss_ranking": mean_ranking,
+            "loss_alignment": mean_aligned,
+        },
+        rel=1e-5,
+    )
+    assert not any(value.requires_grad for value in parts.values())
+
+
+def test_total_loss_of_fuse_has_no_alignment_term():
+    settings = distill(alpha=0.5, ed_weight=0.3, kd_weight=0.7, embedding="fuse", top_k=2)
+    ranking, _ = per_sample_terms()
+
+    loss, parts = DistillObjective(settings, SelectionPolicyAll(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+
+    assert loss.item() == pytest.approx(cross_entropy() + 0.7 * 0.5 * sum(ranking) / 3, rel=1e-5)
+    assert "loss_alignment" not in parts
+
+
+def test_teacher_rows_join_on_the_row_number():
+    seen = []
+
+    class Spy:
+        def select(self, batch, teacher_info, student_info):
+            seen.append((teacher_info, student_info))
+            return torch.ones(3)
+
+    DistillObjective(distill(top_k=2), Spy(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+
+    ((teacher, info),) = seen
+    assert teacher.ranking.tolist() == [[0, 2], [2, 3], [1, 0]]  # rows 4, 1, 2
+    assert teacher.confidence.tolist() == [pytest.approx(row) for row in ([0.0, 0.25], [0.0, 0.5], [0.2, 0.4])]
+    assert torch.equal(info.scores, SCORES)
+    assert not info.scores.requires_grad
+    assert torch.equal(info.target, BATCH.target)
+
+
+def test_a_policy_is_not_asked_where_there_is_nothing_to_gate():
+    class Never:
+        def select(self, *args):
+            raise AssertionError("asked")
+
+    for settings in (distill(kd_weight=0.0), distill(alpha=0.0)):
+        loss, parts = DistillObjective(settings, Never(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+        assert loss.item() == pytest.approx(cross_entropy())
+        assert list(parts) == ["loss_ce"]
+
+
+# --- equivalences -------------------------------------------------------------------------------------------
+
+
+def test_no_weights_is_the_baseline_step_for_step(baseline, run):
+    nothing = TeacherOutputs(None, None, None, None)
+    expected, plain = baseline()
+    result, folder = run("distill", distill(kd_weight=0.0, ed_weight=0.0), teacher=nothing)
+
+    assert result.history == expected.history
+    assert (result.best_epoch, result.best_value) == (expected.best_epoch, expected.best_value)
+    assert_same_weights(folder, plain)
+
+
+def test_no_weights_is_the_baseline_with_other_options_too(baseline, run):
+    config = student(weight_decay=1e-3, grad_clip=0.1, emb_size=6, patience=2)
+    expected, plain = baseline(config)
+    settings = distill(kd_weight=0.0, ed_weight=0.0, embedding="align")
+    result, folder = run("distill", settings, config=config)
+
+    assert result.history == expected.history
+    assert_same_weights(folder, plain)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.0])
+def test_selecting_nothing_under_align_is_the_baseline(baseline, run, alpha):
+    expected, plain = baseline()
+    result, folder = run("distill", distill(embedding="align", alpha=alpha), SelectNothing())
+
+    for record, wanted in zip(result.history, expected.history, strict=True):
+        assert {name: record[name] for name in wanted} == wanted
+        assert record["selected"] == 0.0
+    assert_same_weights(folder, plain)
+
+
+def test_the_alignment_alone_needs_no_ranking(run, outputs):
+    embeddings_only = TeacherOutputs(outputs.embeddings, None, None, None)
+    result, _ = run("distill", distill(embedding="align", alpha=0.0), teacher=embeddings_only)
+    assert set(result.history[0]) >= {"loss_alignment", "selected"}
+    assert "loss_ranking" not in result.history[0]
+
+
+def test_each_part_of_the_distillation_changes_the_run(run):
+    settings = {
+        "off": distill(kd_weight=0.0, ed_weight=0.0),
+        "ranking": distill(ed_weight=0.0),
+        "fuse": distill(kd_weight=0.0),
+        "align": distill(alpha=0.0, embedding="align"),
+        "both": distill(),
+        "position": distill(ed_weight=0.0, gamma_position=5.0),
+        "confidence": distill(ed_weight=0.0, gamma_confidence=5.0),
+        "consistency": distill(ed_weight=0.0, gamma_consistency=5.0),
+    }
+
+    losses = {name: [record["loss_ce"] for record in run(name, each)[0].history] for name, each in settings.items()}
+
+    for name, values in losses.items():
+        assert [other for other in losses if losses[other] == values] == [name]
+
+
+def test_equal_seeds_distil_equally(run):
+    first, one = run("one", distill())
+    torch.rand(3)
+    again, two = run("two", distill())
+    other, _ = run("three", distill(), seed=SEED + 1)
+
+    assert first.history == again.history
+    assert first.history != other.history
+    assert_same_weights(one, two)
+
+
+def test_a_teacher_that_knows_the_target_teaches_it(run, tiny_dataset):
+    """The ranking loss falls on what it is trained on."""
+    result, _ = run("distill", distill(num_epochs=20, ed_weight=0.0))
+    assert result.history[-1]["loss_ranking"] < result.history[0]["loss_ranking"]
+
+
+# --- what is saved and where it starts ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embedding", ["fuse", "align"])
+def test_a_distilled_checkpoint_is_a_baseline_checkpoint(baseline, run, tiny_dataset, embedding):
+    _, plain = baseline()
+    result, folder = run("distill", distill(embedding=embedding))
+    model, info = load_checkpoint(folder)  # no teacher file anywhere
+
+    shapes = {name: value.shape for name, value in weights(plain).items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    metrics = evaluate_model(model, tiny_dataset.valid, tiny_dataset, METRICS.ks, CPU).metrics
+    record = result.history[result.best_epoch - 1]
+    assert metrics == pytest.approx({name: record[f"valid/{name}"] for name in metrics})
+    assert (info.epoch, info.valid_value) == (result.best_epoch, result.best_value)
+    assert info.teacher_manifest_sha256 == "m" * 64
+
+
+@pytest.mark.parametrize("embedding", ["fuse", "align"])
+def test_starting_from_a_baseline_starts_with_its_scores(baseline, run, tiny_dataset, embedding):
+    result, plain = baseline()
+    # One epoch at a vanishing rate: what is saved is step 0.
+    _, folder = run("distill", distill(num_epochs=1, lr=1e-12, embedding=embedding), init=plain)
+
+    first, second = weights(plain), weights(folder)
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], atol=1e-8, rtol=0)
+    start = evaluate_model(load_checkpoint(folder)[0], tiny_dataset.valid, tiny_dataset, METRICS.ks, CPU)
+    assert start.metrics["ndcg@5"] == pytest.approx(result.best_value)
+
+
+def test_starting_from_a_baseline_still_learns_the_projection(baseline, run):
+    _, plain = baseline()
+    _, folder = run("distill", distill(num_epochs=1), init=plain)
+    moved = weights(folder)["item_embeddings.weight"] - weights(plain)["item_embeddings.weight"]
+    assert moved.abs().max() > 1e-4
+
+
+def test_start_from_a_checkpoint_of_another_dataset(baseline, make_dataset, outputs, logger, tb_writer, tmp_path):
+    _, plain = baseline()
+    other = make_dataset([[0, 1, 2, 3, 4]], num_items=NUM_ITEMS, name="other")
+    with pytest.raises(UserError, match=r"distill\.init_checkpoint=.*: trained on tiny \(.*\), this run uses other"):
+        train_distilled(
+            distill(),
+            student(),
+            other,
+            outputs,
+            SelectionPolicyAll(),
+            plain,
+            METRICS,
+            tmp_path,
+            7,
+            CPU,
+            logger,
+            tb_writer,
+        )
+
+
+def test_start_from_a_checkpoint_of_another_shape(baseline, run):
+    _, plain = baseline()
+    with pytest.raises(UserError, match="this model wants"):
+        run("distill", distill(), init=plain, config=student(hidden_size=16))
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "other"}, "distill.name='other': must be dllm2rec"),
+        ({"alpha": -1.0}, "distill.alpha=-1.0: must be a number >= 0"),
+        ({"ed_weight": -1.0}, "distill.ed_weight=-1.0"),
+        ({"kd_weight": -0.5}, "distill.lambda=-0.5: must be a number >= 0"),
+        ({"batch_size": 0}, "distill.batch_size=0: must be an integer >= 1"),
+        ({"num_epochs": 0}, "distill.num_epochs=0"),
+        ({"top_k": 0}, "distill.top_k=0"),
+        ({"lr": 0.0}, "distill.lr=0.0: must be a number > 0"),
+        ({"gamma_consistency": -1.0}, "distill.gamma_consistency=-1.0"),
+        (
+            {"gamma_position": 0.0, "gamma_confidence": 0.0, "gamma_consistency": 0.0},
+            "distill.gamma_position=0.0: must be above 0",
+        ),
+        ({"embedding": "add"}, "distill.embedding='add': must be fuse or align"),
+        ({"init": "teacher"}, "distill.init='teacher': must be scratch or baseline"),
+        ({"init_checkpoint": "x"}, "distill.init_checkpoint='x': must be null with distill.init=scratch"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        DistillConfig(**{"name": "dllm2rec", **changes})
+
+
+@pytest.mark.parametrize(
+    "changes, ranking, embeddings",
+    [
+        ({}, True, True),
+        ({"alpha": 0.0}, False, True),
+        ({"kd_weight": 0.0}, False, True),
+        ({"kd_weight": 0.0, "embedding": "align"}, False, False),
+        ({"embedding": "align"}, True, True),
+        ({"ed_weight": 0.0}, True, False),
+    ],
+)
+def test_what_is_needed(changes, ranking, embeddings):
+    settings = distill(**changes)
+    assert (settings.needs_ranking, settings.needs_embeddings) == (ranking, embeddings)
+
+
+def test_fit_settings_are_its_own_where_it_has_them():
+    settings = distill(batch_size=3, lr=0.5, num_epochs=9).fit_settings(
+        student(weight_decay=0.25, grad_clip=2.0, patience=6)
+    )
+    assert (settings.batch_size, settings.lr, settings.num_epochs) == (3, 0.5, 9)
+    assert (settings.weight_decay, settings.grad_clip, settings.patience) == (0.25, 2.0, 6)

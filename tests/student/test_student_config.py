@@ -1,0 +1,37 @@
+"""Ranges of the student's settings."""
+
+import pytest
+
+from src.core.errors import UserError
+from src.student.config import FitSettings, StudentConfig
+from src.student.models import ModelConfig
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "bert"}, "student.name='bert': must be one of sasrec"),
+        ({"emb_size": 0}, "student.emb_size=0: must be an integer >= 1"),
+        ({"hidden_size": 0}, "student.hidden_size=0"),
+        ({"max_seq_len": 0}, "student.max_seq_len=0"),
+        ({"batch_size": 0}, "student.batch_size=0"),
+        ({"num_epochs": 0}, "student.num_epochs=0"),
+        ({"patience": 0}, "student.patience=0"),
+        ({"dropout": 1.0}, r"student.dropout=1.0: must be a number in \[0, 1\)"),
+        ({"dropout": -0.1}, "student.dropout=-0.1"),
+        ({"lr": 0.0}, "student.lr=0.0: must be a number > 0"),
+        ({"lr": float("nan")}, "student.lr=nan"),
+        ({"weight_decay": -1.0}, "student.weight_decay=-1.0: must be a number >= 0"),
+        ({"grad_clip": -1.0}, r"student.grad_clip=-1.0: must be a number >= 0 \(0 is off\)"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        StudentConfig(**{"name": "sasrec", **changes})
+
+
+def test_every_value_arrives_where_it_is_used():
+    config = StudentConfig("sasrec", 3, 4, 5, 0.25, 6, 0.5, 7, 0.125, 2.0, 8)
+
+    assert config.model_config(num_items=9) == ModelConfig("sasrec", 9, 3, 4, 5, 0.25)
+    assert config.fit_settings() == FitSettings(6, 0.5, 7, 0.125, 2.0, 8)

@@ -1,0 +1,222 @@
+"""The training loop, and the baseline that trains with it."""
+
+import csv
+import logging
+from math import exp, log
+
+import pytest
+import torch
+from torch import nn
+
+from src.core.errors import UserError
+from src.core.metrics import MetricsConfig
+from src.student.checkpoint import load_checkpoint
+from src.student.config import FitSettings, StudentConfig
+from src.student.datamodule import Batch
+from src.student.evaluator import evaluate_model
+from src.student.trainer_baseline import cross_entropy, train_baseline
+from src.student.training import FitResult, fit, save_history
+
+CPU = torch.device("cpu")
+METRICS = MetricsConfig([1, 5], "ndcg@5")
+
+
+def settings(**changes) -> FitSettings:
+    base = {"batch_size": 1, "lr": 0.1, "num_epochs": 5, "weight_decay": 0.0, "grad_clip": 0.0, "patience": 10}
+    return FitSettings(**{**base, **changes})
+
+
+class OneWeight(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(value))
+
+
+def run_fit(tb_writer, values, steps=2, objective=None, model=None, saved=None, **changes):
+    """`fit` on a loader of `steps` empty batches with the given validation values; returns result, saves, model."""
+    model = model or OneWeight(1.0)
+    loader = torch.utils.data.DataLoader([torch.zeros(())] * steps, batch_size=None)
+    objective = objective or (lambda m, batch: (m.weight * 1.0, {}))
+    saved = [] if saved is None else saved  # (epoch, value, weight) of each save
+    stream = iter(values)
+    result = fit(
+        model,
+        loader,
+        objective,
+        lambda: {"ndcg@5": next(stream), "mrr": 0.5},
+        lambda epoch, value: saved.append((epoch, value, model.weight.item())),
+        "ndcg@5",
+        settings(num_epochs=len(values), **changes),
+        logging.getLogger("tests"),
+        tb_writer,
+    )
+    return result, saved, model
+
+
+def test_best_epoch_is_kept_and_ties_keep_the_earlier(tb_writer):
+    result, saved, _ = run_fit(tb_writer, [0.1, 0.3, 0.2, 0.3, 0.25])
+
+    assert (result.best_epoch, result.best_value) == (2, 0.3)
+    assert [(epoch, value) for epoch, value, _ in saved] == [(1, 0.1), (2, 0.3)]
+    assert len(result.history) == 5
+
+
+def test_saving_sees_the_weights_of_that_epoch(tb_writer):
+    # Constant gradient: Adam moves by lr = 0.1 each step, 2 steps an epoch.
+    _, saved, model = run_fit(tb_writer, [0.1, 0.3, 0.2])
+
+    assert [weight for _, _, weight in saved] == pytest.approx([1 - 0.2, 1 - 0.4], abs=1e-5)
+    assert model.weight.item() == pytest.approx(1 - 0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize("patience, epochs", [(1, 3), (2, 4), (3, 5), (10, 6)])
+def test_early_stopping(tb_writer, patience, epochs):
+    result, _, _ = run_fit(tb_writer, [0.1, 0.3, 0.2, 0.1, 0.2, 0.1], patience=patience)
+
+    assert (result.best_epoch, len(result.history)) == (2, epochs)
+
+
+def test_a_validation_of_zero_counts_as_a_first_value(tb_writer):
+    result, saved, _ = run_fit(tb_writer, [0.0, 0.0])
+    assert (result.best_epoch, len(saved)) == (1, 1)
+
+
+def test_records_are_means_over_the_steps_and_reach_tensorboard(tb_writer):
+    losses = iter([1.0, 3.0, 5.0, 9.0])
+
+    def objective(model, batch):
+        value = next(losses)
+        return model.weight * 0 + value, {"loss_ce": torch.tensor(2 * value)}
+
+    result, _, _ = run_fit(tb_writer, [0.1, 0.2], objective=objective)
+
+    assert result.history == [
+        {"epoch": 1, "loss": 2.0, "loss_ce": 4.0, "valid/ndcg@5": 0.1, "valid/mrr": 0.5},
+        {"epoch": 2, "loss": 7.0, "loss_ce": 14.0, "valid/ndcg@5": 0.2, "valid/mrr": 0.5},
+    ]
+    assert ("loss", 7.0, 2) in tb_writer.scalars
+    assert ("valid/ndcg@5", 0.2, 2) in tb_writer.scalars
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(tb_writer, value):
+    saved = []
+
+    def objective(model, batch):
+        return model.weight * value, {}
+
+    with pytest.raises(UserError, match=rf"training: loss is {value} in epoch 1; lower the learning rate"):
+        run_fit(tb_writer, [0.1], steps=1, objective=objective, saved=saved)
+    assert saved == []
+
+
+def test_a_part_that_is_not_finite_is_named(tb_writer):
+    def objective(model, batch):
+        return model.weight * 1.0, {"loss_ranking": torch.tensor(float("inf"))}
+
+    with pytest.raises(UserError, match="training: loss_ranking is inf in epoch 1"):
+        run_fit(tb_writer, [0.1], objective=objective)
+
+
+def test_gradient_clipping(tb_writer):
+    seen = []
+
+    model = OneWeight(1.0)
+    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.item()))
+
+    def objective(m, batch):
+        return m.weight * 100.0, {}
+
+    run_fit(tb_writer, [0.1], steps=1, objective=objective, model=model, grad_clip=2.0)
+    assert seen == [100.0]
+    assert model.weight.grad.item() == pytest.approx(2.0, rel=1e-4)
+
+    run_fit(tb_writer, [0.1], steps=1, objective=objective, model=model, grad_clip=0.0)
+    assert model.weight.grad.item() == 100.0
+
+
+def test_weight_decay_pulls_towards_zero(tb_writer):
+    # The loss has no gradient, so only the decay moves the weight: one Adam step of lr against its sign.
+    def objective(m, batch):
+        return m.weight * 0.0, {}
+
+    _, _, model = run_fit(tb_writer, [0.1], steps=1, objective=objective, weight_decay=0.01)
+    assert model.weight.item() == pytest.approx(1.0 - 0.1, abs=1e-4)
+    _, _, model = run_fit(tb_writer, [0.1], steps=1, objective=objective)
+    assert model.weight.item() == 1.0
+
+
+def test_cross_entropy_by_hand():
+    scores = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]])
+    batch = Batch(torch.tensor([0, 1]), torch.zeros(2, 1), torch.ones(2), torch.tensor([1, 0]))
+
+    loss, parts = cross_entropy(lambda history, length: scores, batch)
+
+    first = -log(exp(2) / (exp(1) + exp(2) + exp(4)))
+    assert loss.item() == pytest.approx((first + log(3)) / 2)
+    assert parts == {"loss_ce": loss}
+
+
+def test_history_file(tmp_path):
+    result = FitResult(2, 0.5, [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}])
+    save_history(result, tmp_path / "history.csv")
+    with (tmp_path / "history.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"epoch": "1", "loss": "2.0"}, {"epoch": "2", "loss": "1.5"}]
+
+
+# --- the baseline -------------------------------------------------------------------------------------------
+
+
+def student(**changes) -> StudentConfig:
+    base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 3}
+    return StudentConfig("sasrec", **{**base, **changes})
+
+
+@pytest.fixture
+def train(tiny_dataset, logger, tb_writer, tmp_path):
+    def run(name: str, seed: int = 7, **changes):
+        folder = tmp_path / name
+        result = train_baseline(student(**changes), tiny_dataset, METRICS, folder, seed, CPU, logger, tb_writer)
+        return result, folder
+
+    return run
+
+
+def test_equal_seeds_train_equally_and_others_do_not(train):
+    first, one = train("one")
+    torch.rand(3)  # what happened before must not matter
+    again, two = train("two")
+    other, three = train("three", seed=8)
+
+    assert first.history == again.history
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    assert first.history != other.history
+    assert (one / "model.safetensors").read_bytes() != (three / "model.safetensors").read_bytes()
+
+
+def test_train_then_load_gives_the_same_validation_metrics(train, tiny_dataset):
+    result, folder = train("one", num_epochs=6)
+    model, info = load_checkpoint(folder)
+
+    metrics = evaluate_model(model, tiny_dataset.valid, tiny_dataset, METRICS.ks, CPU).metrics
+
+    record = result.history[result.best_epoch - 1]
+    assert metrics == {name.removeprefix("valid/"): record[name] for name in record if name.startswith("valid/")}
+    assert metrics["ndcg@5"] == result.best_value == info.valid_value
+    assert result.best_value == max(record["valid/ndcg@5"] for record in result.history)
+    assert (info.epoch, info.seed, info.monitor) == (result.best_epoch, 7, "ndcg@5")
+    assert (info.dataset, info.dataset_fingerprint) == ("tiny", tiny_dataset.fingerprint)
+    assert info.teacher_manifest_sha256 is None
+
+
+def test_training_rows_are_learnt(train):
+    """From the loss of a uniform guess over 12 items, log 12, to a tenth of it."""
+    result, _ = train("one", num_epochs=40, patience=40, dropout=0.0, lr=0.02)
+
+    assert result.history[0]["loss"] == pytest.approx(log(12), rel=0.2)
+    assert result.history[-1]["loss"] < log(12) / 10
+
+
+def test_a_learning_rate_that_diverges_is_a_user_error(train):
+    with pytest.raises(UserError, match="NaN|training: loss is"):
+        train("one", lr=1e30, num_epochs=5)

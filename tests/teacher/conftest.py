@@ -1,0 +1,112 @@
+"""A teacher small enough to check by hand: hidden 16, two layers, two pretraining steps."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.core.data_utils import SequenceDataset
+from src.student.models import ModelConfig, build_model
+from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
+from src.teacher.engine import NativeEngine
+from src.teacher.llm import load_llm
+from src.teacher.moe_lora import GatedLora, add_gated_lora
+from src.teacher.prompts import PromptBuilder
+from src.teacher.recommender import FrozenRecommender
+from src.teacher.tiny_llm import build_tiny_llm
+from src.teacher.training import TeacherParts
+
+CPU = torch.device("cpu")
+REC_SIZE = 8
+_WORDS = ["Red Lamp", "The Long Road (2)", "Café No. 7", "Stone", "A Walk, by Night", "Zig-Zag: Part II"]
+
+
+@pytest.fixture(scope="session")
+def dataset(make_dataset) -> SequenceDataset:
+    """24 items with titles of different lengths; 6 users of 7 items: 24 training rows of history 1 to 4."""
+    titles = [f"{_WORDS[item % 6]}{'' if item < 6 else f' {chr(65 + item // 6)}' * (item // 6)}" for item in range(24)]
+    sequences = [[(4 * user + (1 + user % 3) * place) % 24 for place in range(7)] for user in range(6)]
+    return make_dataset(sequences, num_items=24, max_seq_len=6, name="toy", titles=titles)
+
+
+def make_config() -> TeacherConfig:
+    return TeacherConfig(
+        name="ilora_tiny",
+        max_history=3,
+        num_candidates=5,
+        batch_size=4,
+        micro_batch_size=2,
+        num_epochs=1,
+        lr=1e-2,
+        dtype="float32",
+        gradient_checkpointing=False,
+        lora=LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2),
+        export=ExportSettings(top_n=4, batch_size=3),
+        tiny=TinySettings(400, 16, 2, 2, pretrain_steps=2, pretrain_batch_size=2),
+    )
+
+
+@pytest.fixture
+def config() -> TeacherConfig:
+    return make_config()
+
+
+class _NoWriter:
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def build_llm(dataset) -> Callable[[TeacherConfig, Path, int], None]:
+    def build(config: TeacherConfig, folder: Path, seed: int) -> None:
+        build_tiny_llm(config, dataset, folder, seed, CPU, logging.getLogger("tests"), _NoWriter())
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def llm_folder(build_llm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "llm"
+    build_llm(make_config(), folder, 7)
+    return folder
+
+
+@pytest.fixture
+def make_lora(llm_folder, config, fill_with_ramp) -> Callable[..., GatedLora]:
+    """A fresh adapted LM with ramp weights in adapter, router and projector."""
+
+    def make(settings: LoraSettings = config.lora, ramp: bool = True, scale: float = 0.25) -> GatedLora:
+        lora = add_gated_lora(load_llm(llm_folder, "float32", CPU)[1], settings, REC_SIZE)
+        if ramp:
+            trained = torch.nn.ParameterList(p for p in lora.model.parameters() if p.requires_grad)
+            fill_with_ramp(trained, scale)
+        lora.model.eval()
+        return lora
+
+    return make
+
+
+@pytest.fixture
+def lora(make_lora) -> GatedLora:
+    return make_lora()
+
+
+@pytest.fixture
+def builder(llm_folder, dataset) -> PromptBuilder:
+    return PromptBuilder(load_llm(llm_folder, "float32", CPU)[0], dataset.titles, "movie")
+
+
+@pytest.fixture
+def recommender(dataset, fill_with_ramp) -> FrozenRecommender:
+    model = build_model(ModelConfig("sasrec", dataset.num_items, REC_SIZE, REC_SIZE, 6, 0.0))
+    return FrozenRecommender(fill_with_ramp(model), dataset, CPU)
+
+
+@pytest.fixture
+def parts(lora, builder, recommender, dataset, config) -> TeacherParts:
+    return TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)

@@ -1,0 +1,153 @@
+"""Prompts: the same tokens as the whole text, markers where items are, labels on the answer only."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from src.teacher.llm import load_llm
+from src.teacher.prompts import (
+    CANDIDATE_MARKER,
+    HISTORY_MARKER,
+    IGNORED,
+    MARKERS,
+    PLACEHOLDER,
+    TEMPLATES,
+    PromptBuilder,
+)
+
+HISTORY, CANDIDATES = np.array([2, 9, 4, 7]), np.array([1, 8, 20, 23, 11])  # every kind of title
+
+
+@pytest.fixture
+def marker_ids(builder) -> dict[str, int]:
+    return dict(zip(MARKERS, builder.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
+
+
+@pytest.mark.parametrize("template_set", TEMPLATES)
+@pytest.mark.parametrize("embed", [True, False])
+@pytest.mark.parametrize("history", [HISTORY, HISTORY[:1]], ids=["long", "short"])
+def test_cached_pieces_are_the_tokens_of_the_whole_text(builder, dataset, template_set, embed, history):
+    builder = PromptBuilder(builder.tokenizer, dataset.titles, template_set)
+    for template in range(len(TEMPLATES[template_set])):
+        prompt = builder.prompt(history, CANDIDATES, template, embed)
+        assert prompt.ids == builder.tokenizer(builder.text(history, CANDIDATES, template, embed)).input_ids
+        assert prompt.ids[0] == builder.tokenizer.bos_token_id
+        assert prompt.ids.count(builder.bos_id) == 1
+
+
+@pytest.fixture
+def strict_tokenizer(llm_folder, dataset, tmp_path):
+    """As LLaMA-2's own, and unlike the tiny one, it keeps every blank it is given."""
+    folder = shutil.copytree(llm_folder, tmp_path / "llm")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(dataset.titles + [t for texts in TEMPLATES.values() for t in texts]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    return load_llm(folder, "float32", torch.device("cpu"))[0]
+
+
+@pytest.mark.parametrize("template", range(3))
+@pytest.mark.parametrize("embed", [True, False])
+def test_cached_pieces_with_a_tokenizer_that_keeps_blanks(strict_tokenizer, dataset, template, embed):
+    assert strict_tokenizer.tokenize("a  b") != strict_tokenizer.tokenize("a b")
+    builder = PromptBuilder(strict_tokenizer, dataset.titles, "movie")
+    text = builder.text(HISTORY, CANDIDATES, template, embed)
+    assert builder.prompt(HISTORY, CANDIDATES, template, embed).ids == strict_tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("template", range(3))
+def test_one_marker_a_title_in_reading_order(builder, marker_ids, template):
+    prompt = builder.prompt(HISTORY, CANDIDATES, template, embed=True)
+
+    assert prompt.ids.count(marker_ids[HISTORY_MARKER]) == len(HISTORY)
+    assert prompt.ids.count(marker_ids[CANDIDATE_MARKER]) == len(CANDIDATES)
+    assert prompt.ids.count(marker_ids[PLACEHOLDER]) == 0
+    assert prompt.items == [*HISTORY, *CANDIDATES]
+    # In reading order: all history markers, then all candidate markers, in every template.
+    kinds = [token for token in prompt.ids if token in builder.embedding_ids]
+    assert kinds == [marker_ids[HISTORY_MARKER]] * 4 + [marker_ids[CANDIDATE_MARKER]] * 5
+
+
+@pytest.mark.parametrize("template", range(3))
+def test_placeholders_carry_no_embeddings(builder, marker_ids, template):
+    prompt = builder.prompt(HISTORY, CANDIDATES, template, embed=False)
+
+    assert prompt.ids.count(marker_ids[PLACEHOLDER]) == len(HISTORY) + len(CANDIDATES)
+    assert not set(prompt.ids) & set(builder.embedding_ids)
+    assert prompt.items == []
+    batch = builder.batch([prompt])
+    assert not batch.is_marker.any()
+    assert len(batch.markers) == 0
+
+
+def test_text_names_the_titles_in_order(builder, dataset):
+    text = builder.text(HISTORY, CANDIDATES, 0, embed=True)
+    assert ", ".join(f"{dataset.titles[i]} [HistoryEmb]" for i in HISTORY) + "." in text
+    assert ", ".join(f"{dataset.titles[i]} [CansEmb]" for i in CANDIDATES) + "." in text
+
+
+def test_braces_in_a_title_are_text(builder, dataset):
+    titles = ["{history} {0}", *dataset.titles[1:]]
+    text = PromptBuilder(builder.tokenizer, titles, "default").text(np.array([0]), CANDIDATES, 0, True)
+    assert "{history} {0} [HistoryEmb]" in text
+
+
+def test_an_answer_is_bos_title_newline(builder, dataset):
+    for item in range(dataset.num_items):
+        ids = builder.answer(item)
+        assert ids[0] == builder.bos_id
+        assert ids[-1] == builder.newline_id
+        assert builder.newline_id not in ids[:-1]
+        assert builder.tokenizer.decode(ids[1:]) == dataset.titles[item] + "\n"
+
+
+def test_batch_pads_left_and_labels_the_answer_only(builder):
+    prompts = [builder.prompt(HISTORY, CANDIDATES, 1, True), builder.prompt(HISTORY[:1], CANDIDATES[:2], 1, True)]
+    answers = [builder.answer(3), builder.answer(2)]
+
+    batch = builder.batch(prompts, answers)
+
+    width = len(prompts[0].ids) + len(answers[0])
+    assert batch.ids.shape == (2, width)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        padding = width - len(prompt.ids) - len(answer)
+        pad = [builder.tokenizer.pad_token_id] * padding
+        assert batch.ids[i].tolist() == pad + prompt.ids + answer
+        assert batch.mask[i].tolist() == [False] * padding + [True] * (width - padding)
+        assert batch.labels[i].tolist() == [IGNORED] * (width - len(answer)) + answer
+        places = [j for j in range(width) if batch.ids[i, j] in builder.embedding_ids]
+        assert batch.is_marker[i].nonzero().flatten().tolist() == places
+    assert batch.markers.tolist() == [*HISTORY, *CANDIDATES, *HISTORY[:1], *CANDIDATES[:2]]
+    assert int(batch.is_marker.sum()) == len(batch.markers)
+
+
+def test_batch_without_answers_has_no_labels(builder):
+    batch = builder.batch([builder.prompt(HISTORY, CANDIDATES, 0, True)])
+    assert (batch.labels == IGNORED).all()
+    assert batch.mask.all()
+    assert torch.equal(batch.to(torch.device("cpu")).ids, batch.ids)
+
+
+def test_special_tokens_are_single_and_distinct(builder, marker_ids):
+    ids = [*marker_ids.values(), builder.tokenizer.pad_token_id, builder.tokenizer.eos_token_id, builder.bos_id]
+    assert len(set(ids)) == len(ids)
+    assert builder.tokenizer.unk_token_id not in ids
+    for marker, token in marker_ids.items():
+        # The blanks around a marker are swallowed.
+        assert builder.tokenizer(f"a {marker} b", add_special_tokens=False).input_ids.count(token) == 1

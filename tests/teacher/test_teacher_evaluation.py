@@ -1,0 +1,85 @@
+"""Reading answers, and the numbers made of them."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from src.teacher.evaluation import Answers, answer_metrics, generate_answers, named_candidate
+
+TITLES = ["Red Lamp", "Stone", "The Long Road (2)"]
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("Stone", "Stone"),
+        ("  stone ", "Stone"),
+        ("I would suggest the long road (2).", "The Long Road (2)"),
+        ("RED LAMP", "Red Lamp"),
+        ("Red Lamp, Stone", None),  # two
+        ("Red", None),  # none
+        ("", None),
+    ],
+)
+def test_named_candidate(answer, expected):
+    assert named_candidate(answer, TITLES) == expected
+
+
+def test_a_title_inside_another_title_makes_two():
+    assert named_candidate("Stone Age", ["Stone", "Stone Age"]) is None
+    assert named_candidate("Stone", ["Stone", "Stone Age"]) == "Stone"
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % Wilson score interval."""
+    z, p = 1.959963984540054, successes / trials
+    centre, half = p + z * z / (2 * trials), z * sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
+    return (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
+
+
+def test_answer_metrics_by_arithmetic():
+    answers = Answers(
+        ["Stone", "red lamp", "Stone", "Stone", "nothing", "Red Lamp Stone"],
+        [TITLES] * 6,
+        ["Stone", "Red Lamp", "Red Lamp", "Stone", "Stone", "Stone"],
+    )
+
+    result = answer_metrics(answers)
+
+    # 6 rows, 4 valid answers, 3 of them right.
+    expected = {"num_rows": 6, "hr@1": 3 / 4, "valid_ratio": 4 / 6, "hr@1_all": 3 / 6}
+    for name, pair in (("hr@1", wilson(3, 4)), ("valid_ratio", wilson(4, 6)), ("hr@1_all", wilson(3, 6))):
+        expected[f"{name}_low"], expected[f"{name}_high"] = pair
+    assert result == pytest.approx(expected, abs=1e-6)
+    assert result["hr@1"] * result["valid_ratio"] == pytest.approx(result["hr@1_all"])
+
+
+def test_no_valid_answer_at_all():
+    result = answer_metrics(Answers(["", "?"], [TITLES] * 2, ["Stone", "Stone"]))
+
+    assert (result["hr@1"], result["hr@1_low"], result["hr@1_high"]) == (0.0, 0.0, 1.0)
+    assert (result["valid_ratio"], result["hr@1_all"]) == (0.0, 0.0)
+    assert result["valid_ratio_high"] == pytest.approx(wilson(0, 2)[1])
+
+
+def test_all_right():
+    result = answer_metrics(Answers(["Stone"] * 3, [TITLES] * 3, ["Stone"] * 3))
+    assert (result["hr@1"], result["valid_ratio"], result["hr@1_all"]) == (1.0, 1.0, 1.0)
+    assert result["hr@1_all_low"] == pytest.approx(wilson(3, 3)[0])
+
+
+def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
+    index = np.array([4, 0, 3, 5])
+    answers = generate_answers(parts, dataset.test, index, seed=7)
+
+    assert answers.targets == [dataset.titles[i] for i in dataset.test.targets[index]]
+    assert len(answers.texts) == 4
+    for titles, target, row in zip(answers.candidates, answers.targets, index, strict=True):
+        assert len(titles) == len(set(titles)) == 5
+        assert target in titles
+        history = {dataset.titles[i] for i in dataset.test.history(row)}
+        assert not history & set(titles) - {target}
+    alone = generate_answers(parts, dataset.test, index[2:3], seed=7)
+    assert (alone.texts, alone.candidates) == (answers.texts[2:3], answers.candidates[2:3])
+    assert generate_answers(parts, dataset.test, index, seed=8).candidates != answers.candidates

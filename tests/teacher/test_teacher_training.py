@@ -1,0 +1,268 @@
+"""Training the adapter, and the teacher as a whole: train, save, load, evaluate, export."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from src.core.errors import UserError
+from src.core.paths import RunFolder
+from src.core.teacher_files import MANIFEST_FILE, read_manifest
+from src.distill.data_bridge import load_teacher_outputs
+from src.student.config import StudentConfig
+from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
+from src.teacher.export import Ranking
+from src.teacher.factory import build_teacher
+from src.teacher.ilora_backend import ILoRATeacher, _full_ranking
+from src.teacher.training import train_adapter, training_rows
+
+CPU = torch.device("cpu")
+
+
+# --- rows and steps -----------------------------------------------------------------------------------------
+
+
+def test_training_rows_have_three_items_of_history(dataset):
+    rows = training_rows(dataset, None, seed=7)
+    assert rows.tolist() == [i for i in range(len(dataset.train)) if len(dataset.train.history(i)) >= 3]
+    assert 0 < len(rows) < len(dataset.train)
+
+
+def test_a_sample_of_the_training_rows(dataset):
+    every = training_rows(dataset, None, seed=7)
+    some = training_rows(dataset, 5, seed=7)
+
+    assert len(some) == len(set(some.tolist())) == 5
+    assert set(some.tolist()) <= set(every.tolist())
+    assert some.tolist() == sorted(some.tolist()) == training_rows(dataset, 5, seed=7).tolist()
+    assert some.tolist() != training_rows(dataset, 5, seed=8).tolist()
+    assert training_rows(dataset, 10**6, seed=7).tolist() == every.tolist()
+
+
+def test_no_row_is_long_enough(make_dataset):
+    short = make_dataset([[0, 1, 2, 3]], num_items=4, name="short")
+    with pytest.raises(UserError, match="dataset short: no training row has 3 items of history"):
+        training_rows(short, None, seed=7)
+
+
+def train(parts, logger, tb_writer, seed=7):
+    saves: list[int] = []
+    torch.manual_seed(seed)
+    train_adapter(parts, training_rows(parts.dataset, None, seed), seed, saves.append, logger, tb_writer)
+    return saves
+
+
+def trained_weights(parts) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in parts.engine.lora.model.named_parameters() if p.requires_grad}
+
+
+def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writer):
+    lora = parts.engine.lora
+    before = {name: p.detach().clone() for name, p in lora.model.named_parameters()}
+    statistics = lora.router.state_dict()["modules_to_save.default.bn.running_mean"].clone()
+
+    train(parts, logger, tb_writer)
+
+    moved = {name for name, p in lora.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in lora.model.named_parameters() if p.requires_grad}
+    assert not torch.equal(lora.router.state_dict()["modules_to_save.default.bn.running_mean"], statistics)
+    assert not lora.model.training  # evaluation follows
+    assert [step for name, _, step in tb_writer.scalars if name == "train/loss"] == [1, 2, 3]  # 12 rows by 4
+
+
+@pytest.mark.parametrize("epochs, interval, saves", [(1, 1, [1]), (3, 2, [2, 3]), (4, 2, [2, 4]), (2, 5, [2])])
+def test_when_it_saves(parts, logger, tb_writer, epochs, interval, saves):
+    parts = replace(parts, config=replace(parts.config, num_epochs=epochs, save_interval=interval))
+    assert train(parts, logger, tb_writer) == saves
+
+
+def test_equal_seeds_train_equally(parts, make_lora, logger, tb_writer):
+    from src.teacher.engine import NativeEngine
+
+    other = replace(parts, engine=NativeEngine(make_lora(), parts.recommender.item_table))
+    train(parts, logger, tb_writer)
+    torch.rand(3)
+    train(other, logger, tb_writer)
+    first, second = trained_weights(parts), trained_weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer):
+    parts.engine.loss = lambda batch, gates: gates.sum() * torch.nan
+    with pytest.raises(UserError, match=r"teacher\.lr=0\.01: the training loss became nan; lower it"):
+        train(parts, logger, tb_writer)
+
+
+# --- the whole teacher --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(config) -> TeacherConfig:
+    student = StudentConfig("sasrec", 8, 8, 6, batch_size=8, num_epochs=1)
+    return replace(config, recommender=student, max_train_rows=8, max_eval_rows=4)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    return OmegaConf.create(
+        {
+            "general": {"seed": 7, "overwrite": False},
+            "metrics": {"ks": [1, 5], "monitor": "ndcg@5"},
+            "paths": {"teacher_outputs_dir": str(tmp_path / "outputs")},
+        }
+    )
+
+
+def evaluation_of(folder: RunFolder) -> dict:
+    return json.loads(folder.eval_file("teacher").read_text())
+
+
+def test_train_save_load_gives_the_same_numbers(settings, dataset, cfg, logger, tb_writer, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    teacher = ILoRATeacher(settings, dataset, folder, CPU)
+    value = teacher.train(cfg, logger, tb_writer)
+    teacher.evaluate(cfg, logger)
+    first = evaluation_of(folder)
+    teacher.export_for_dllm2rec(cfg, logger)
+    outputs = tmp_path / "outputs"
+    exported = {path.name: path.read_bytes() for path in outputs.iterdir()}
+
+    # Another process: everything from the run folder.
+    folder.eval_file("teacher").unlink()
+    again = ILoRATeacher(settings, dataset, folder, CPU)
+    again.evaluate(cfg, logger)
+    cfg.general.overwrite = True
+    again.export_for_dllm2rec(cfg, logger)
+
+    assert evaluation_of(folder) == first
+    assert 0 <= value <= 1
+    assert {path.name: path.read_bytes() for path in outputs.iterdir()} == exported
+    assert (first["num_users"], first["num_items"], first["answers"]["num_rows"]) == (4, 24, 4)
+    assert set(first["metrics"]) == {f"{m}@{k}" for m in ("recall", "ndcg", "hit_ratio") for k in (1, 5)} | {"mrr"}
+
+
+def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cfg, logger, tb_writer, tmp_path, caplog):
+    teacher = ILoRATeacher(settings, dataset, RunFolder(tmp_path / "run"), CPU)
+    teacher.train(cfg, logger, tb_writer)
+    teacher.export_for_dllm2rec(cfg, logger)
+
+    outputs = load_teacher_outputs(tmp_path / "outputs", dataset, 4, True, True, logger)
+    assert outputs.ranking.shape == outputs.confidence.shape == (len(dataset.train), 4)
+    assert outputs.embeddings.shape == (24, 16)
+    assert "cannot be verified" not in caplog.text
+    manifest = read_manifest(tmp_path / "outputs")
+    assert (manifest.num_rows, manifest.in_sample_rows, manifest.method) == (24, 8, "likelihood")
+    before = (tmp_path / "outputs" / MANIFEST_FILE).read_bytes()
+    with pytest.raises(UserError, match=r"holds the export of another teacher .*general\.overwrite=true"):
+        teacher.export_for_dllm2rec(cfg, logger)
+    assert (tmp_path / "outputs" / MANIFEST_FILE).read_bytes() == before
+
+
+def test_a_missing_target_ranks_last():
+    import types
+
+    rows = types.SimpleNamespace(targets=np.array([3, 9, 5]), user=np.array([0, 1, 2], dtype=np.int32))
+    dataset = types.SimpleNamespace(test=rows, num_items=10)
+    ranking = Ranking(np.array([[3, 1], [4, 9], [0, 1]]), None, None, None, None)
+
+    evaluation = _full_ranking(ranking, dataset, np.array([0, 1, 2]), [1, 2])
+
+    # Places 0, 1 and 9 of 10.
+    assert evaluation.ranks["better"].tolist() == [0, 1, 9]
+    assert evaluation.metrics["recall@1"] == pytest.approx(1 / 3)
+    assert evaluation.metrics["recall@2"] == pytest.approx(2 / 3)
+    assert evaluation.metrics["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 10) / 3)
+
+
+def test_evaluating_what_was_never_trained(settings, dataset, cfg, logger, tmp_path):
+    teacher = ILoRATeacher(settings, dataset, RunFolder(tmp_path / "run"), CPU)
+    with pytest.raises(UserError, match="adapter: no trained adapter; run the teacher's training first"):
+        teacher.evaluate(cfg, logger)
+
+
+def test_more_candidates_than_items(settings, dataset, tmp_path):
+    with pytest.raises(UserError, match="teacher.num_candidates=25: dataset toy has only 24 items"):
+        ILoRATeacher(replace(settings, num_candidates=25), dataset, RunFolder(tmp_path), CPU)
+
+
+def test_no_llm_at_all(settings, dataset, tmp_path):
+    with pytest.raises(
+        UserError, match="teacher.llm_path=null: must be a local LLaMA folder, or use teacher=ilora_tiny"
+    ):
+        ILoRATeacher(replace(settings, tiny=None), dataset, RunFolder(tmp_path), CPU)
+
+
+def test_a_wrong_llm_path_fails_before_anything_is_trained(settings, dataset, tmp_path):
+    wrong = replace(settings, tiny=None, llm_path=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no such folder"):
+        ILoRATeacher(wrong, dataset, RunFolder(tmp_path), CPU)
+
+
+def test_a_given_llm_is_used(settings, dataset, cfg, llm_folder, logger, tb_writer, tmp_path):
+    given = replace(settings, tiny=None, llm_path=str(llm_folder), gradient_checkpointing=True)
+    folder = RunFolder(tmp_path / "run")
+    ILoRATeacher(given, dataset, folder, CPU).train(cfg, logger, tb_writer)
+    assert sorted(path.name for path in folder.model_dir("teacher").iterdir()) == ["adapter", "recommender"]
+
+
+def test_factory(dataset, tmp_path):
+    cfg = OmegaConf.create({"teacher": {"name": "ilora_tiny", "tiny": {"hidden_size": 16, "num_heads": 2}}})
+    teacher = build_teacher(cfg, dataset, RunFolder(tmp_path), CPU)
+    assert isinstance(teacher, ILoRATeacher)
+    assert teacher.settings.tiny.hidden_size == 16
+    with pytest.raises(UserError, match="teacher.name=gpt: must be one of ilora, ilora_tiny"):
+        build_teacher(OmegaConf.create({"teacher": {"name": "gpt"}}), dataset, RunFolder(tmp_path), CPU)
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt_template": "x"}, "teacher.prompt_template='x': must be one of default, movie, artist, game"),
+        ({"dtype": "int8"}, "teacher.dtype='int8': must be one of float32, bfloat16"),
+        ({"max_history": 0}, "teacher.max_history=0: must be an integer >= 1"),
+        ({"batch_size": 0}, "teacher.batch_size=0"),
+        ({"micro_batch_size": 3}, "teacher.micro_batch_size=3: must be a divisor of teacher.batch_size=64"),
+        ({"num_epochs": 0}, "teacher.num_epochs=0"),
+        ({"save_interval": 0}, "teacher.save_interval=0"),
+        ({"max_train_rows": 0}, r"teacher.max_train_rows=0: must be null \(all\) or an integer >= 1"),
+        ({"max_eval_rows": 0}, "teacher.max_eval_rows=0"),
+        ({"num_candidates": 1}, "teacher.num_candidates=1: must be an integer >= 2"),
+        ({"num_candidates": 9}, "teacher.export.top_n=10: must be at most teacher.num_candidates=9"),
+        ({"lr": 0.0}, "teacher.lr=0.0: must be a number > 0"),
+        ({"weight_decay": -1.0}, "teacher.weight_decay=-1.0: must be a number >= 0"),
+    ],
+)
+def test_refused_teacher(changes, message):
+    with pytest.raises(UserError, match=message):
+        TeacherConfig(**{"name": "ilora", **changes})
+
+
+def test_generation_may_export_more_than_it_shows():
+    assert TeacherConfig("ilora", num_candidates=5, export=ExportSettings("generate", 10)).export.top_n == 10
+
+
+@pytest.mark.parametrize(
+    "schema, changes, message",
+    [
+        (LoraSettings, {"r": 0}, "teacher.lora.r=0: must be an integer >= 1"),
+        (LoraSettings, {"num_experts": 3}, "teacher.lora.num_experts=3: must be a divisor of teacher.lora.r=8"),
+        (LoraSettings, {"dropout": 1.0}, r"teacher.lora.dropout=1.0: must be a number in \[0, 1\)"),
+        (ExportSettings, {"method": "x"}, "teacher.export.method='x': must be one of likelihood, generate"),
+        (ExportSettings, {"confidence": "x"}, "teacher.export.confidence='x': must be one of minmax, raw"),
+        (ExportSettings, {"top_n": 0}, "teacher.export.top_n=0"),
+        (ExportSettings, {"batch_size": 0}, "teacher.export.batch_size=0"),
+        (TinySettings, {"vocab_size": 100}, "teacher.tiny.vocab_size=100: must be an integer >= 300"),
+        (TinySettings, {"num_heads": 3}, "teacher.tiny.num_heads=3: must be a number whose double divides"),
+        (TinySettings, {"num_layers": 0}, "teacher.tiny.num_layers=0"),
+        (TinySettings, {"pretrain_lr": 0.0}, "teacher.tiny.pretrain_lr=0.0: must be a number > 0"),
+    ],
+)
+def test_refused_parts(schema, changes, message):
+    with pytest.raises(UserError, match=message):
+        schema(**changes)
