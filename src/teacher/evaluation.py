@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import binomtest
 
 from src.core.data_utils import Rows
@@ -57,6 +58,7 @@ def _interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+@torch.no_grad()
 def generate_answers(parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int) -> Answers:
     """Let the teacher answer rows with the target among fixed random candidates, markers carrying embeddings."""
     config, lora = parts.config, parts.engine.lora

@@ -42,10 +42,12 @@ class ILoRATeacher(ITeacherRecommender):
     def __init__(
         self, settings: TeacherConfig, dataset: SequenceDataset, folder: RunFolder, device: torch.device
     ) -> None:
-        if settings.num_candidates > dataset.num_items:
+        longest = max(int((rows.pos - rows.start).max()) for rows in (dataset.train, dataset.valid, dataset.test))
+        free = dataset.num_items - longest - 1  # besides the target
+        if settings.num_candidates - 1 > free:
             raise UserError(
-                f"teacher.num_candidates={settings.num_candidates}: dataset {dataset.name} has only "
-                f"{dataset.num_items} items"
+                f"teacher.num_candidates={settings.num_candidates}: dataset {dataset.name} has {dataset.num_items} items "
+                f"and histories of up to {longest}; use at most {free + 1}"
             )
         if settings.tiny is None and settings.llm_path is None:
             raise UserError("teacher.llm_path=null: must be a local LLaMA folder, or use teacher=ilora_tiny")

@@ -151,4 +151,4 @@ def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) 
 def load_gated_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_size: int) -> GatedLora:
     """Read an adapter saved by `PeftModel.save_pretrained` for inference."""
     _attach(llm, rec_size, num_experts)
-    return GatedLora(PeftModel.from_pretrained(llm, folder), num_experts)
+    return GatedLora(PeftModel.from_pretrained(llm, folder).requires_grad_(False).eval(), num_experts)

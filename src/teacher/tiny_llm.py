@@ -80,6 +80,7 @@ def _train_tokenizer(titles: list[str], config: TeacherConfig, folder: Path) -> 
         character_coverage=0.9995,
         split_digits=True,
         normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         add_dummy_prefix=True,
         num_threads=1,
         minloglevel=2,

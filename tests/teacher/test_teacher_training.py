@@ -184,7 +184,7 @@ def test_evaluating_what_was_never_trained(settings, dataset, cfg, logger, tmp_p
 
 
 def test_more_candidates_than_items(settings, dataset, tmp_path):
-    with pytest.raises(UserError, match="teacher.num_candidates=25: dataset toy has only 24 items"):
+    with pytest.raises(UserError, match="teacher.num_candidates=25: dataset toy has 24 items"):
         ILoRATeacher(replace(settings, num_candidates=25), dataset, RunFolder(tmp_path), CPU)
 
 
