@@ -1,0 +1,162 @@
+"""Tiny settings and the two ways to run a stage: as a process, and in this process through the same entry point."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from src.core.errors import UserError
+from src.core.logging import LOGGER_NAME
+from src.exp.stage import run_entry_point
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+SAMPLE = ROOT / "data" / "raw" / "sample"
+
+TINY_STUDENT = [
+    "dataset=sample",
+    "dataset.max_train_rows=600",
+    "general.device=cpu",
+    "student.emb_size=8",
+    "student.hidden_size=8",
+    "student.max_seq_len=10",
+    "student.num_epochs=2",
+    "distill.num_epochs=2",
+    "distill.top_k=4",
+]
+TINY_TEACHER = [
+    "teacher=ilora_tiny",
+    "teacher.batch_size=16",
+    "teacher.micro_batch_size=8",
+    "teacher.max_train_rows=64",
+    "teacher.max_eval_rows=20",
+    "teacher.max_history=3",
+    "teacher.num_candidates=6",
+    "teacher.lora.r=4",
+    "teacher.lora.num_experts=2",
+    "teacher.recommender.num_epochs=1",
+    "teacher.export.top_n=4",
+    "teacher.export.batch_size=64",
+    "teacher.tiny.vocab_size=400",
+    "teacher.tiny.hidden_size=16",
+    "teacher.tiny.num_layers=1",
+    "teacher.tiny.num_heads=2",
+    "teacher.tiny.pretrain_steps=3",
+    "teacher.tiny.pretrain_batch_size=4",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage left behind: exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+    def expect_success(self) -> "Outcome":
+        assert self.code == 0, self.err
+        return self
+
+    def expect_error(self, *parts: str) -> None:
+        """Exit code 1, one `error: ` line that holds every part, no stack trace."""
+        assert self.code == 1, (self.code, self.err)
+        assert len(self.error_lines) == 1, self.err
+        assert "Traceback" not in self.err + self.out
+        for part in parts:
+            assert part in self.error_lines[0], (part, self.error_lines[0])
+
+
+def make_data_dir(folder: Path) -> Path:
+    """A data folder of its own that holds the sample."""
+    shutil.copytree(SAMPLE, folder / "raw" / "sample")
+    return folder
+
+
+def places(data_dir: Path, result_root: Path, run_dir: Path | None = None) -> list[str]:
+    """Overrides that keep a run away from the project's folders."""
+    where = [f"paths.data_dir={data_dir}", f"paths.result_root={result_root}"]
+    return [*where, f"hydra.run.dir={run_dir}"] if run_dir else where
+
+
+def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
+    """`python -m src.exp.<module>`, one thread."""
+    clean = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"src.exp.{module}", *overrides],
+        cwd=ROOT,
+        env={**clean, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(stage_function: Callable[[DictConfig], float | None], *overrides: str, full_error: bool = False) -> int:
+    """The entry point of a stage in this process; returns its exit code.
+
+    Raises:
+        Exception: what the stage raised, if `full_error`.
+    """
+    close_log()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["stage", *overrides])
+        patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
+        try:
+            run_entry_point(stage_function)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+        finally:
+            close_log()
+            GlobalHydra.instance().clear()
+    return 0
+
+
+def close_log() -> None:
+    """Take the handlers of an earlier stage off the process's one logger."""
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
+    """The configuration that an entry point would get."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, by relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the `UserError` that `action` must raise."""
+    with pytest.raises(UserError) as caught:
+        action()
+    return str(caught.value)

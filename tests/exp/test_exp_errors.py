@@ -1,0 +1,294 @@
+"""What a user gets for a mistake: exit code 1, one readable line, no stack trace, nothing damaged."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from harness import TINY_STUDENT, TINY_TEACHER, Outcome, places, run_here, run_process, snapshot
+from hydra.errors import ConfigCompositionException
+
+from src.core.errors import UserError
+from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher
+
+
+@pytest.fixture
+def attempt(capsys):
+    """Run a stage in this process and catch what it prints."""
+
+    def run(stage_function, *overrides: str) -> Outcome:
+        capsys.readouterr()
+        code = run_here(stage_function, *overrides)
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def here(data_dir, tmp_path) -> list[str]:
+    return [*TINY_STUDENT, *places(data_dir, tmp_path, tmp_path / "run")]
+
+
+# --- real processes: what the shell sees --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes(pipeline, data_dir, tmp_path_factory):
+    """Four mistakes, two processes at a time: most of what they do is to import PyTorch."""
+    root = tmp_path_factory.mktemp("errors")
+    finished = [*pipeline.overrides, f"hydra.run.dir={pipeline.folder}"]
+    small = [*TINY_STUDENT, *places(data_dir, root, root / "run")]
+    calls = {
+        "misspelt": ("run_student_baseline", small, ["student.lrr=1"], {}),
+        "out of range": ("run_distill", small, ["student.lr=-1"], {}),
+        "no raw files": ("run_student_baseline", [*TINY_STUDENT, *places(root / "empty", root)], [], {}),
+        "finished": ("run_student_baseline", finished, [], {"HYDRA_FULL_ERROR": "1"}),
+    }
+    before = snapshot(pipeline.folder)
+    with ThreadPoolExecutor(2) as pool:
+        running = {n: pool.submit(run_process, m, *base, *more, **env) for n, (m, base, more, env) in calls.items()}
+    assert snapshot(pipeline.folder) == before
+    return {name: future.result() for name, future in running.items()}
+
+
+def test_a_misspelt_key_in_a_process(processes) -> None:
+    processes["misspelt"].expect_error("student.lrr")
+
+
+def test_a_value_out_of_range_in_a_process(processes) -> None:
+    outcome = processes["out of range"]
+    outcome.expect_error("student.lr=-1.0: must be a number > 0")
+    assert outcome.err.strip() == outcome.error_lines[0]
+
+
+def test_missing_raw_files_in_a_process(processes) -> None:
+    processes["no raw files"].expect_error("empty", "missing interactions.csv, items.csv", "dataset.raw_dir")
+
+
+def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processes) -> None:
+    outcome = processes["finished"]
+    assert outcome.code == 1 and "Traceback" in outcome.err
+    assert "UserError" in outcome.err and "stage baseline is finished there" in outcome.err
+
+
+# --- the same entry point in this process -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("student.lrr=1", ("student.lrr", "not in struct")),
+        ("+student.lrr=1", ("student.lrr: unknown key",)),
+        ("+teacher.lora.rank=4", ("teacher.lora.rank: unknown key",)),
+        ("+typo.x=1", ("typo: unknown section; available: general, dataset",)),
+        ("dataset=foo", ("dataset/foo", "sample", "movielens")),
+        ("student.dropout=1.5", ("student.dropout=1.5: must be a number in [0, 1)",)),
+        ("student.batch_size=many", ("student.batch_size=many", "many")),
+        ("distill.lambda=-0.1", ("distill.lambda=-0.1: must be a number >= 0",)),
+        ("distill.lambda=[1]", ("distill.lambda=[1]",)),
+        ("teacher.recommender.lr=0", ("teacher.recommender.lr=0.0: must be a number > 0",)),
+        ("paths.data_dir=${nowhere}", ("nowhere",)),
+        ("general.device=tpu9", ("general.device=tpu9: not a device; use cpu, cuda or cuda:<index>",)),
+        ("general.device=meta", ("general.device=meta: only cpu and cuda:<index> are supported",)),
+        ("student.lr=", ("student.lr",)),
+        ("student.lr", ("student.lr",)),
+    ],
+)
+def test_a_wrong_configuration(attempt, here, tmp_path, override, parts) -> None:
+    attempt(run_student_baseline.run, *here, override).expect_error(*parts)
+    assert not (tmp_path / "run" / "models").exists()
+    assert not (tmp_path / "run" / "metrics").exists()
+
+
+def test_a_gpu_that_does_not_exist(attempt, here, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    attempt(run_student_baseline.run, *here, "general.device=cuda:7").expect_error(
+        "general.device=cuda:7: this machine has 2 CUDA device(s); use an index from 0 to 1, or cpu"
+    )
+
+
+def test_without_cuda_the_cpu_is_used_with_a_warning(attempt, here, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    attempt(run_student_baseline.run, *here, "general.device=cuda:7").expect_success()
+    log = (tmp_path / "run" / "logs" / "train_student_baseline.log").read_text()
+    assert "WARNING general.device=cuda:7, but PyTorch sees no CUDA here: running on the CPU" in log
+
+
+def test_an_error_stands_in_the_log_too(attempt, here, tmp_path) -> None:
+    outcome = attempt(run_student_baseline.run, *here, "general.device=tpu9")
+    log = (tmp_path / "run" / "logs" / "train_student_baseline.log").read_text()
+    assert log.splitlines()[-1].endswith("ERROR   " + outcome.error_lines[0].removeprefix("error: "))
+
+
+def test_hydra_full_error_gives_the_exception(here) -> None:
+    with pytest.raises(UserError, match=r"student\.lr=0\.0"):
+        run_here(run_student_baseline.run, *here, "student.lr=0", full_error=True)
+    with pytest.raises(ConfigCompositionException, match=r"student\.lrr"):
+        run_here(run_student_baseline.run, *here, "student.lrr=0", full_error=True)
+
+
+def test_an_empty_raw_folder(attempt, here, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    attempt(run_student_baseline.run, *here, f"dataset.raw_dir={tmp_path / 'empty'}").expect_error(
+        f"{tmp_path / 'empty'}: missing interactions.csv, items.csv", "dataset.raw_dir="
+    )
+
+
+def test_an_empty_raw_file(attempt, here, data_dir, tmp_path) -> None:
+    raw = shutil.copytree(data_dir / "raw" / "sample", tmp_path / "raw")
+    (raw / "items.csv").write_text("")
+    attempt(run_student_baseline.run, *here, f"dataset.raw_dir={raw}").expect_error(
+        f"{raw / 'items.csv'}: the file is empty"
+    )
+
+
+def test_a_malformed_line(attempt, here, data_dir, tmp_path) -> None:
+    raw = shutil.copytree(data_dir / "raw" / "sample", tmp_path / "raw")
+    lines = (raw / "interactions.csv").read_text().splitlines()
+    lines[6] = "224,116,yesterday"
+    (raw / "interactions.csv").write_text("\n".join(lines) + "\n")
+    before = snapshot(raw)
+    attempt(run_student_baseline.run, *here, f"dataset.raw_dir={raw}").expect_error(
+        f"{raw / 'interactions.csv'}:7", "yesterday"
+    )
+    assert snapshot(raw) == before
+
+
+@pytest.mark.parametrize("holds", ["nothing", "no config", "no tokenizer"])
+def test_a_wrong_llm_path_says_what_is_expected_before_anything_is_trained(attempt, here, tmp_path, holds) -> None:
+    llm = tmp_path / "llm"
+    if holds != "nothing":
+        llm.mkdir()
+        (llm / "tokenizer.model" if holds == "no config" else llm / "config.json").write_text("{}")
+    small = [o for o in TINY_TEACHER if ".tiny" not in o and "_tiny" not in o]
+    attempt(run_teacher.run, *here, *small, f"teacher.llm_path={llm}").expect_error(
+        f"teacher.llm_path={llm}: ", "expected a local Hugging Face folder of a LLaMA-family model"
+    )
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_an_unknown_teacher(attempt, here) -> None:
+    attempt(run_teacher.run, *here, *TINY_TEACHER, "teacher.name=oracle").expect_error(
+        "teacher.name=oracle: must be one of ilora, ilora_tiny"
+    )
+
+
+def test_missing_teacher_outputs(attempt, here, tmp_path) -> None:
+    attempt(run_distill.run, *here, f"paths.teacher_outputs_dir={tmp_path / 'none'}").expect_error(
+        f"{tmp_path / 'none'}: no teacher outputs; run src.exp.run_teacher for dataset sample first",
+        "paths.teacher_outputs_dir",
+    )
+    assert not (tmp_path / "run" / "models").exists()
+
+
+def test_teacher_outputs_of_another_split(attempt, pipeline, tmp_path) -> None:
+    before = snapshot(pipeline.teacher_outputs)
+    attempt(
+        run_distill.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}", "dataset.max_train_rows=500"
+    ).expect_error("manifest.json: files of dataset sample", "600 rows", "500 rows")
+    assert snapshot(pipeline.teacher_outputs) == before
+
+
+def test_a_teacher_ranks_too_few_items(attempt, pipeline, tmp_path) -> None:
+    attempt(run_distill.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}", "distill.top_k=5").expect_error(
+        "4 items a line, distill.top_k=5", "teacher.export.top_n"
+    )
+
+
+INIT = ("distill.lambda=0", "distill.ed_weight=0", "distill.init=baseline")
+
+
+def test_a_checkpoint_of_another_shape(attempt, pipeline, tmp_path) -> None:
+    checkpoint = pipeline.folder / "models" / "baseline"
+    before = snapshot(checkpoint)
+    attempt(
+        run_distill.run,
+        *pipeline.overrides,
+        *INIT,
+        f"hydra.run.dir={tmp_path / 'run'}",
+        f"distill.init_checkpoint={checkpoint}",
+        "student.hidden_size=12",
+    ).expect_error(str(checkpoint), "this model wants", "use the student settings")
+    assert snapshot(checkpoint) == before
+
+
+def test_a_checkpoint_of_another_dataset(attempt, pipeline, tmp_path) -> None:
+    checkpoint = pipeline.folder / "models" / "baseline"
+    attempt(
+        run_distill.run,
+        *pipeline.overrides,
+        *INIT,
+        f"hydra.run.dir={tmp_path / 'run'}",
+        f"distill.init_checkpoint={checkpoint}",
+        "dataset.max_train_rows=500",
+    ).expect_error(f"distill.init_checkpoint={checkpoint}: trained on sample", "this run uses sample")
+
+
+def test_a_checkpoint_that_does_not_exist(attempt, pipeline, tmp_path) -> None:
+    attempt(
+        run_distill.run,
+        *pipeline.overrides,
+        *INIT,
+        f"hydra.run.dir={tmp_path / 'run'}",
+        f"distill.init_checkpoint={tmp_path / 'none'}",
+    ).expect_error(str(tmp_path / "none"), "missing file")
+
+
+def test_a_checkpoint_without_its_init(attempt, here, tmp_path) -> None:
+    attempt(run_distill.run, *here, f"distill.init_checkpoint={tmp_path}").expect_error(
+        f"distill.init_checkpoint='{tmp_path}': must be null with distill.init=scratch"
+    )
+
+
+def test_a_run_folder_that_does_not_exist(attempt, here, tmp_path) -> None:
+    attempt(run_eval_all.run, *here, f"eval.run_dir={tmp_path / 'none'}").expect_error(
+        f"eval.run_dir={tmp_path / 'none'}: no such folder; give a run folder"
+    )
+
+
+def test_a_run_folder_without_a_finished_student(attempt, here, tmp_path) -> None:
+    (tmp_path / "bare").mkdir()
+    for overrides, where in (([f"eval.run_dir={tmp_path / 'bare'}"], "in "), ([], "for dataset sample under ")):
+        attempt(run_eval_all.run, *here, *overrides).expect_error(
+            "no finished baseline or distilled student", where, "src.exp.run_student_baseline"
+        )
+
+
+def test_a_run_of_another_dataset_is_not_evaluated_and_leaves_nothing_behind(attempt, pipeline, tmp_path) -> None:
+    before = snapshot(pipeline.folder)
+    attempt(
+        run_eval_all.run,
+        *pipeline.overrides,
+        f"hydra.run.dir={tmp_path / 'run'}",
+        f"eval.run_dir={pipeline.folder}",
+        "dataset.max_train_rows=500",
+    ).expect_error("trained on sample", "give the dataset settings of that run")
+    assert snapshot(pipeline.folder) == before
+    assert not (tmp_path / "run" / "metrics").exists()
+
+
+def test_a_damaged_checkpoint_is_named(attempt, pipeline, tmp_path) -> None:
+    run = shutil.copytree(pipeline.folder, tmp_path / "damaged")
+    weights = run / "models" / "distill" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    attempt(
+        run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}", f"eval.run_dir={run}"
+    ).expect_error(f"{weights}: damaged file")
+
+
+def test_an_unforeseen_error_is_one_line_too_and_says_how_to_see_more(attempt, here) -> None:
+    def stage(cfg) -> float:
+        raise ZeroDivisionError("first line\nsecond line")
+
+    attempt(stage, *here).expect_error("ZeroDivisionError: first line (not a known mistake", "HYDRA_FULL_ERROR=1")
+
+
+def test_ctrl_c_is_one_line(attempt, here) -> None:
+    def stage(cfg) -> float:
+        raise KeyboardInterrupt
+
+    outcome = attempt(stage, *here)
+    assert outcome.code == 130 and outcome.error_lines == ["error: interrupted"]
+    assert "Traceback" not in outcome.err

@@ -1,0 +1,128 @@
+"""Equal seeds give equal results; a sweep gives one folder per job and guesses nothing."""
+
+import pytest
+import torch
+from harness import TINY_STUDENT, places, read, run_here, run_process
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from src.exp import run_distill, run_eval_all, run_student_baseline
+
+
+def outcome_of(folder, stage: str = "baseline") -> tuple[dict, dict[str, torch.Tensor]]:
+    """Metrics and weights."""
+    evaluation = read(folder / "metrics" / f"eval_{stage}.json")
+    return evaluation, load_file(folder / "models" / stage / "model.safetensors")
+
+
+def test_equal_seeds_give_equal_metrics_and_weights_and_other_seeds_others(data_dir, tmp_path) -> None:
+    found = []
+    for name, seed in (("one", 1), ("same", 1), ("other", 2)):
+        folder = tmp_path / name
+        where = places(data_dir, tmp_path, folder)
+        assert run_here(run_student_baseline.run, *TINY_STUDENT, *where, f"general.seed={seed}") == 0
+        found.append(outcome_of(folder))
+    (one, weights), (same, same_weights), (other, other_weights) = found
+    assert one == same and one["metrics"] != other["metrics"]
+    assert all(torch.equal(weights[name], same_weights[name]) for name in weights)
+    assert not torch.equal(weights["output.weight"], other_weights["output.weight"])
+
+
+def test_a_process_repeats_what_this_one_computes(pipeline, tmp_path) -> None:
+    """The pipeline's baseline, trained by another process."""
+    assert run_here(run_student_baseline.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    (here, weights), (there, other) = outcome_of(tmp_path / "run"), outcome_of(pipeline.folder)
+    assert here["metrics"] == there["metrics"]
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_an_equal_seed_repeats_the_distillation(pipeline, tmp_path) -> None:
+    assert run_here(run_distill.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    (here, weights), (there, other) = outcome_of(tmp_path / "run", "distill"), outcome_of(pipeline.folder, "distill")
+    assert here["metrics"] == there["metrics"]
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def sweep(data_dir, tmp_path_factory):
+    root = tmp_path_factory.mktemp("sweep")
+    overrides = ("-m", *TINY_STUDENT, *places(data_dir, root), "student.lr=1e-3,3e-3", "general.seed=1,2")
+    run_process("run_student_baseline", *overrides).expect_success()
+    (folder,) = root.iterdir()
+    return folder
+
+
+def test_a_sweep_makes_one_folder_per_job_with_its_own_numbers(sweep) -> None:
+    assert sweep.name.startswith("result_")
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "2", "3", "multirun.yaml"}
+    jobs = [sweep / str(number) for number in range(4)]
+    tried = [OmegaConf.load(job / ".hydra" / "baseline" / "config.yaml") for job in jobs]
+    assert [(cfg.student.lr, cfg.general.seed) for cfg in tried] == [(1e-3, 1), (1e-3, 2), (3e-3, 1), (3e-3, 2)]
+    evaluations = [read(job / "metrics" / "eval_baseline.json") for job in jobs]
+    assert [evaluation["seed"] for evaluation in evaluations] == [1, 2, 1, 2]
+    assert len({evaluation["metrics"]["mrr"] for evaluation in evaluations}) == 4
+    for job in jobs:
+        log = (job / "logs" / "train_student_baseline.log").read_text()
+        assert f"stage baseline in {job}" in log and log.count("stage baseline in") == 1
+        assert set(read(job / "metrics" / "time.json")) == {"student_baseline_train_time"}
+
+
+def test_a_job_of_a_sweep_gives_what_a_single_run_gives(sweep, data_dir, tmp_path) -> None:
+    overrides = (*TINY_STUDENT, *places(data_dir, tmp_path, tmp_path / "run"), "student.lr=3e-3", "general.seed=1")
+    assert run_here(run_student_baseline.run, *overrides) == 0
+    (alone, weights), (job, job_weights) = outcome_of(tmp_path / "run"), outcome_of(sweep / "2")
+    assert alone["metrics"] == job["metrics"]
+    assert all(torch.equal(weights[name], job_weights[name]) for name in weights)
+
+
+SWEEP = ("-m", "general.seed=1,2")
+
+
+@pytest.mark.parametrize(
+    ("stage_function", "overrides", "message"),
+    [
+        (
+            run_distill.run,
+            ("distill.init=baseline", "distill.lambda=0", "distill.ed_weight=0"),
+            "distill.init_checkpoint=null: must be given under multirun, because guessing a run could mix seeds",
+        ),
+        (
+            run_eval_all.run,
+            (),
+            "eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds",
+        ),
+    ],
+)
+def test_a_sweep_guesses_no_run(pipeline, tmp_path, capsys, stage_function, overrides, message) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert run_here(stage_function, *SWEEP, *pipeline.overrides, *overrides, where) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {message}"]
+
+
+def test_a_sweep_takes_the_explicit_keys(pipeline, tmp_path) -> None:
+    checkpoint = pipeline.folder / "models" / "baseline"
+    overrides = (
+        "distill.init=baseline",
+        f"distill.init_checkpoint={checkpoint}",
+        "distill.lambda=0,0.5",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )
+    assert run_here(run_distill.run, "-m", *pipeline.overrides, *overrides) == 0
+    losses = [read(tmp_path / "sweep" / job / "metrics" / "eval_distill.json")["metrics"] for job in ("0", "1")]
+    assert losses[0] != losses[1]
+    run_dir = (f"eval.run_dir={pipeline.folder}", f"hydra.sweep.dir={tmp_path / 'evals'}")
+    assert run_here(run_eval_all.run, "-m", *pipeline.overrides, "metrics.monitor=ndcg@10,mrr", *run_dir) == 0
+    assert (tmp_path / "evals" / "1" / "report.md").is_file()
+
+
+def test_entry_points_return_their_best_validation_value(pipeline, tmp_path) -> None:
+    values = []
+
+    def stage(cfg) -> float:
+        values.append(run_student_baseline.run(cfg))
+        return values[-1]
+
+    assert run_here(stage, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    info = read(tmp_path / "run" / "models" / "baseline" / "config.json")["info"]
+    assert values == [info["valid_value"]]

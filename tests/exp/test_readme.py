@@ -1,0 +1,75 @@
+"""What README tells to type exists."""
+
+import re
+import shlex
+
+import pytest
+from harness import ROOT, compose_config
+from omegaconf import DictConfig, OmegaConf
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+KEY = re.compile(r"(?<![\w./+-])(\+{0,2})([a-z_]+(?:\.[A-Za-z0-9_]+)+)=")
+COMMANDS = [
+    line
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if re.match(r"(?:[A-Z_]+=\S+ )*(?:bash cmd/|poetry run python -m src\.exp\.)", line)
+]
+
+
+@pytest.fixture(scope="module")
+def configurations() -> list[DictConfig]:
+    """The default configuration and those with a key that only another choice of a group has."""
+    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"])
+    return [compose_config(*choice, with_hydra=True) for choice in choices]
+
+
+def exists(cfg: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    return isinstance(node, DictConfig) and name in node
+
+
+def test_readme_has_commands() -> None:
+    assert COMMANDS
+
+
+def test_every_script_exists() -> None:
+    named = set(re.findall(r"\b((?:cmd|env_shell)/\w+\.sh)\b", README))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_module_exists() -> None:
+    named = set(re.findall(r"\bsrc\.exp\.(\w+)", README))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / "src" / "exp" / f"{name}.py").is_file()] == []
+
+
+def test_every_key_in_a_code_block_exists(configurations) -> None:
+    keys = {match.groups() for block in BLOCKS for match in KEY.finditer(block)}
+    assert keys
+    missing = [k for plus, k in sorted(keys) if not plus and not any(exists(cfg, k) for cfg in configurations)]
+    assert missing == []
+
+
+def test_every_key_in_the_text_exists(configurations) -> None:
+    """Keys in backquotes, `group.key` or `group.key=value`; a group is what the configuration has."""
+    groups = {*configurations[0].keys()} - {"hydra"}
+    quoted = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL))
+    keys = {q.split("=")[0] for q in quoted if re.fullmatch(r"[a-z_]+(\.[A-Za-z_]+)+(=\S*)?", q)}
+    keys = {k for k in keys if k.split(".")[0] in groups and not k.endswith((".sh", ".py", ".md", ".json", ".txt"))}
+    assert keys
+    assert [k for k in sorted(keys) if not any(exists(cfg, k) for cfg in configurations)] == []
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_composes(line) -> None:
+    overrides = [w for w in shlex.split(line, comments=True) if re.match(r"\+{0,2}[a-z_.]+=", w)]
+    compose_config(*[o for o in overrides if "," not in o])  # a list of values is for a sweep
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:src|conf|cmd|data/raw)/[\w/.]+)`", README))))
+def test_every_path_exists(path) -> None:
+    assert (ROOT / path).exists()
