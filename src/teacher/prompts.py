@@ -80,6 +80,7 @@ class PromptBuilder:
         self.titles = titles
         self.templates = TEMPLATES[template]
         self.embedding_ids = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
+        self.placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.bos_id = tokenizer.bos_token_id
         self._cached = functools.lru_cache(maxsize=None)(self._tokenize)  # titles recur in every row
         self.newline_id = self.tokens(TERMINATOR)[-1]
@@ -92,11 +93,15 @@ class PromptBuilder:
         return list(self._cached(text))
 
     def text(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> str:
-        """The prompt as text, markers included."""
+        """The prompt as text, markers included.
+
+        The markers alone separate the titles: with commas, too, a title would have other tokens here than in
+        the answer.
+        """
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
         return self.templates[template].format(
-            history=", ".join(f"{self.titles[i]} {history_marker}" for i in history),
-            candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
+            history=" ".join(f"{self.titles[i]} {history_marker}" for i in history),
+            candidates=" ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
         )
 
     def prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:

@@ -8,6 +8,7 @@ answer in the prompts' form, so that the adapter has something to adapt.
 import io
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from src.teacher.schedule import learning_rate_factor
 _LOG_EVERY = 50
 _QUERY_KEY_GAIN = 1.0
 # Shares of histories, repeated lists and answered prompts: first the titles and how to repeat one, then what to choose.
-_FIRST_SHARES, _LATER_SHARES = (0.1, 0.9, 0.0), (0.35, 0.15, 0.5)
+_FIRST_SHARES, _LATER_SHARES = (0.1, 0.9, 0.0), (0.15, 0.15, 0.7)
 _FIRST_PART = 0.4  # of the steps
 
 
@@ -153,14 +154,23 @@ def _pretrain(
     model.eval()
 
 
-def _document_loss(model: LlamaForCausalLM, batch: list[tuple[list[int], int]], pad: int) -> torch.Tensor:
-    """Mean next-token loss; a document's first `skip` tokens are context only."""
-    width = max(len(ids) for ids, _ in batch)
+@dataclass(frozen=True)
+class _Document:
+    """Token ids, and the span of them (begin, end) that is context only: nothing can be learnt from it."""
+
+    ids: list[int]
+    context: tuple[int, int]
+
+
+def _document_loss(model: LlamaForCausalLM, batch: list[_Document], pad: int) -> torch.Tensor:
+    """Mean next-token loss over what is not context."""
+    width = max(len(document.ids) for document in batch)
     ids = torch.full((len(batch), width), pad)
     labels = torch.full((len(batch), width), IGNORED)
-    for i, (document, skip) in enumerate(batch):
-        ids[i, : len(document)] = torch.tensor(document)
-        labels[i, skip : len(document)] = torch.tensor(document[skip:])
+    for i, document in enumerate(batch):
+        begin, end = document.context
+        ids[i, : len(document.ids)] = labels[i, : len(document.ids)] = torch.tensor(document.ids)
+        labels[i, begin:end] = IGNORED
     mask = ids != pad
     hidden = model.model(
         input_ids=ids.to(model.device),
@@ -175,8 +185,8 @@ def _document_loss(model: LlamaForCausalLM, batch: list[tuple[list[int], int]], 
 
 def _document_batches(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
-) -> Iterator[list[tuple[list[int], int]]]:
-    """One batch per step of documents (token ids, tokens that are context only), one kind a batch.
+) -> Iterator[list[_Document]]:
+    """One batch of documents per step, one kind a batch.
 
     Histories teach which titles follow one another, lists that are told twice teach to repeat a title, and
     answered prompts put both together. One kind a batch, because their lengths differ and padding costs.
@@ -190,29 +200,31 @@ def _document_batches(
 
 def _history_document(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
-) -> tuple[list[int], int]:
+) -> _Document:
     row = int(rng.integers(len(dataset.train)))
     items = [*dataset.train.history(row)[-2 * config.max_history :], dataset.train.targets[row]]
     text = ", ".join(dataset.titles[i] for i in items) + TERMINATOR
-    return builder.tokenizer(text).input_ids, 1  # BOS first
+    return _Document(builder.tokenizer(text).input_ids, (0, 1))  # BOS first
 
 
 def _repeated_document(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
-) -> tuple[list[int], int]:
+) -> _Document:
     count = min(config.num_candidates, dataset.num_items)
     items = rng.choice(dataset.num_items, size=int(rng.integers(2, count + 1)), replace=False)
     prompt = builder.prompt(items[:0], items, int(rng.integers(len(builder.templates))), embed=False)
     answers = [token for item in rng.permutation(items) for token in builder.answer(int(item))]
-    return prompt.ids + answers, len(prompt.ids)
+    return _Document(prompt.ids + answers, (0, len(prompt.ids)))
 
 
 def _prompt_document(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
-) -> tuple[list[int], int]:
+) -> _Document:
     row = int(rng.integers(len(dataset.train)))
     history, target = dataset.train.history(row), int(dataset.train.targets[row])
     candidates = sample_candidates(rng, dataset.num_items, config.num_candidates, history, target)
     template = int(rng.integers(len(builder.templates)))
     prompt = builder.prompt(history[-config.max_history :], candidates, template, embed=False)
-    return prompt.ids + builder.answer(target), len(prompt.ids)
+    markers = [place for place, token in enumerate(prompt.ids) if token == builder.placeholder_id]
+    end_of_history = markers[min(len(history), config.max_history) - 1] + 1
+    return _Document(prompt.ids + builder.answer(target), (end_of_history, len(prompt.ids)))  # candidates are random
