@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -77,7 +78,7 @@ def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
 def _terminal_handler() -> logging.Handler:
     """Rich on a terminal, where it shares the screen with progress bars; plain unwrapped lines elsewhere."""
     if _console.is_terminal:
-        return RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=None)
+        return RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=NullHighlighter())
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
     return handler

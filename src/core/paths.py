@@ -84,5 +84,8 @@ class RunFolder:
         return self.root / ".hydra" / stage
 
     def is_finished(self, stage: str) -> bool:
-        """A stage writes its evaluation last, so that file marks it as complete."""
-        return self.eval_file(stage).is_file()
+        """Whether a stage was completed here: it writes its evaluation last.
+
+        Evaluating another folder's run leaves an evaluation without a model, which does not count.
+        """
+        return self.eval_file(stage).is_file() and self.model_dir(stage).is_dir()

@@ -1,6 +1,5 @@
 """From a section of the Hydra configuration to the checked dataclass behind it."""
 
-import difflib
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,9 +32,3 @@ def parse_section(schema: type[Settings], section: DictConfig, name: str) -> Set
 
 def _value(section: DictConfig, key: str) -> Any:
     return OmegaConf.select(section, key, throw_on_resolution_failure=False) if key else None
-
-
-def suggestion(key: str, known: list[str]) -> str:
-    """`; did you mean ...?` with the closest known keys, or nothing."""
-    close = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 
 from src.core.errors import UserError
+from src.core.files import read_json
 from src.core.paths import RunFolder
 from src.exp.stage import is_multirun
-from src.student.checkpoint import CONFIG_FILE, load_checkpoint
 
 
 def find_run(
@@ -30,11 +30,10 @@ def find_run(
 
 
 def _fits(run: RunFolder, stage: str, fingerprint: str) -> bool:
-    """Whether the run holds a finished student stage on that dataset."""
-    folder = run.model_dir(stage)
-    if not run.is_finished(stage) or not (folder / CONFIG_FILE).is_file():
+    """Whether the run completed that stage on that dataset."""
+    if not run.is_finished(stage):
         return False
     try:
-        return load_checkpoint(folder)[1].dataset_fingerprint == fingerprint
+        return read_json(run.eval_file(stage)).get("dataset_fingerprint") == fingerprint
     except UserError:
         return False  # a damaged old run must not stop a new one

@@ -50,12 +50,9 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
         root = result_root(stage.cfg)
         runs = {
             name: find_run(name, stage.folder, root, stage.dataset.fingerprint, "eval.run_dir", stage.logger)
-            for name in ("baseline", "distill")
+            for name in STAGES
         }
         found = {name: run for name, run in runs.items() if run is not None}
-        home = next(iter(found.values()), stage.folder)
-        if home.is_finished("teacher"):
-            found["teacher"] = home
     if not found.keys() & {"baseline", "distill"}:
         where = f"in {given}" if given else f"for dataset {stage.dataset.name} under {result_root(stage.cfg)}"
         raise UserError(

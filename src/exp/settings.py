@@ -1,7 +1,10 @@
 """The whole configuration as checked dataclasses: where Hydra's `cfg` ends."""
 
 import re
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as fields_of
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -74,6 +77,18 @@ def parse_settings(cfg: DictConfig) -> Settings:
     if sections["dataset"].raw_dir is not None:
         sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
     return Settings(**sections)
+
+
+def known_keys(section: str) -> list[str]:
+    """The keys of a section such as `student` or `teacher.lora`, of the whole configuration for ``; [] if unknown."""
+    schema: Any = Settings
+    for name in filter(None, section.split(".")):
+        fields = typing.get_type_hints(schema)
+        options = [t for t in (fields.get(name), *typing.get_args(fields.get(name))) if is_dataclass(t)]
+        if not options:
+            return []
+        schema = options[0]
+    return ["lambda" if field.name == "kd_weight" else field.name for field in fields_of(schema)]
 
 
 def _parse_distill(section: DictConfig) -> DistillConfig:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from src.core.git_info import PROJECT_ROOT, save_git_info
 from src.core.logging import LOGGER_NAME, TensorBoardWriter, init_logger, tensorboard_writer
 from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
-from src.exp.settings import Settings, parse_settings
+from src.exp.settings import Settings, known_keys, parse_settings
 
 StageFunction = Callable[[DictConfig], float | None]
 
@@ -69,6 +70,9 @@ def one_line(error: Exception) -> str:
     """The error as one readable line."""
     if isinstance(error, UserError):
         return str(error)
+    unknown = re.match(r"Could not override '([\w.]+)'", str(error))
+    if unknown and (allowed := known_keys(unknown[1].rpartition(".")[0])):
+        return f"{unknown[1]}: unknown key; allowed there: {', '.join(allowed)}"
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -104,6 +108,7 @@ class Stage:
         return {
             "model": model,
             "dataset": self.dataset.name,
+            "dataset_fingerprint": self.dataset.fingerprint,
             "split": "test",
             "num_users": num_users,
             "num_items": self.dataset.num_items,

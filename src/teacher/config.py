@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from src.core.errors import check
 from src.student.config import StudentConfig
+from src.teacher.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
@@ -123,8 +124,6 @@ class TeacherConfig:
     tiny: TinySettings | None = None
 
     def __post_init__(self) -> None:
-        from src.teacher.prompts import TEMPLATES  # not at the top: prompts read this module's names
-
         check(
             self.prompt_template in TEMPLATES,
             "teacher.prompt_template",

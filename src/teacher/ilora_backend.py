@@ -46,8 +46,8 @@ class ILoRATeacher(ITeacherRecommender):
         free = dataset.num_items - longest - 1  # besides the target
         if settings.num_candidates - 1 > free:
             raise UserError(
-                f"teacher.num_candidates={settings.num_candidates}: dataset {dataset.name} has {dataset.num_items} items "
-                f"and histories of up to {longest}; use at most {free + 1}"
+                f"teacher.num_candidates={settings.num_candidates}: dataset {dataset.name} has {dataset.num_items} "
+                f"items and histories of up to {longest}; use at most {free + 1}"
             )
         if settings.tiny is None and settings.llm_path is None:
             raise UserError("teacher.llm_path=null: must be a local LLaMA folder, or use teacher=ilora_tiny")
@@ -162,6 +162,7 @@ class ILoRATeacher(ITeacherRecommender):
         about = {
             "model": self.settings.name,
             "dataset": self.dataset.name,
+            "dataset_fingerprint": self.dataset.fingerprint,
             "split": "test",
             "num_users": len(index),
             "num_items": self.dataset.num_items,

@@ -14,28 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from src.teacher.templates import TEMPLATES
+
 PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
 MARKERS = (PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER)
 PAD_TOKEN = "[PAD]"
 TERMINATOR = "\n"
 IGNORED = -100
-
-
-def _templates(noun: str, verb: str) -> list[str]:
-    return [
-        f"A user {verb} these {noun}s: {{history}}. Which {noun} is next? "
-        f"Pick one of these candidates: {{candidates}}. Next {noun}:",
-        f"History of {noun}s: {{history}}. Candidates: {{candidates}}. The best {noun} to suggest now is",
-        f"Given that somebody {verb} {{history}}, name the one {noun} out of {{candidates}} that comes next. Answer:",
-    ]
-
-
-TEMPLATES = {
-    "default": _templates("item", "chose"),
-    "movie": _templates("movie", "watched"),
-    "artist": _templates("artist", "listened to"),
-    "game": _templates("game", "played"),
-}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from src.core.files import write_atomic
 from src.core.logging import TensorBoardWriter, progress_bar
 from src.teacher.config import TeacherConfig, TinySettings
 from src.teacher.llm import load_llm, positions
-from src.teacher.prompts import IGNORED, TEMPLATES, TERMINATOR, PromptBuilder
+from src.teacher.prompts import IGNORED, TERMINATOR, PromptBuilder
 from src.teacher.sampling import sample_candidates
 from src.teacher.schedule import learning_rate_factor
+from src.teacher.templates import TEMPLATES
 
 _LOG_EVERY = 50
 _QUERY_KEY_GAIN = 1.0

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.core.errors import UserError, check
-from src.core.settings import parse_section, suggestion
+from src.core.settings import parse_section
 
 
 @dataclass
@@ -76,12 +76,3 @@ def test_a_reference_to_nothing_is_a_user_error():
     cfg = OmegaConf.create("{model: {name: '${nowhere}'}}")
     with pytest.raises(UserError, match=r"^model\.name=None: Interpolation key 'nowhere' not found$"):
         parse_section(Section, cfg.model, "model")
-
-
-def test_suggestion():
-    assert suggestion("learning_rat", ["learning_rate", "epochs"]) == "; did you mean learning_rate?"
-    assert suggestion("xyz", ["learning_rate", "epochs"]) == ""
-
-
-def test_user_errors_are_one_line():
-    assert str(UserError("a\n   b  c")) == "a b c"

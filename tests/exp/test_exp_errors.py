@@ -78,7 +78,10 @@ def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processe
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("student.lrr=1", ("student.lrr", "not in struct")),
+        ("student.lrr=1", ("student.lrr: unknown key; allowed there: name, emb_size", " lr,")),
+        ("teacher.lora.rank=4", ("teacher.lora.rank: unknown key; allowed there: r, alpha",)),
+        ("distill.lambdaa=4", ("distill.lambdaa: unknown key", " lambda,")),
+        ("generall.seed=4", ("generall.seed",)),
         ("+student.lrr=1", ("student.lrr: unknown key",)),
         ("+teacher.lora.rank=4", ("teacher.lora.rank: unknown key",)),
         ("+typo.x=1", ("typo: unknown section; available: general, dataset",)),
