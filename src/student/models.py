@@ -35,11 +35,13 @@ class ItemEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, 0.0, 0.01)
 
 
-class CausalAttention(nn.Module):
-    """Attention of DLLM2Rec's SASRec: queries from the normalised input, keys and values from the input.
+class LastQueryAttention(nn.Module):
+    """Attention of DLLM2Rec's SASRec for one query: it comes from the normalised input, keys and values don't.
 
     Differs from the textbook in two ways that the pinned code has: scores are divided by sqrt(hidden_size)
-    and the residual goes to the queries.
+    and the residual goes to the query. With a single query the key and value maps need not be applied to the
+    history: q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, and sum_l w_l (W_v x_l + b_v) = W_v sum_l w_l x_l +
+    b_v sum_l w_l. That saves two [B, L, d] x [d, d] products.
     """
 
     def __init__(self, hidden_size: int, dropout: float) -> None:
@@ -49,12 +51,14 @@ class CausalAttention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, inputs: Tensor, visible: Tensor) -> Tensor:
-        """queries [B, Q, d], inputs [B, L, d], visible bool [B, Q, L] -> [B, Q, d]."""
-        scores = self.query(queries) @ self.key(inputs).transpose(1, 2)  # [B, Q, L]
-        scores = scores / inputs.shape[-1] ** 0.5
-        weights = self.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1))
-        return weights @ self.value(inputs) + queries
+    def forward(self, query: Tensor, inputs: Tensor, visible: Tensor) -> Tensor:
+        """query [B, d], inputs [B, L, d], visible bool [B, L] -> [B, d]."""
+        mapped = self.query(query)
+        scores = (inputs @ (mapped @ self.key.weight)[..., None])[..., 0]  # [B, L]
+        scores = (scores + (mapped @ self.key.bias)[:, None]) / inputs.shape[-1] ** 0.5
+        weights = self.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1))  # [B, L]
+        mixed = (weights[:, None] @ inputs)[:, 0]  # [B, d]
+        return mixed @ self.value.weight.T + weights.sum(1, keepdim=True) * self.value.bias + query
 
 
 class FeedForward(nn.Module):
@@ -88,7 +92,7 @@ class SASRec(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
         self.dropout = nn.Dropout(config.dropout)
         self.norm_attention = nn.LayerNorm(hidden)
-        self.attention = CausalAttention(hidden, config.dropout)
+        self.attention = LastQueryAttention(hidden, config.dropout)
         self.norm_feed_forward = nn.LayerNorm(hidden)
         self.feed_forward = FeedForward(hidden, config.dropout)
         self.norm_output = nn.LayerNorm(hidden)
@@ -109,8 +113,7 @@ class SASRec(nn.Module):
         inputs = self.dropout(inputs) * real[..., None]
         last = (length - 1).clamp(min=0)
         last_input = inputs[torch.arange(len(last), device=last.device), last]  # [B, d]
-        query = self.norm_attention(last_input)[:, None]  # [B, 1, d]
-        attended = self.attention(query, inputs, real[:, None])[:, 0]  # [B, d]
+        attended = self.attention(self.norm_attention(last_input), inputs, real)  # [B, d]
         return self.norm_output(self.feed_forward(self.norm_feed_forward(attended)))
 
     def forward(self, history: Tensor, length: Tensor) -> Tensor:

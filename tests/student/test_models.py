@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
-from src.student.models import CausalAttention, ItemEmbedding, ModelConfig, SASRec, build_model
+from src.student.models import LastQueryAttention, ItemEmbedding, ModelConfig, SASRec, build_model
 
 NUM_ITEMS, MAX_LEN = 9, 6
 
@@ -122,14 +122,12 @@ def test_scores_are_the_output_layer_of_the_encoding(fill_with_ramp):
 
 def test_attention_by_hand():
     # d = 1, all weights 1: score = q k, no division; two visible keys, the third hidden.
-    attention = CausalAttention(1, 0.0)
+    attention = LastQueryAttention(1, 0.0)
     with torch.no_grad():
         for layer in (attention.query, attention.key, attention.value):
             layer.weight.fill_(1.0)
             layer.bias.fill_(0.0)
-    out = attention(
-        torch.tensor([[[2.0]]]), torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[[True, True, False]]])
-    )
+    out = attention(torch.tensor([[2.0]]), torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
 
     first = math.exp(2 * 1) / (math.exp(2 * 1) + math.exp(2 * 3))
     assert out.item() == pytest.approx(first * 1 + (1 - first) * 3 + 2, rel=1e-6)
