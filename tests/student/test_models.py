@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
-from src.student.models import LastQueryAttention, ItemEmbedding, ModelConfig, SASRec, build_model
+from src.student.models import ItemEmbedding, LastQueryAttention, ModelConfig, SASRec, build_model
 
 NUM_ITEMS, MAX_LEN = 9, 6
 
