@@ -29,9 +29,7 @@ from src.teacher.templates import TEMPLATES
 
 _LOG_EVERY = 50
 _QUERY_KEY_GAIN = 1.0
-# Shares of histories, repeated lists and answered prompts: first the titles and how to repeat one, then what to choose.
-_FIRST_SHARES, _LATER_SHARES = (0.1, 0.9, 0.0), (0.15, 0.15, 0.7)
-_FIRST_PART = 0.4  # of the steps
+_KIND_SHARES = (0.3, 0.2, 0.5)  # histories, repeated lists, answered prompts
 
 
 def build_tiny_llm(
@@ -157,10 +155,10 @@ def _pretrain(
 
 @dataclass(frozen=True)
 class _Document:
-    """Token ids, and the span of them (begin, end) that is context only: nothing can be learnt from it."""
+    """Token ids, of which the first `context` are given: nothing is learnt from them."""
 
     ids: list[int]
-    context: tuple[int, int]
+    context: int
 
 
 def _document_loss(model: LlamaForCausalLM, batch: list[_Document], pad: int) -> torch.Tensor:
@@ -169,9 +167,8 @@ def _document_loss(model: LlamaForCausalLM, batch: list[_Document], pad: int) ->
     ids = torch.full((len(batch), width), pad)
     labels = torch.full((len(batch), width), IGNORED)
     for i, document in enumerate(batch):
-        begin, end = document.context
         ids[i, : len(document.ids)] = labels[i, : len(document.ids)] = torch.tensor(document.ids)
-        labels[i, begin:end] = IGNORED
+        labels[i, : document.context] = IGNORED
     mask = ids != pad
     hidden = model.model(
         input_ids=ids.to(model.device),
@@ -187,15 +184,14 @@ def _document_loss(model: LlamaForCausalLM, batch: list[_Document], pad: int) ->
 def _document_batches(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
 ) -> Iterator[list[_Document]]:
-    """One batch of documents per step, one kind a batch.
+    """Endless batches of documents, one kind a batch.
 
     Histories teach which titles follow one another, lists that are told twice teach to repeat a title, and
     answered prompts put both together. One kind a batch, because their lengths differ and padding costs.
     """
     kinds = (_history_document, _repeated_document, _prompt_document)
-    for step in range(config.tiny.pretrain_steps):
-        shares = _FIRST_SHARES if step < _FIRST_PART * config.tiny.pretrain_steps else _LATER_SHARES
-        kind = kinds[rng.choice(len(kinds), p=shares)]
+    while True:
+        kind = kinds[rng.choice(len(kinds), p=_KIND_SHARES)]
         yield [kind(builder, config, dataset, rng) for _ in range(config.tiny.pretrain_batch_size)]
 
 
@@ -205,7 +201,7 @@ def _history_document(
     row = int(rng.integers(len(dataset.train)))
     items = [*dataset.train.history(row)[-2 * config.max_history :], dataset.train.targets[row]]
     text = ", ".join(dataset.titles[i] for i in items) + TERMINATOR
-    return _Document(builder.tokenizer(text).input_ids, (0, 1))  # BOS first
+    return _Document(builder.tokenizer(text).input_ids, 1)  # BOS first
 
 
 def _repeated_document(
@@ -215,7 +211,7 @@ def _repeated_document(
     items = rng.choice(dataset.num_items, size=int(rng.integers(2, count + 1)), replace=False)
     prompt = builder.prompt(items[:0], items, int(rng.integers(len(builder.templates))), embed=False)
     answers = [token for item in rng.permutation(items) for token in builder.answer(int(item))]
-    return _Document(prompt.ids + answers, (0, len(prompt.ids)))
+    return _Document(prompt.ids + answers, len(prompt.ids))
 
 
 def _prompt_document(
@@ -226,6 +222,4 @@ def _prompt_document(
     candidates = sample_candidates(rng, dataset.num_items, config.num_candidates, history, target)
     template = int(rng.integers(len(builder.templates)))
     prompt = builder.prompt(history[-config.max_history :], candidates, template, embed=False)
-    markers = [place for place, token in enumerate(prompt.ids) if token == builder.placeholder_id]
-    end_of_history = markers[min(len(history), config.max_history) - 1] + 1
-    return _Document(prompt.ids + builder.answer(target), (end_of_history, len(prompt.ids)))  # candidates are random
+    return _Document(prompt.ids + builder.answer(target), len(prompt.ids))

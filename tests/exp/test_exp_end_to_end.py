@@ -26,6 +26,7 @@ METRICS = {f"{name}@{k}" for name in ("recall", "ndcg", "hit_ratio") for k in (1
 HEAD = {
     "model",
     "dataset",
+    "dataset_fingerprint",
     "split",
     "num_users",
     "num_items",

@@ -209,7 +209,8 @@ def test_a_given_llm_is_used(settings, dataset, cfg, llm_folder, logger, tb_writ
 
 
 def test_factory(dataset, tmp_path):
-    cfg = OmegaConf.create({"teacher": {"name": "ilora_tiny", "tiny": {"hidden_size": 16, "num_heads": 2}}})
+    section = {"name": "ilora_tiny", "num_candidates": 10, "tiny": {"hidden_size": 16, "num_heads": 2}}
+    cfg = OmegaConf.create({"teacher": section})
     teacher = build_teacher(cfg, dataset, RunFolder(tmp_path), CPU)
     assert isinstance(teacher, ILoRATeacher)
     assert teacher.settings.tiny.hidden_size == 16
