@@ -105,8 +105,9 @@ def _llama_config(tiny: TinySettings, vocab_size: int) -> LlamaConfig:
 def _mimetic_initialization(model: LlamaForCausalLM) -> None:
     """Start attention where trained transformers end up: W_Q W_K^T and W_V W_O near the identity, per head.
 
-    Trockman and Kolter, arXiv 2305.09828. Heads then compare and copy contents from the first step on. Naming
-    a candidate is copying, which the usual start takes far more text to learn than a CPU can read.
+    Trockman and Kolter, arXiv 2305.09828. Heads then compare and copy contents from the first step on: on LastFM's
+    titles the loss of repeated lists fell in about half the steps. It repeats a title once begun; choosing the
+    right candidate is not learnt by it.
     """
     for layer in model.model.layers:
         attention = layer.self_attn
