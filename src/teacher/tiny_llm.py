@@ -106,8 +106,8 @@ def _mimetic_initialization(model: LlamaForCausalLM) -> None:
     """Start attention where trained transformers end up: W_Q W_K^T and W_V W_O near the identity, per head.
 
     Trockman and Kolter, arXiv 2305.09828. Heads then compare and copy contents from the first step on: on LastFM's
-    titles the loss of repeated lists fell in about half the steps. It repeats a title once begun; choosing the
-    right candidate is not learnt by it.
+    titles the loss of repeated lists reached 4.3 after 100 steps instead of 125 (one run each, gain 0.7). It helps
+    to repeat a title once begun; choosing the right candidate is not learnt by it.
     """
     for layer in model.model.layers:
         attention = layer.self_attn
