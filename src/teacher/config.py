@@ -61,7 +61,7 @@ class ExportSettings:
 class TinySettings:
     """A LLaMA that is built here from the dataset's titles and pretrained for `pretrain_steps` steps."""
 
-    vocab_size: int = 5000
+    vocab_size: int = 800
     hidden_size: int = 128
     num_layers: int = 3
     num_heads: int = 4

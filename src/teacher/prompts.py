@@ -77,15 +77,11 @@ class PromptBuilder:
         return list(self._cached(text))
 
     def text(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> str:
-        """The prompt as text, markers included.
-
-        The markers alone separate the titles: with commas, too, a title would have other tokens here than in
-        the answer.
-        """
+        """The prompt as text, markers included."""
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
         return self.templates[template].format(
-            history=" ".join(f"{self.titles[i]} {history_marker}" for i in history),
-            candidates=" ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
+            history=", ".join(f"{self.titles[i]} {history_marker}" for i in history),
+            candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
         )
 
     def prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:

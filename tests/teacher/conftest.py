@@ -62,8 +62,8 @@ class _NoWriter:
 
 
 @pytest.fixture(scope="session")
-def build_llm(dataset) -> Callable[[TeacherConfig, Path, int], None]:
-    def build(config: TeacherConfig, folder: Path, seed: int) -> None:
+def build_llm(dataset) -> Callable[..., None]:
+    def build(config: TeacherConfig, folder: Path, seed: int, dataset: SequenceDataset = dataset) -> None:
         build_tiny_llm(config, dataset, folder, seed, CPU, logging.getLogger("tests"), _NoWriter())
 
     return build

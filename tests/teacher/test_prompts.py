@@ -98,8 +98,8 @@ def test_placeholders_carry_no_embeddings(builder, marker_ids, template):
 
 def test_text_names_the_titles_in_order(builder, dataset):
     text = builder.text(HISTORY, CANDIDATES, 0, embed=True)
-    assert " ".join(f"{dataset.titles[i]} [HistoryEmb]" for i in HISTORY) + "." in text
-    assert " ".join(f"{dataset.titles[i]} [CansEmb]" for i in CANDIDATES) + "." in text
+    assert ", ".join(f"{dataset.titles[i]} [HistoryEmb]" for i in HISTORY) + "." in text
+    assert ", ".join(f"{dataset.titles[i]} [CansEmb]" for i in CANDIDATES) + "." in text
 
 
 def test_braces_in_a_title_are_text(builder, dataset):
