@@ -170,6 +170,7 @@ def _teacher_section(comparison: Comparison) -> list[str]:
                 ("HR@1 among the candidates (correct / all)", "hr@1_all"),
                 ("HR@1 of the valid answers (correct / valid)", "hr@1"),
                 ("ValidRatio", "valid_ratio"),
+                ("HR@1 of the likeliest candidate", "hr@1_likelihood"),
             )
         ),
         f"{answers['num_rows']} rows. Its full ranking in the table above ranks the frozen recommender's candidates.",

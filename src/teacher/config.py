@@ -61,11 +61,11 @@ class ExportSettings:
 class TinySettings:
     """A LLaMA that is built here from the dataset's titles and pretrained for `pretrain_steps` steps."""
 
-    vocab_size: int = 800
+    vocab_size: int = 2000
     hidden_size: int = 128
     num_layers: int = 3
     num_heads: int = 4
-    pretrain_steps: int = 2500
+    pretrain_steps: int = 3500
     pretrain_batch_size: int = 16
     pretrain_lr: float = 3e-3
 

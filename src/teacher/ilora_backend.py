@@ -173,12 +173,16 @@ class ILoRATeacher(ITeacherRecommender):
         }
         write_evaluation(self.folder.eval_file("teacher"), self.folder.ranks_file("teacher"), evaluation, about)
         logger.info(
-            "teacher test: HR@1 among %d candidates %.4f [%.4f, %.4f], valid %.4f; full ranking %s %.4f",
+            "teacher test: HR@1 among %d candidates %.4f [%.4f, %.4f], valid %.4f, by likelihood %.4f [%.4f, %.4f]; "
+            "full ranking %s %.4f",
             self.settings.num_candidates,
             result["hr@1_all"],
             result["hr@1_all_low"],
             result["hr@1_all_high"],
             result["valid_ratio"],
+            result["hr@1_likelihood"],
+            result["hr@1_likelihood_low"],
+            result["hr@1_likelihood_high"],
             metrics.monitor,
             evaluation.metrics_masked[metrics.monitor],
         )

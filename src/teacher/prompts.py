@@ -65,6 +65,7 @@ class PromptBuilder:
         self.titles = titles
         self.templates = TEMPLATES[template]
         self.embedding_ids = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
+        self.placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.bos_id = tokenizer.bos_token_id
         self._cached = functools.lru_cache(maxsize=None)(self._tokenize)  # titles recur in every row
         self.newline_id = self.tokens(TERMINATOR)[-1]

@@ -23,14 +23,14 @@ from src.core.files import write_atomic
 from src.core.logging import TensorBoardWriter, progress_bar
 from src.teacher.config import TeacherConfig, TinySettings
 from src.teacher.llm import load_llm, positions
-from src.teacher.prompts import IGNORED, TERMINATOR, PromptBuilder
+from src.teacher.prompts import IGNORED, PromptBuilder
 from src.teacher.sampling import sample_candidates
 from src.teacher.schedule import learning_rate_factor
 from src.teacher.templates import TEMPLATES
 
 _LOG_EVERY = 50
 _NUM_BASE_PIECES = 256 + 3  # bytes; unknown, BOS, EOS
-_KIND_SHARES = (0.3, 0.2, 0.5)  # histories, repeated lists, answered prompts
+_KIND_SHARES = (0.6, 0.1, 0.3)  # histories, repeated lists, answered prompts
 _EMBEDDING_STD = 0.1
 _PREVIOUS_GAIN, _MATCH_GAIN, _PREVIOUS_SCALE, _OTHER_SCALE = 2.0, 2.5, 0.2, 0.1
 _NEAR, _FAR = 0.03, 0.003  # radians per token: RoPE pairs faster than the one tell neighbours apart, slower than
@@ -225,21 +225,24 @@ def _document_batches(
     """Endless batches of documents, one kind a batch.
 
     Histories teach which titles follow one another, lists that are told twice teach to repeat a title, and
-    answered prompts put both together. One kind a batch, because their lengths differ and padding costs.
+    answered prompts put both together. One kind a batch, because their lengths differ and padding costs; histories
+    are short, so a batch has four times as many.
     """
-    kinds = (_history_document, _repeated_document, _prompt_document)
+    kinds = ((_history_document, 4), (_repeated_document, 1), (_prompt_document, 1))
     while True:
-        kind = kinds[rng.choice(len(kinds), p=_KIND_SHARES)]
-        yield [kind(builder, config, dataset, rng) for _ in range(config.tiny.pretrain_batch_size)]
+        kind, times = kinds[rng.choice(len(kinds), p=_KIND_SHARES)]
+        yield [kind(builder, config, dataset, rng) for _ in range(times * config.tiny.pretrain_batch_size)]
 
 
 def _history_document(
     builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
 ) -> _Document:
+    """A prompt as far as its history goes."""
     row = int(rng.integers(len(dataset.train)))
-    items = [*dataset.train.history(row)[-2 * config.max_history :], dataset.train.targets[row]]
-    text = ", ".join(dataset.titles[i] for i in items) + TERMINATOR
-    return _Document(builder.tokenizer(text).input_ids, 1)  # BOS first
+    items = np.append(dataset.train.history(row)[-config.max_history :], dataset.train.targets[row])
+    ids = builder.prompt(items, items[:0], int(rng.integers(len(builder.templates))), embed=False).ids
+    length = len(ids) - ids[::-1].index(builder.placeholder_id)
+    return _Document(ids[:length], 1)  # BOS first
 
 
 def _repeated_document(

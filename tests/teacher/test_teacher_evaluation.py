@@ -43,20 +43,21 @@ def test_answer_metrics_by_arithmetic():
         ["Stone", "red lamp", "Stone", "Stone", "nothing", "Red Lamp Stone"],
         [TITLES] * 6,
         ["Stone", "Red Lamp", "Red Lamp", "Stone", "Stone", "Stone"],
+        ["Red Lamp", "Red Lamp", "Stone", "Stone", "Red Lamp", "Red Lamp"],
     )
 
     result = answer_metrics(answers)
 
     # 6 rows, 4 valid answers, 3 of them right.
-    expected = {"num_rows": 6, "hr@1": 3 / 4, "valid_ratio": 4 / 6, "hr@1_all": 3 / 6}
-    for name, pair in (("hr@1", wilson(3, 4)), ("valid_ratio", wilson(4, 6)), ("hr@1_all", wilson(3, 6))):
-        expected[f"{name}_low"], expected[f"{name}_high"] = pair
+    expected = {"num_rows": 6, "hr@1": 3 / 4, "valid_ratio": 4 / 6, "hr@1_all": 3 / 6, "hr@1_likelihood": 2 / 6}
+    for name, counts in (("hr@1", (3, 4)), ("valid_ratio", (4, 6)), ("hr@1_all", (3, 6)), ("hr@1_likelihood", (2, 6))):
+        expected[f"{name}_low"], expected[f"{name}_high"] = wilson(*counts)
     assert result == pytest.approx(expected, abs=1e-6)
     assert result["hr@1"] * result["valid_ratio"] == pytest.approx(result["hr@1_all"])
 
 
 def test_no_valid_answer_at_all():
-    result = answer_metrics(Answers(["", "?"], [TITLES] * 2, ["Stone", "Stone"]))
+    result = answer_metrics(Answers(["", "?"], [TITLES] * 2, ["Stone", "Stone"], ["Stone", "Red Lamp"]))
 
     assert (result["hr@1"], result["hr@1_low"], result["hr@1_high"]) == (0.0, 0.0, 1.0)
     assert (result["valid_ratio"], result["hr@1_all"]) == (0.0, 0.0)
@@ -64,7 +65,7 @@ def test_no_valid_answer_at_all():
 
 
 def test_all_right():
-    result = answer_metrics(Answers(["Stone"] * 3, [TITLES] * 3, ["Stone"] * 3))
+    result = answer_metrics(Answers(["Stone"] * 3, [TITLES] * 3, ["Stone"] * 3, ["Stone"] * 3))
     assert (result["hr@1"], result["valid_ratio"], result["hr@1_all"]) == (1.0, 1.0, 1.0)
     assert result["hr@1_all_low"] == pytest.approx(wilson(3, 3)[0])
 
@@ -75,11 +76,15 @@ def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
 
     assert answers.targets == [dataset.titles[i] for i in dataset.test.targets[index]]
     assert len(answers.texts) == 4
-    for titles, target, row in zip(answers.candidates, answers.targets, index, strict=True):
+    for titles, target, likeliest, row in zip(
+        answers.candidates, answers.targets, answers.likeliest, index, strict=True
+    ):
         assert len(titles) == len(set(titles)) == 5
         assert target in titles
         history = {dataset.titles[i] for i in dataset.test.history(row)}
         assert not history & set(titles) - {target}
+        assert likeliest in titles
     alone = generate_answers(parts, dataset.test, index[2:3], seed=7)
     assert (alone.texts, alone.candidates) == (answers.texts[2:3], answers.candidates[2:3])
+    assert alone.likeliest == answers.likeliest[2:3]
     assert generate_answers(parts, dataset.test, index, seed=8).candidates != answers.candidates
