@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.student.models import ItemEmbedding, SASRec
+from src.student.models import ItemEmbedding, Student
 
 
 def make_projection(llm_dim: int, emb_size: int, generator: torch.Generator, zero: bool = False) -> nn.Linear:
@@ -43,14 +43,14 @@ class FusedItemEmbedding(nn.Module):
         return F.embedding(ids, self.table())
 
 
-def fuse_teacher(model: SASRec, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
+def fuse_teacher(model: Student, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
     """Let `model` read item embeddings that carry the teacher's; in place."""
     assert isinstance(model.item_embeddings, ItemEmbedding)
     model.item_embeddings = FusedItemEmbedding(model.item_embeddings, teacher, projection, ed_weight)
 
 
 @torch.no_grad()
-def folded_state(model: SASRec) -> dict[str, Tensor]:
+def folded_state(model: Student) -> dict[str, Tensor]:
     """Weights of the plain student that computes the same: the projection is added into the item table."""
     prefix = "item_embeddings."
     embedding = model.item_embeddings

@@ -27,7 +27,7 @@ from src.distill.selection_policy import SelectionPolicy, StudentInfo, TeacherIn
 from src.student.checkpoint import CheckpointInfo, load_checkpoint, load_weights, save_checkpoint
 from src.student.config import FitSettings, StudentConfig
 from src.student.datamodule import Batch
-from src.student.models import SASRec, build_model
+from src.student.models import Student, build_model
 from src.student.training import FitResult, train_student
 
 EMBEDDING_MODES = ("fuse", "align")
@@ -127,7 +127,7 @@ class DistillObjective:
     outputs: TeacherOutputs
     alignment: Alignment | None
 
-    def __call__(self, model: SASRec, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         scores = model(batch.history, batch.length)
         loss = F.cross_entropy(scores, batch.target)
         parts = {"loss_ce": loss.detach()}
@@ -148,7 +148,7 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float())
         return TeacherInfo(self.outputs.ranking[batch.row], self.outputs.confidence[batch.row])
 
-    def _distillation_terms(self, model: SASRec, batch: Batch, scores: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _distillation_terms(self, model: Student, batch: Batch, scores: Tensor) -> dict[str, tuple[float, Tensor]]:
         """Weight and per-sample values [B] of each active term."""
         settings, terms = self.settings, {}
         if settings.needs_ranking:
@@ -231,7 +231,7 @@ def train_distilled(
     )
 
 
-def _start_from(model: SASRec, folder: Path, dataset: SequenceDataset) -> None:
+def _start_from(model: Student, folder: Path, dataset: SequenceDataset) -> None:
     _, info = load_checkpoint(folder)
     if info.dataset_fingerprint != dataset.fingerprint:
         raise UserError(

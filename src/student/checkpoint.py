@@ -10,7 +10,7 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
-from src.student.models import ModelConfig, SASRec, build_model
+from src.student.models import ModelConfig, Student, build_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -30,14 +30,14 @@ class CheckpointInfo:
     teacher_manifest_sha256: str | None = None
 
 
-def save_checkpoint(folder: Path, model: SASRec, state: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
+def save_checkpoint(folder: Path, model: Student, state: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
     """Write the weights `state` of `model` and then the description that makes them complete."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
     write_json(folder / CONFIG_FILE, {"model": model.config.as_dict(), "info": asdict(info)})
 
 
-def load_checkpoint(folder: Path) -> tuple[SASRec, CheckpointInfo]:
+def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     """Rebuild a saved model on the CPU.
 
     Raises:

@@ -1,6 +1,6 @@
 """`conf/student`: the model and how it is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from src.core.errors import check
 from src.student.models import MODELS, ModelConfig
@@ -29,7 +29,7 @@ class FitSettings:
 
 @dataclass
 class StudentConfig:
-    """The keys of `conf/student/*.yaml`."""
+    """The keys of `conf/student/*.yaml`; `num_filters` and `filter_sizes` are Caser's."""
 
     name: str
     emb_size: int = 64
@@ -42,18 +42,38 @@ class StudentConfig:
     weight_decay: float = 0.0
     grad_clip: float = 0.0
     patience: int = 10
+    num_filters: int = 16
+    filter_sizes: list[int] = field(default_factory=lambda: [2, 3, 4])
 
     def __post_init__(self) -> None:
         check(self.name in MODELS, "student.name", self.name, f"one of {', '.join(MODELS)}")
-        for key in ("emb_size", "hidden_size", "max_seq_len", "batch_size", "num_epochs", "patience"):
+        for key in ("emb_size", "hidden_size", "max_seq_len", "batch_size", "num_epochs", "patience", "num_filters"):
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
+        self._check_caser()
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         check(self.weight_decay >= 0, "student.weight_decay", self.weight_decay, "a number >= 0")
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
 
+    def _check_caser(self) -> None:
+        if self.name != "caser":
+            check(self.num_filters == 16, "student.num_filters", self.num_filters, "left out: only caser has filters")
+            check(self.filter_sizes == [2, 3, 4], "student.filter_sizes", self.filter_sizes, "left out, as above")
+        elif not self.filter_sizes or not all(1 <= size <= self.max_seq_len for size in self.filter_sizes):
+            allowed = f"one or more integers from 1 to student.max_seq_len={self.max_seq_len}"
+            check(False, "student.filter_sizes", self.filter_sizes, allowed)
+
     def model_config(self, num_items: int) -> ModelConfig:
-        return ModelConfig(self.name, num_items, self.emb_size, self.hidden_size, self.max_seq_len, self.dropout)
+        return ModelConfig(
+            self.name,
+            num_items,
+            self.emb_size,
+            self.hidden_size,
+            self.max_seq_len,
+            self.dropout,
+            self.num_filters,
+            self.filter_sizes,
+        )
 
     def fit_settings(self) -> FitSettings:
         return FitSettings(self.batch_size, self.lr, self.num_epochs, self.weight_decay, self.grad_clip, self.patience)

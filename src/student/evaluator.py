@@ -11,7 +11,7 @@ from torch import Tensor
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.files import write_atomic, write_json
 from src.core.metrics import metrics_from_ranks, rank_counts
-from src.student.models import SASRec
+from src.student.models import Student
 
 _CHUNK = 512
 
@@ -31,7 +31,7 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: SASRec, rows: Rows, dataset: SequenceDataset, ks: list[int], device: torch.device
+    model: Student, rows: Rows, dataset: SequenceDataset, ks: list[int], device: torch.device
 ) -> Evaluation:
     """Evaluate a student: dropout off, every item ranked. The model's mode is restored."""
     was_training = model.training

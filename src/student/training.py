@@ -22,7 +22,7 @@ from src.core.seed import generator
 from src.student.config import FitSettings
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
-from src.student.models import SASRec
+from src.student.models import Student
 
 
 class Objective(Protocol):
@@ -43,7 +43,7 @@ class FitResult:
 
 
 def train_student(
-    model: SASRec,
+    model: Student,
     dataset: SequenceDataset,
     objective: Objective,
     save_best: Callable[[int, float], None],

@@ -14,14 +14,14 @@ from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
 from src.student.evaluator import history_mask
-from src.student.models import SASRec
+from src.student.models import Student
 from src.student.trainer_baseline import train_baseline
 
 
 class FrozenRecommender:
     """A trained student, used for inference only."""
 
-    def __init__(self, model: SASRec, dataset: SequenceDataset, device: torch.device) -> None:
+    def __init__(self, model: Student, dataset: SequenceDataset, device: torch.device) -> None:
         self.model = model.eval().requires_grad_(False).to(device)
         self.dataset = dataset
         self.device = device

@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 import torch.nn.functional as F
+from upstream import STUDENTS, build_upstream, copy_weights
 
 from src.core.seed import generator, set_seed
 from src.distill.fusion import FusedItemEmbedding, folded_state, fuse_teacher, make_projection
@@ -122,24 +123,24 @@ def test_projection_has_the_bounds_of_a_linear_layer():
     assert projection.weight.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)
 
 
-def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, monkeypatch):
-    """Upstream's fusion (widths 4096 and 64 are hard-coded there), its weights copied into our table and projection."""
-    hidden = 64
+@pytest.mark.parametrize("name", STUDENTS)
+def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, monkeypatch, name):
+    """Upstream's scores with teacher embeddings (widths 4096 and 64 are hard-coded there), its weights copied."""
     monkeypatch.setattr(upstream_dllm2rec, "args", argparse.Namespace(ed_weight=0.3), raising=False)
-    upstream = upstream_dllm2rec.SASRec(hidden, NUM_ITEMS, MAX_LEN, 0.1, torch.device("cpu"))
-    fill_with_ramp(upstream).eval()
+    upstream = fill_with_ramp(build_upstream(upstream_dllm2rec, name, 64, NUM_ITEMS, 6)).eval()
     with torch.no_grad():
         upstream.fc_4096_64.weight.mul_(0.1)
     teacher = teacher_table(NUM_ITEMS, 4096)
-    history, length = batch()
+    history = torch.tensor([[0, *[7] * 5], [2, 5, *[7] * 4], [5, 5, 1, 0, 7, 7], [0, 3, 6, 1, 4, 2]])
+    length = torch.tensor([1, 2, 4, 6])
     llm_emb = torch.zeros(*history.shape, 4096)
     llm_emb[history < NUM_ITEMS] = teacher[history[history < NUM_ITEMS]]
 
-    items = ItemEmbedding(NUM_ITEMS, hidden)
-    items.load_state_dict(upstream.item_embeddings.state_dict())
-    fused = FusedItemEmbedding(items, teacher, upstream.fc_4096_64, 0.3)
+    model = copy_weights(upstream, name, NUM_ITEMS, 6)
     with torch.no_grad():
-        expected = upstream(history, length.numpy(), llm_emb)
-        # The rest of the model is tested in tests/student; here upstream reads our table instead of its own.
-        upstream.item_embeddings = torch.nn.Embedding.from_pretrained(fused.table())
-        torch.testing.assert_close(upstream(history, length.numpy()), expected, atol=1e-5, rtol=0)
+        alone = model(history, length)
+        fuse_teacher(model, teacher, upstream.fc_4096_64, 0.3)
+        torch.testing.assert_close(
+            model(history, length), upstream(history, length.numpy(), llm_emb), atol=1e-5, rtol=0
+        )
+        assert (model(history, length) - alone).abs().max() > 1e-3

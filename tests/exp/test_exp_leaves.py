@@ -541,8 +541,8 @@ def _other_shapes(key: str) -> Effect:
 
 
 def _student_max_seq_len(bench: Bench) -> None:
-    short, long = bench.train("student.max_seq_len=2"), bench.train("student.max_seq_len=10")
-    assert (short.description["model"]["max_seq_len"], long.description["model"]["max_seq_len"]) == (2, 10)
+    short, long = bench.train("student.max_seq_len=4"), bench.train("student.max_seq_len=10")
+    assert (short.description["model"]["max_seq_len"], long.description["model"]["max_seq_len"]) == (4, 10)
     assert short.losses != long.losses
 
 
@@ -825,6 +825,8 @@ EFFECTS: dict[str, Effect] = {
     "student.weight_decay": _other_training("student.weight_decay=0.1"),
     "student.grad_clip": _other_training("student.grad_clip=1e-4"),
     "student.patience": _patience,
+    "student.num_filters": _other_shapes("student.num_filters"),
+    "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
     "distill.alpha": _other_distillation("distill.alpha=2"),
     "distill.ed_weight": _other_distillation("distill.ed_weight=2"),

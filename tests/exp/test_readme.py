@@ -21,7 +21,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def configurations() -> list[DictConfig]:
     """The default configuration and those with a key that only another choice of a group has."""
-    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"])
+    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"])
     return [compose_config(*choice, with_hydra=True) for choice in choices]
 
 

@@ -5,15 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from upstream import STUDENTS, build_upstream, copy_weights
 
 from src.core.errors import UserError
-from src.student.models import ItemEmbedding, LastQueryAttention, ModelConfig, SASRec, build_model
+from src.student.models import ItemEmbedding, LastQueryAttention, ModelConfig, SASRec, Student, build_model
 
 NUM_ITEMS, MAX_LEN = 9, 6
 
 
-def make_model(fill, emb_size: int = 8, hidden_size: int = 8, dropout: float = 0.0) -> SASRec:
-    config = ModelConfig("sasrec", NUM_ITEMS, emb_size, hidden_size, MAX_LEN, dropout)
+def make_model(fill, emb_size: int = 8, hidden_size: int = 8, dropout: float = 0.0, name: str = "sasrec") -> Student:
+    config = ModelConfig(name, NUM_ITEMS, emb_size, hidden_size, MAX_LEN, dropout)
     return fill(build_model(config)).eval()
 
 
@@ -68,8 +69,9 @@ def test_agrees_with_full_attention_at_every_length(fill_with_ramp, emb_size, hi
     )
 
 
-def test_rows_of_a_batch_do_not_touch_each_other(fill_with_ramp):
-    model = make_model(fill_with_ramp)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_rows_of_a_batch_do_not_touch_each_other(fill_with_ramp, name):
+    model = make_model(fill_with_ramp, name=name)
     rows = [[0], [3, 1, 4], [8, 7, 6, 5, 4, 3]]
 
     together = model(torch.tensor([pad(row) for row in rows]), torch.tensor([len(row) for row in rows]))
@@ -79,8 +81,9 @@ def test_rows_of_a_batch_do_not_touch_each_other(fill_with_ramp):
         torch.testing.assert_close(scores, alone, atol=1e-6, rtol=0)
 
 
-def test_order_and_every_item_of_the_history_count(fill_with_ramp):
-    model = make_model(fill_with_ramp)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_order_and_every_item_of_the_history_count(fill_with_ramp, name):
+    model = make_model(fill_with_ramp, name=name)
 
     def score(history: list[int]) -> torch.Tensor:
         return model(torch.tensor([pad(history)]), torch.tensor([len(history)]))
@@ -90,8 +93,9 @@ def test_order_and_every_item_of_the_history_count(fill_with_ramp):
         assert (score(other) - base).abs().max() > 1e-4
 
 
-def test_the_padding_row_of_the_table_does_not_matter(fill_with_ramp):
-    model = make_model(fill_with_ramp)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_padding_row_of_the_table_does_not_matter(fill_with_ramp, name):
+    model = make_model(fill_with_ramp, name=name)
     history, length = torch.tensor([pad([1, 2])]), torch.tensor([2])
     before = model(history, length)
 
@@ -101,8 +105,9 @@ def test_the_padding_row_of_the_table_does_not_matter(fill_with_ramp):
     assert torch.equal(model(history, length), before)
 
 
-def test_padding_gets_no_gradient(fill_with_ramp):
-    model = make_model(fill_with_ramp)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_padding_gets_no_gradient(fill_with_ramp, name):
+    model = make_model(fill_with_ramp, name=name)
 
     model(torch.tensor([pad([1, 2])]), torch.tensor([2])).square().sum().backward()
 
@@ -133,8 +138,9 @@ def test_attention_by_hand():
     assert out.item() == pytest.approx(first * 1 + (1 - first) * 3 + 2, rel=1e-6)
 
 
-def test_dropout_acts_in_training_only(fill_with_ramp):
-    model = make_model(fill_with_ramp, dropout=0.5)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_dropout_acts_in_training_only(fill_with_ramp, name):
+    model = make_model(fill_with_ramp, dropout=0.5, name=name)
     row = torch.tensor([pad([1, 2, 3])]), torch.tensor([3])
 
     assert torch.equal(model(*row), model(*row))
@@ -165,47 +171,24 @@ def test_item_table_starts_narrow():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="student.name=bert: unknown; available: sasrec"):
+    with pytest.raises(UserError, match="student.name=bert: unknown; available: sasrec, gru4rec, caser"):
         build_model(ModelConfig("bert", 9, 8, 8, 6, 0.1))
 
 
 # --- parity with the unmodified upstream program ------------------------------------------------------------
 
-_UPSTREAM_NAMES = {
-    "item_embeddings": "item_embeddings",
-    "position_embeddings": "positional_embeddings",
-    "norm_attention": "ln_1",
-    "norm_feed_forward": "ln_2",
-    "norm_output": "ln_3",
-    "attention.query": "mh_attn.linear_q",
-    "attention.key": "mh_attn.linear_k",
-    "attention.value": "mh_attn.linear_v",
-    "feed_forward.inner": "feed_forward.w_1",
-    "feed_forward.outer": "feed_forward.w_2",
-    "feed_forward.norm": "feed_forward.layer_norm",
-    "output": "s_fc",
-}
-
-
-@torch.no_grad()
-def copy_from_upstream(model: SASRec, upstream: torch.nn.Module) -> None:
-    state = upstream.state_dict()
-    for name, parameter in model.named_parameters():
-        module, leaf = name.rsplit(".", 1)
-        source = state[f"{_UPSTREAM_NAMES[module]}.{leaf}"]
-        parameter.copy_(source.squeeze(-1) if source.dim() == 3 else source)  # their linear maps are convolutions
-
 
 @pytest.mark.parametrize("hidden_size", [8, 16])
-def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, hidden_size):
-    upstream = upstream_dllm2rec.SASRec(hidden_size, NUM_ITEMS, MAX_LEN, 0.1, torch.device("cpu"))
+@pytest.mark.parametrize("name", STUDENTS)
+def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, name, hidden_size):
     # Biases of LayerNorm included: at bias 0 upstream drops queries whose normalised sum is rounding noise.
+    upstream = build_upstream(upstream_dllm2rec, name, hidden_size, NUM_ITEMS, MAX_LEN)
     fill_with_ramp(upstream).eval()
-    model = build_model(ModelConfig("sasrec", NUM_ITEMS, hidden_size, hidden_size, MAX_LEN, 0.1)).eval()
-    copy_from_upstream(model, upstream)
+    model = copy_weights(upstream, name, NUM_ITEMS, MAX_LEN)
     rows = [[(5 * place + length) % NUM_ITEMS for place in range(length)] for length in range(1, MAX_LEN + 1)]
     history, length = torch.tensor([pad(row) for row in rows]), torch.tensor([len(row) for row in rows])
 
     with torch.no_grad():
         expected = upstream(history, length.numpy())  # [B, num_items]
         torch.testing.assert_close(model(history, length), expected, atol=1e-5, rtol=0)
+    assert (expected[1:] - expected[:-1]).abs().amax(1).min() > 1e-3  # histories do matter
