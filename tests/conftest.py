@@ -126,7 +126,9 @@ def tiny_dataset() -> SequenceDataset:
     return _make_dataset(sequences, num_items=12)
 
 
-def _dllm2rec_folder() -> Path:
+@pytest.fixture(scope="session")
+def dllm2rec_folder() -> Path:
+    """The unmodified upstream program, checked by hash."""
     submodule = Path(__file__).resolve().parents[1] / "src" / "third_party" / "dllm2rec"
     folder = Path(os.environ.get("DLLM2REC_DIR", submodule))
     for name, digest in _DLLM2REC_FILES.items():
@@ -138,12 +140,11 @@ def _dllm2rec_folder() -> Path:
 
 
 @pytest.fixture
-def upstream_dllm2rec(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def upstream_dllm2rec(dllm2rec_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The unmodified `main.py` as a module; its training stands under `__main__` and does not run."""
-    folder = _dllm2rec_folder()
     names = ("main", "utility", "SASRecModules_ori")
     before = {name: sys.modules.pop(name, None) for name in names}
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(dllm2rec_folder))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     try:
         yield importlib.import_module("main")

@@ -20,6 +20,8 @@ _NAMES = {
     "feed_forward.norm": "feed_forward.layer_norm",
     "vertical": "vertical_cnn",
     "output": "s_fc",
+    "item_embeddings.items": "item_embeddings",
+    "item_embeddings.projection": "fc_4096_64",
 }
 
 
@@ -32,17 +34,21 @@ def build_upstream(program: ModuleType, name: str, hidden: int, num_items: int, 
     return program.Caser(hidden, num_items, window, 16, "[2, 3, 4]", 0.1)
 
 
+def in_upstream(state: dict[str, torch.Tensor], ours: str, shape: torch.Size) -> torch.Tensor:
+    """What upstream holds (a weight, a gradient) under our parameter's name, in our shape."""
+    module, leaf = ours.rsplit(".", 1)
+    module = _NAMES.get(module, module.replace("horizontal", "horizontal_cnn"))
+    source = state[f"{module}.{leaf}"]
+    if module.startswith("horizontal_cnn") and leaf == "weight":
+        source = source[:, 0].transpose(1, 2)  # [filters, 1, size, d]: theirs are 2-d filters of full width
+    return source.reshape(shape)  # their linear maps are convolutions
+
+
 @torch.no_grad()
 def copy_weights(upstream: torch.nn.Module, name: str, num_items: int, window: int) -> Student:
     """Our model with upstream's weights, dropout off."""
     hidden = upstream.hidden_size
     model = build_model(ModelConfig(name, num_items, hidden, hidden, window, 0.1)).eval()
-    state = upstream.state_dict()
     for ours, parameter in model.named_parameters():
-        module, leaf = ours.rsplit(".", 1)
-        module = _NAMES.get(module, module.replace("horizontal", "horizontal_cnn"))
-        source = state[f"{module}.{leaf}"]
-        if module.startswith("horizontal_cnn") and leaf == "weight":
-            source = source[:, 0].transpose(1, 2)  # [filters, 1, size, d]: theirs are 2-d filters of full width
-        parameter.copy_(source.reshape(parameter.shape))  # their linear maps are convolutions
+        parameter.copy_(in_upstream(upstream.state_dict(), ours, parameter.shape))
     return model

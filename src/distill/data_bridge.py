@@ -1,6 +1,7 @@
 """From a teacher's files to tensors, checked against the dataset they have to fit."""
 
 import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from src.core.teacher_files import (
     EMBEDDINGS_FILE,
     MANIFEST_FILE,
     RANKING_FILE,
+    ROW_STATS_FILE,
     read_manifest,
 )
 
@@ -27,7 +29,7 @@ class TeacherOutputs:
     Attributes:
         embeddings: float32 [num_items, llm_dim], or None if not asked for.
         ranking: int64 [num_rows, top_k] item ids, best first, or None; row i belongs to training row i.
-        confidence: float32 [num_rows, top_k] distances of those items, or None.
+        confidence: float32 [num_rows, top_k] distances of those items, or [num_rows, 1] of the rows, or None.
         manifest_sha256: hash of the manifest, or None if there is none.
     """
 
@@ -48,12 +50,14 @@ def load_teacher_outputs(
     with_embeddings: bool,
     with_ranking: bool,
     logger: logging.Logger,
+    per_sequence: bool = False,
 ) -> TeacherOutputs:
     """Read and check a teacher's files.
 
     Args:
         top_k: leading columns of the ranking to keep.
         with_embeddings, with_ranking: what the distillation needs; the rest is not read.
+        per_sequence: take one distance per row, the best item's before any scaling, from `row_stats.npz`.
 
     Raises:
         UserError: a file is missing, does not fit the dataset, or holds impossible values.
@@ -71,12 +75,33 @@ def load_teacher_outputs(
             f"{folder / CONFIDENCE_FILE}: {confidence.shape[1]} numbers a line, {RANKING_FILE} has {ranking.shape[1]}; "
             "each distance belongs to the item in the same place"
         )
+    confidence = _row_distances(folder / ROW_STATS_FILE, dataset) if per_sequence else confidence[:, :top_k]
     return TeacherOutputs(
         embeddings,
         torch.from_numpy(ranking[:, :top_k].copy()),
-        torch.from_numpy(confidence[:, :top_k].astype(np.float32)),
+        torch.from_numpy(confidence.astype(np.float32)),
         manifest_hash,
     )
+
+
+def _row_distances(path: Path, dataset: SequenceDataset) -> np.ndarray:
+    """Each row's best distance as the teacher measured it: float [num_rows, 1], finite."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing file; distill.confidence=per_sequence takes each row's distance from it, and only "
+            "teachers of this program write it; with other files use distill.confidence=per_candidate"
+        )
+    try:
+        with np.load(path) as stats:  # arrays only: pickles stay closed
+            distances = stats["raw_best_distance"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: holds no array raw_best_distance ({error}); export the teacher again") from error
+    if distances.shape != (len(dataset.train),) or not np.isfinite(distances).all():
+        raise UserError(
+            f"{path}: raw_best_distance must hold {len(dataset.train)} finite numbers, one per training row of "
+            f"{dataset.name}; it has shape {distances.shape}"
+        )
+    return distances[:, None]
 
 
 def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logger) -> str | None:

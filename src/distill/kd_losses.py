@@ -26,35 +26,57 @@ def candidate_weights(ranking: Tensor, confidence: Tensor, student_scores: Tenso
     """Importance of each candidate of the teacher.
 
     position_k = exp(-k) over its sum (k = 1..K); confidence_k = exp(-distance_k) over its sum; consistency_k
-    = 1 if the student has the item among its own top K now. The weighted sum is divided by its row sum.
+    = 1 if the student has the item among its own top K now. The weighted sum is divided by its row sum. With one
+    distance per row (the paper) confidence = exp(-distance) says how far to trust the row as a whole, so nothing is
+    divided by sums over the row.
 
     Args:
-        ranking: int64 [B, K] item ids; confidence: float [B, K] distances.
+        ranking: int64 [B, K] item ids; confidence: float [B, K] distances of those items, or [B, 1] of the row.
         student_scores: float [B, num_items].
 
     Returns:
-        float [B, K] without gradient, rows sum to 1.
+        float [B, K] without gradient; rows sum to 1 but for one distance per row.
     """
     top_k = ranking.shape[1]
     position = torch.exp(-torch.arange(1, top_k + 1, device=ranking.device, dtype=torch.float32))
     closeness = torch.exp(-confidence) + _EPSILON
     own = student_scores.detach().topk(top_k).indices  # [B, K]
     consistent = (ranking[:, :, None] == own[:, None]).any(2).float() + _EPSILON  # [B, K]
+    per_row = confidence.shape[1] == 1 and top_k > 1
+    if not per_row:
+        closeness = closeness / closeness.sum(1, keepdim=True)
     mixed = (
-        weights.position * position / position.sum()
-        + weights.confidence * closeness / closeness.sum(1, keepdim=True)
-        + weights.consistency * consistent
+        weights.position * position / position.sum() + weights.confidence * closeness + weights.consistency * consistent
     )
-    return mixed / mixed.sum(1, keepdim=True)
+    return mixed if per_row else mixed / mixed.sum(1, keepdim=True)
 
 
-def ranking_loss(student_scores: Tensor, ranking: Tensor, weights: Tensor) -> Tensor:
-    """Importance-weighted ranking distillation: sum_k w_k * -log sigmoid(score of c_k); float [B].
+def positive_losses(student_scores: Tensor, ranking: Tensor) -> Tensor:
+    """The paper's loss of each candidate, -log sigmoid(s_c): float [B, K].
 
     Args:
-        student_scores: float [B, num_items]; ranking: int64 [B, K]; weights: float [B, K].
+        student_scores: float [B, num_items]; ranking: int64 [B, K].
     """
-    return (weights * F.softplus(-student_scores.gather(1, ranking))).sum(1)
+    return F.softplus(-student_scores.gather(1, ranking))
+
+
+def official_losses(student_scores: Tensor, ranking: Tensor, negative: Tensor) -> Tensor:
+    """Upstream's loss of each candidate, -log sigmoid(s_c) - log sigmoid(1 - s_negative), as written: float [B, K].
+
+    Args:
+        negative: int64 [B], the base loss's.
+    """
+    return positive_losses(student_scores, ranking) + F.softplus(student_scores.gather(1, negative[:, None]) - 1)
+
+
+def softmax_losses(student_scores: Tensor, ranking: Tensor) -> Tensor:
+    """Cross-entropy with each candidate as the target, -log softmax(s)_c: float [B, K]."""
+    return student_scores.logsumexp(1, keepdim=True) - student_scores.gather(1, ranking)
+
+
+def broadcast_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """sum_k mean_i(w_ik) * mean_j(l_jk): what upstream's product of [B, 1] and [B] comes to, a slip of shapes."""
+    return (weights.mean(0) * losses.mean(0)).sum()
 
 
 def alignment_loss(item_embeddings: Tensor, projected: Tensor) -> Tensor:

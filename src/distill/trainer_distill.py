@@ -1,11 +1,10 @@
 """Training with a teacher."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.core.data_utils import SequenceDataset
@@ -19,17 +18,24 @@ from src.distill.fusion import folded_state, fuse_teacher, make_projection
 from src.distill.kd_losses import (
     RankingWeights,
     alignment_loss,
+    broadcast_mean,
     candidate_weights,
-    ranking_loss,
+    official_losses,
+    positive_losses,
+    softmax_losses,
     weighted_mean,
 )
-from src.distill.selection_policy import SelectionPolicy, StudentInfo, TeacherInfo
+from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, StudentInfo, TeacherInfo
 from src.student.checkpoint import CheckpointInfo, load_checkpoint, load_weights, save_checkpoint
 from src.student.config import FitSettings, StudentConfig
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
+from src.student.objectives import LOSSES, BaseLoss, LossSettings, Scored, dros
 from src.student.training import FitResult, train_student
 
+PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
+CANDIDATE_LOSSES = ("paper", "official", "softmax")
+CONFIDENCES = ("per_candidate", "per_sequence")
 EMBEDDING_MODES = ("fuse", "align")
 INITS = ("scratch", "baseline")
 
@@ -38,8 +44,13 @@ INITS = ("scratch", "baseline")
 class DistillConfig:
     """The keys of `conf/distill/*.yaml`; `kd_weight` stands for the key `lambda`, a reserved word.
 
-    total = CE + lambda * (alpha * ranking [+ ed_weight * alignment]); with `embedding=fuse`, ed_weight
-    scales the projected teacher embedding inside the model instead.
+    total = base loss + lambda * (alpha * ranking [+ ed_weight * alignment]); with `embedding=fuse`, ed_weight
+    scales the projected teacher embedding inside the model instead. With `candidate_loss=official`, alpha is
+    upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
+
+    Attributes:
+        loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
+        candidate_loss: loss of one candidate of the teacher; confidence: a distance per candidate or one per row.
     """
 
     name: str
@@ -53,12 +64,20 @@ class DistillConfig:
     gamma_position: float = 0.3
     gamma_confidence: float = 0.5
     gamma_consistency: float = 0.1
+    loss: str | None = None
+    candidate_loss: str = "paper"
+    confidence: str = "per_candidate"
     embedding: str = "fuse"
     init: str = "scratch"
     init_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        check(self.name == "dllm2rec", "distill.name", self.name, "dllm2rec")
+        check(self.name in PRESETS, "distill.name", self.name, f"one of {', '.join(PRESETS)}")
+        losses = ", ".join(LOSSES)
+        check(self.loss is None or self.loss in LOSSES, "distill.loss", self.loss, f"one of {losses}, or null")
+        allowed = f"one of {', '.join(CANDIDATE_LOSSES)}"
+        check(self.candidate_loss in CANDIDATE_LOSSES, "distill.candidate_loss", self.candidate_loss, allowed)
+        check(self.confidence in CONFIDENCES, "distill.confidence", self.confidence, "per_candidate or per_sequence")
         for key in ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_consistency"):
             check(getattr(self, key) >= 0, f"distill.{key}", getattr(self, key), "a number >= 0")
         check(self.kd_weight >= 0, "distill.lambda", self.kd_weight, "a number >= 0")
@@ -81,12 +100,32 @@ class DistillConfig:
         )
 
     @property
+    def ranking_weight(self) -> float:
+        return 1.0 if self.candidate_loss == "official" else self.alpha
+
+    @property
     def needs_ranking(self) -> bool:
-        return self.kd_weight * self.alpha > 0
+        return self.kd_weight * self.ranking_weight > 0
 
     @property
     def needs_embeddings(self) -> bool:
         return self.ed_weight > 0 and (self.embedding == "fuse" or self.kd_weight > 0)
+
+    def loss_settings(self, student: StudentConfig) -> LossSettings:
+        """The base loss.
+
+        Raises:
+            UserError: the candidates' loss needs negatives and the base loss draws none.
+        """
+        settings = replace(student.loss_settings(), name=self.loss or student.loss)
+        if self.candidate_loss != "official":
+            return settings
+        if settings.name not in ("bce", "bce_dros"):
+            raise UserError(
+                "distill.candidate_loss=official: needs a base loss with negatives, distill.loss=bce or bce_dros, "
+                f"not {settings.name}"
+            )
+        return replace(settings, dros_weight=self.alpha)
 
     def fit_settings(self, student: StudentConfig) -> FitSettings:
         """Its own batch size, rate and epochs; the rest as for the baseline."""
@@ -115,7 +154,7 @@ class Alignment(nn.Module):
 
 @dataclass
 class DistillObjective:
-    """CE on every row, distillation on what the policy selects.
+    """The base loss on every row, distillation on what the policy selects.
 
     Attributes:
         outputs: the teacher's tensors on the training device.
@@ -123,21 +162,22 @@ class DistillObjective:
     """
 
     settings: DistillConfig
+    base_loss: BaseLoss
     policy: SelectionPolicy
     outputs: TeacherOutputs
     alignment: Alignment | None
 
     def __call__(self, model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        scores = model(batch.history, batch.length)
-        loss = F.cross_entropy(scores, batch.target)
-        parts = {"loss_ce": loss.detach()}
+        scored = self.base_loss(model, batch)
+        loss, parts = scored.loss, scored.parts
         if not self.settings.needs_ranking and self.alignment is None:
             return loss, parts
-        mask = self.policy.select(batch, self._teacher_info(batch), StudentInfo(scores.detach(), batch.target))
+        if scored.scores is None:
+            scored = replace(scored, scores=model.output(scored.hidden))
+        info = self._teacher_info(batch)
+        mask = self.policy.select(batch, info, StudentInfo(scored.scores.detach(), batch.target))
         parts["selected"] = mask.float().mean()
-        terms = self._distillation_terms(model, batch, scores)
-        for name, (weight, values) in terms.items():
-            term = weighted_mean(values, mask)
+        for name, (weight, term) in self._distillation_terms(model, batch, scored, info, mask).items():
             loss = loss + self.settings.kd_weight * weight * term
             parts[f"loss_{name}"] = term.detach()
         return loss, parts
@@ -148,18 +188,35 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float())
         return TeacherInfo(self.outputs.ranking[batch.row], self.outputs.confidence[batch.row])
 
-    def _distillation_terms(self, model: Student, batch: Batch, scores: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Weight and per-sample values [B] of each active term."""
+    def _distillation_terms(
+        self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo, mask: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value (scalar) of each active term."""
         settings, terms = self.settings, {}
         if settings.needs_ranking:
-            info = self._teacher_info(batch)
-            gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
-            weights = candidate_weights(info.ranking, info.confidence, scores, gammas)
-            terms["ranking"] = (settings.alpha, ranking_loss(scores, info.ranking, weights))
+            terms["ranking"] = (settings.ranking_weight, self._ranking(scored, info, mask))
         if self.alignment is not None:
             values = alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
-            terms["alignment"] = (settings.ed_weight, values)
+            terms["alignment"] = (settings.ed_weight, weighted_mean(values, mask))
         return terms
+
+    def _ranking(self, scored: Scored, info: TeacherInfo, mask: Tensor) -> Tensor:
+        settings, scores = self.settings, scored.scores
+        gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
+        weights = candidate_weights(info.ranking, info.confidence, scores, gammas)  # [B, K]
+        if settings.candidate_loss == "softmax":
+            return weighted_mean((weights * softmax_losses(scores, info.ranking)).sum(1), mask)
+        if settings.candidate_loss == "paper":
+            return weighted_mean((weights * positive_losses(scores, info.ranking)).sum(1), mask)
+        assert scored.negative is not None
+        losses = official_losses(scores, info.ranking, scored.negative)  # [B, K]
+        base = self.base_loss.settings
+        if base.name == "bce" or settings.alpha == 0:
+            return weighted_mean((weights * losses).sum(1), mask)
+        robust = dros(scores, info.ranking, self.base_loss.propensity, base.dros_beta)  # [B, K]
+        if isinstance(self.policy, SelectionPolicyAll):
+            return (weights * losses).sum(1).mean() + settings.alpha * broadcast_mean(robust, weights)
+        return weighted_mean((weights * (losses + settings.alpha * robust)).sum(1), mask)
 
 
 def train_distilled(
@@ -184,6 +241,7 @@ def train_distilled(
     """
     set_seed(seed)
     model = build_model(student.model_config(dataset.num_items))
+    base_loss = BaseLoss(settings.loss_settings(student), dataset, student.max_seq_len, seed, device)
     if init_checkpoint is not None:
         _start_from(model, init_checkpoint, dataset)
     outputs = outputs.to(device)
@@ -216,7 +274,7 @@ def train_distilled(
         state = {k: v for k, v in folded_state(model).items() if not k.startswith("alignment.")}
         save_checkpoint(folder, model, state, info)
 
-    objective = DistillObjective(settings, policy, outputs, alignment)
+    objective = DistillObjective(settings, base_loss, policy, outputs, alignment)
     return train_student(
         model,
         dataset,

@@ -47,7 +47,13 @@ def _teacher_outputs(stage: Stage) -> TeacherOutputs:
         return TeacherOutputs(None, None, None, None)
     folder = teacher_outputs_dir(stage.cfg)
     outputs = load_teacher_outputs(
-        folder, stage.dataset, distill.top_k, distill.needs_embeddings, distill.needs_ranking, stage.logger
+        folder,
+        stage.dataset,
+        distill.top_k,
+        distill.needs_embeddings,
+        distill.needs_ranking,
+        stage.logger,
+        distill.confidence == "per_sequence",
     )
     stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
     return outputs

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from src.core.errors import check
 from src.student.models import MODELS, ModelConfig
+from src.student.objectives import LOSSES, LossSettings
 
 
 @dataclass
@@ -29,7 +30,12 @@ class FitSettings:
 
 @dataclass
 class StudentConfig:
-    """The keys of `conf/student/*.yaml`; `num_filters` and `filter_sizes` are Caser's."""
+    """The keys of `conf/student/*.yaml`.
+
+    Attributes:
+        loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives: of `sampled_softmax`.
+        num_filters, filter_sizes: Caser's.
+    """
 
     name: str
     emb_size: int = 64
@@ -42,17 +48,25 @@ class StudentConfig:
     weight_decay: float = 0.0
     grad_clip: float = 0.0
     patience: int = 10
+    loss: str = "ce"
+    dros_weight: float = 1.0
+    dros_beta: float = 1.0
+    num_negatives: int = 256
     num_filters: int = 16
     filter_sizes: list[int] = field(default_factory=lambda: [2, 3, 4])
 
     def __post_init__(self) -> None:
         check(self.name in MODELS, "student.name", self.name, f"one of {', '.join(MODELS)}")
-        for key in ("emb_size", "hidden_size", "max_seq_len", "batch_size", "num_epochs", "patience", "num_filters"):
+        sizes = ("emb_size", "hidden_size", "max_seq_len", "num_filters")
+        for key in (*sizes, "batch_size", "num_epochs", "patience", "num_negatives"):
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
         self._check_caser()
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         check(self.weight_decay >= 0, "student.weight_decay", self.weight_decay, "a number >= 0")
+        check(self.loss in LOSSES, "student.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        check(self.dros_weight >= 0, "student.dros_weight", self.dros_weight, "a number >= 0")
+        check(self.dros_beta > 0, "student.dros_beta", self.dros_beta, "a number > 0")
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
 
     def _check_caser(self) -> None:
@@ -74,6 +88,9 @@ class StudentConfig:
             self.num_filters,
             self.filter_sizes,
         )
+
+    def loss_settings(self) -> LossSettings:
+        return LossSettings(self.loss, self.dros_weight, self.dros_beta, self.num_negatives)
 
     def fit_settings(self) -> FitSettings:
         return FitSettings(self.batch_size, self.lr, self.num_epochs, self.weight_decay, self.grad_clip, self.patience)

@@ -1,11 +1,10 @@
-"""Training without a teacher: cross-entropy over all items."""
+"""Training without a teacher."""
 
 import logging
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.core.data_utils import SequenceDataset
 from src.core.git_info import git_commit
@@ -15,14 +14,9 @@ from src.core.seed import set_seed
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
 from src.student.config import StudentConfig
 from src.student.datamodule import Batch
-from src.student.models import build_model
+from src.student.models import Student, build_model
+from src.student.objectives import BaseLoss
 from src.student.training import FitResult, train_student
-
-
-def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over the batch of -log softmax(scores)[target]."""
-    loss = F.cross_entropy(model(batch.history, batch.length), batch.target)
-    return loss, {"loss_ce": loss.detach()}
 
 
 def train_baseline(
@@ -38,7 +32,12 @@ def train_baseline(
     """Train a fresh student; its best epoch is in `folder` afterwards."""
     set_seed(seed)
     model = build_model(student.model_config(dataset.num_items))
+    base_loss = BaseLoss(student.loss_settings(), dataset, student.max_seq_len, seed, device)
     commit = git_commit()
+
+    def objective(model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        scored = base_loss(model, batch)
+        return scored.loss, scored.parts
 
     def save_best(epoch: int, value: float) -> None:
         info = CheckpointInfo(dataset.name, dataset.fingerprint, seed, commit, epoch, metrics.monitor, value)
@@ -47,7 +46,7 @@ def train_baseline(
     return train_student(
         model,
         dataset,
-        cross_entropy,
+        objective,
         save_best,
         metrics,
         student.fit_settings(),

@@ -65,8 +65,8 @@ def folder(tmp_path, dataset):
 
 @pytest.fixture
 def load(folder, dataset, logger):
-    def run(top_k: int = 3, embeddings: bool = True, ranking: bool = True, of: SequenceDataset = dataset):
-        return load_teacher_outputs(folder, of, top_k, embeddings, ranking, logger)
+    def run(top_k: int = 3, embeddings: bool = True, ranking: bool = True, of: SequenceDataset = dataset, **options):
+        return load_teacher_outputs(folder, of, top_k, embeddings, ranking, logger, **options)
 
     return run
 
@@ -297,6 +297,30 @@ def test_impossible_item(refused, item):
         f"0 1 2\n0 1 2\n3 {item} 2\n",
         rf"{RANKING_FILE}:3: item id {item}; ids must be integers from 0 to 5",
     )
+
+
+def test_one_distance_per_row(load):
+    outputs = load(top_k=2, per_sequence=True)
+
+    assert outputs.confidence[:, 0].tolist() == pytest.approx(STATS["raw_best_distance"].tolist())
+    assert (outputs.confidence.shape[1], outputs.ranking.shape[1]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "stats, message",
+    [
+        (None, "missing file; distill.confidence=per_sequence"),
+        ({"valid": np.ones(3)}, "holds no array raw_best_distance"),
+        ({"raw_best_distance": np.ones(2)}, r"raw_best_distance must hold 3 finite numbers, .* it has shape \(2,\)"),
+        ({"raw_best_distance": np.array([1.0, np.nan, 1.0])}, "raw_best_distance must hold 3 finite numbers"),
+    ],
+)
+def test_no_distance_per_row(folder, load, stats, message):
+    (folder / "row_stats.npz").unlink()
+    if stats is not None:
+        np.savez(folder / "row_stats.npz", **stats)
+    with pytest.raises(UserError, match=f"row_stats.npz: {message}"):
+        load(per_sequence=True)
 
 
 def test_confidences_of_another_width(refused):

@@ -8,14 +8,21 @@ import torch
 from src.distill.kd_losses import (
     RankingWeights,
     alignment_loss,
+    broadcast_mean,
     candidate_weights,
-    ranking_loss,
+    official_losses,
+    positive_losses,
+    softmax_losses,
     weighted_mean,
 )
 
 SCORES = torch.tensor([[0.5, -1.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0, -1.0]])
 RANKING = torch.tensor([[3, 1, 0], [4, 0, 2]])
 CONFIDENCE = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2]])
+
+
+def ranking_loss(scores: torch.Tensor, ranking: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return (weights * positive_losses(scores, ranking)).sum(1)
 
 
 def normalised(values: list[float]) -> list[float]:
@@ -100,6 +107,36 @@ def test_ranking_loss_reaches_the_candidates_only():
 def test_ranking_loss_of_extreme_scores_is_finite():
     losses = ranking_loss(torch.tensor([[-1e4, 1e4]]), torch.tensor([[0, 1]]), torch.tensor([[1.0, 1.0]]))
     assert losses.tolist() == [pytest.approx(1e4)]
+
+
+def test_official_losses_by_hand():
+    losses = official_losses(SCORES, RANKING, torch.tensor([4, 0]))  # negatives score 0 and 3
+
+    def minus_log_sigmoid(score: float) -> float:
+        return log(1 + exp(-score))
+
+    for row, negative in enumerate((0.0, 3.0)):
+        expected = [minus_log_sigmoid(SCORES[row, item]) + minus_log_sigmoid(1 - negative) for item in RANKING[row]]
+        assert losses[row].tolist() == pytest.approx(expected)
+
+
+def test_softmax_losses_by_hand():
+    losses = softmax_losses(SCORES, RANKING)
+    for row in range(2):
+        partition = sum(exp(score) for score in SCORES[row].tolist())
+        assert losses[row].tolist() == pytest.approx([log(partition) - SCORES[row, i].item() for i in RANKING[row]])
+
+
+def test_broadcast_mean_is_the_mean_of_all_pairs():
+    losses, weights = torch.tensor([[1.0, 2.0], [5.0, 7.0]]), torch.tensor([[0.5, 0.25], [0.125, 1.0]])
+    pairs = sum(weights[i, k] * losses[j, k] for i in range(2) for j in range(2) for k in range(2)) / 4
+    assert broadcast_mean(losses, weights).item() == pytest.approx(pairs.item())
+
+
+def test_one_confidence_per_row_scales_the_row():
+    gammas = RankingWeights(0.0, 0.5, 0.0)
+    weights = candidate_weights(RANKING, torch.tensor([[0.0], [2.0]]), SCORES, gammas)
+    assert weights.tolist() == [pytest.approx([0.5] * 3), pytest.approx([0.5 * exp(-2)] * 3)]
 
 
 def test_alignment_loss_by_hand():

@@ -1,6 +1,7 @@
 """Training with a teacher: the total loss, its equivalences with the baseline, what is saved."""
 
 from math import exp, log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, ranking_loss
+from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, positive_losses
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjective, train_distilled
 from src.student.checkpoint import load_checkpoint
@@ -16,6 +17,7 @@ from src.student.config import StudentConfig
 from src.student.datamodule import Batch
 from src.student.evaluator import evaluate_model
 from src.student.models import ItemEmbedding
+from src.student.objectives import BaseLoss, LossSettings
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")
@@ -114,8 +116,11 @@ class FixedScores(torch.nn.Module):
                 torch.sin(1.7 * torch.arange(1, 1 + (scores.shape[1] + 1) * emb_size)).reshape(-1, emb_size)
             )
 
-    def forward(self, history, length):
+    def encode(self, history, length):
         return self.scores
+
+    def output(self, hidden):
+        return hidden
 
 
 SCORES = torch.tensor([[0.5, -1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 3.0, -2.0, 0.5]])
@@ -126,6 +131,11 @@ def small_outputs() -> TeacherOutputs:
     ranking = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 2], [0, 2]])
     confidence = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.2, 0.4], [0.0, 0.0], [0.0, 0.25]])
     return TeacherOutputs(torch.cos(2.3 * torch.arange(8.0)).reshape(4, 2), ranking, confidence, None)
+
+
+def objective(settings, policy, outputs, alignment, base: str = "ce") -> DistillObjective:
+    toy = SimpleNamespace(num_items=4, train=SimpleNamespace(targets=[0, 1, 1, 3]))
+    return DistillObjective(settings, BaseLoss(LossSettings(base), toy, 1, 3, CPU), policy, outputs, alignment)
 
 
 def small_alignment() -> Alignment:
@@ -148,7 +158,7 @@ def per_sample_terms() -> tuple[list[float], list[float]]:
     mixed = candidate_weights(ranking, confidence, SCORES, RankingWeights(0.3, 0.5, 0.1))
     projected = small_alignment()(BATCH.target)
     aligned = alignment_loss(model.item_embeddings.weight[BATCH.target], projected)
-    return ranking_loss(SCORES, ranking, mixed).tolist(), aligned.tolist()
+    return (mixed * positive_losses(SCORES, ranking)).sum(1).tolist(), aligned.tolist()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +168,7 @@ def test_total_loss_of_align(policy, selected):
     settings = distill(alpha=0.5, ed_weight=0.3, kd_weight=0.7, embedding="align", top_k=2)
     ranking, aligned = per_sample_terms()
 
-    loss, parts = DistillObjective(settings, policy, small_outputs(), small_alignment())(FixedScores(SCORES), BATCH)
+    loss, parts = objective(settings, policy, small_outputs(), small_alignment())(FixedScores(SCORES), BATCH)
 
     # The base loss covers every row; the terms are divided by the batch, not by what was selected.
     mean_ranking, mean_aligned = (sum(values[i] for i in selected) / 3 for values in (ranking, aligned))
@@ -180,7 +190,7 @@ def test_total_loss_of_fuse_has_no_alignment_term():
     settings = distill(alpha=0.5, ed_weight=0.3, kd_weight=0.7, embedding="fuse", top_k=2)
     ranking, _ = per_sample_terms()
 
-    loss, parts = DistillObjective(settings, SelectionPolicyAll(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+    loss, parts = objective(settings, SelectionPolicyAll(), small_outputs(), None)(FixedScores(SCORES), BATCH)
 
     assert loss.item() == pytest.approx(cross_entropy() + 0.7 * 0.5 * sum(ranking) / 3, rel=1e-5)
     assert "loss_alignment" not in parts
@@ -194,7 +204,7 @@ def test_teacher_rows_join_on_the_row_number():
             seen.append((teacher_info, student_info))
             return torch.ones(3)
 
-    DistillObjective(distill(top_k=2), Spy(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+    objective(distill(top_k=2), Spy(), small_outputs(), None)(FixedScores(SCORES), BATCH)
 
     ((teacher, info),) = seen
     assert teacher.ranking.tolist() == [[0, 2], [2, 3], [1, 0]]  # rows 4, 1, 2
@@ -210,7 +220,7 @@ def test_a_policy_is_not_asked_where_there_is_nothing_to_gate():
             raise AssertionError("asked")
 
     for settings in (distill(kd_weight=0.0), distill(alpha=0.0)):
-        loss, parts = DistillObjective(settings, Never(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+        loss, parts = objective(settings, Never(), small_outputs(), None)(FixedScores(SCORES), BATCH)
         assert loss.item() == pytest.approx(cross_entropy())
         assert list(parts) == ["loss_ce"]
 
@@ -361,7 +371,7 @@ def test_start_from_a_checkpoint_of_another_shape(baseline, run):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"name": "other"}, "distill.name='other': must be dllm2rec"),
+        ({"name": "other"}, "distill.name='other': must be one of dllm2rec"),
         ({"alpha": -1.0}, "distill.alpha=-1.0: must be a number >= 0"),
         ({"ed_weight": -1.0}, "distill.ed_weight=-1.0"),
         ({"kd_weight": -0.5}, "distill.lambda=-0.5: must be a number >= 0"),

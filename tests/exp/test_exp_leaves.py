@@ -175,9 +175,12 @@ class Bench:
         random = torch.Generator().manual_seed(0)
         ranking = torch.stack([torch.randperm(dataset.num_items, generator=random)[:6] for _ in range(200)])
         confidence = torch.rand(200, 6, generator=random).sort(1).values
-        top_k = settings.distill.top_k
+        top_k = settings.distill.top_k if settings.distill.confidence == "per_candidate" else 1
         outputs = TeacherOutputs(
-            torch.randn(dataset.num_items, 5, generator=random), ranking[:, :top_k], confidence[:, :top_k], None
+            torch.randn(dataset.num_items, 5, generator=random),
+            ranking[:, : settings.distill.top_k],
+            confidence[:, :top_k],
+            None,
         )
         result = train_distilled(
             settings.distill,
@@ -531,6 +534,15 @@ def _other_training(*overrides: str) -> Effect:
     return effect
 
 
+def _other_training_than(common: str, change: str) -> Effect:
+    """Other losses than with what the leaf belongs to."""
+
+    def effect(bench: Bench) -> None:
+        assert bench.train(common).losses != bench.train(common, change).losses
+
+    return effect
+
+
 def _other_shapes(key: str) -> Effect:
     def effect(bench: Bench) -> None:
         small, large = bench.train(f"{key}=4"), bench.train(f"{key}=12")
@@ -563,6 +575,11 @@ def _other_distillation(*overrides: str) -> Effect:
         assert bench.distil().losses == bench.distil().losses != bench.distil(*overrides).losses
 
     return effect
+
+
+def _other_confidence(bench: Bench) -> None:
+    one, other = (bench.distil(f"distill.confidence=per_{name}") for name in ("candidate", "sequence"))
+    assert one.losses != other.losses
 
 
 def _distill_num_epochs(bench: Bench) -> None:
@@ -747,8 +764,9 @@ def _export_batch_size(bench: Bench) -> None:
 
     bench.patch.setattr(NativeEngine, "candidate_log_probs", counted)
     for size, expected in ((40, [40]), (16, [16, 16, 8])):
-        calls.clear()
-        bench.teach(f"teacher.export.batch_size={size}").export()
+        taught = bench.teach(f"teacher.export.batch_size={size}")
+        calls.clear()  # the validation after the training asks for probabilities, too
+        taught.export()
         assert calls == expected
 
 
@@ -825,6 +843,10 @@ EFFECTS: dict[str, Effect] = {
     "student.weight_decay": _other_training("student.weight_decay=0.1"),
     "student.grad_clip": _other_training("student.grad_clip=1e-4"),
     "student.patience": _patience,
+    "student.loss": _other_training("student.loss=bce"),
+    "student.dros_weight": _other_training_than("student.loss=bce_dros", "student.dros_weight=0.2"),
+    "student.dros_beta": _other_training_than("student.loss=bce_dros", "student.dros_beta=0.5"),
+    "student.num_negatives": _other_training_than("student.loss=sampled_softmax", "student.num_negatives=8"),
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
@@ -838,6 +860,10 @@ EFFECTS: dict[str, Effect] = {
     "distill.gamma_position": _other_distillation("distill.gamma_position=3"),
     "distill.gamma_confidence": _other_distillation("distill.gamma_confidence=3"),
     "distill.gamma_consistency": _other_distillation("distill.gamma_consistency=3"),
+    "distill.loss": _other_distillation("distill.loss=bce"),
+    "distill/dllm2rec_paper:distill.loss": _other_distillation("distill.loss=ce"),
+    "distill.candidate_loss": _other_distillation("distill.candidate_loss=softmax"),
+    "distill.confidence": _other_confidence,
     "distill.embedding": _other_distillation("distill.embedding=align"),
     "distill.init": _init,
     "distill.init_checkpoint": _init_checkpoint,

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from math import exp, log
+from math import log
 
 import pytest
 import torch
@@ -12,9 +12,8 @@ from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import FitSettings, StudentConfig
-from src.student.datamodule import Batch
 from src.student.evaluator import evaluate_model
-from src.student.trainer_baseline import cross_entropy, train_baseline
+from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult, fit, save_history
 
 CPU = torch.device("cpu")
@@ -144,17 +143,6 @@ def test_weight_decay_pulls_towards_zero(tb_writer):
     assert model.weight.item() == pytest.approx(1.0 - 0.1, abs=1e-4)
     _, _, model = run_fit(tb_writer, [0.1], steps=1, objective=objective)
     assert model.weight.item() == 1.0
-
-
-def test_cross_entropy_by_hand():
-    scores = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]])
-    batch = Batch(torch.tensor([0, 1]), torch.zeros(2, 1), torch.ones(2), torch.tensor([1, 0]))
-
-    loss, parts = cross_entropy(lambda history, length: scores, batch)
-
-    first = -log(exp(2) / (exp(1) + exp(2) + exp(4)))
-    assert loss.item() == pytest.approx((first + log(3)) / 2)
-    assert parts == {"loss_ce": loss}
 
 
 def test_history_file(tmp_path):

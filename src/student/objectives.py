@@ -1,0 +1,160 @@
+"""Base losses of a student: what a step minimises besides distillation."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
+from src.core.seed import generator
+from src.student.datamodule import Batch
+from src.student.models import Student
+
+LOSSES = ("ce", "bce", "bce_dros", "sampled_softmax")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which base loss, and its numbers.
+
+    Attributes:
+        name: one of `LOSSES`.
+        dros_weight: weight of the DROS term in `bce_dros`; dros_beta: its robustness radius.
+        num_negatives: items that stand for the catalogue in `sampled_softmax`.
+    """
+
+    name: str
+    dros_weight: float = 1.0
+    dros_beta: float = 1.0
+    num_negatives: int = 256
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch under the base loss.
+
+    Attributes:
+        loss: scalar; parts: its named parts, detached.
+        hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
+        negative: int64 [B], the negatives of `bce`, or None.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    hidden: Tensor
+    scores: Tensor | None
+    negative: Tensor | None = None
+
+
+class BaseLoss:
+    """The base loss of a training run.
+
+    Attributes:
+        propensity: float32 [num_items], DROS's item weights.
+    """
+
+    def __init__(
+        self, settings: LossSettings, dataset: SequenceDataset, max_seq_len: int, seed: int, device: torch.device
+    ) -> None:
+        self.settings = settings
+        self.num_items = dataset.num_items
+        if settings.name in ("bce", "bce_dros") and dataset.num_items <= max_seq_len + 1:
+            raise UserError(
+                f"student.loss={settings.name}: a history of {max_seq_len} and its target may leave no item for a "
+                f"negative, the dataset has {dataset.num_items}; use ce, or a smaller student.max_seq_len"
+            )
+        self.propensity = propensity(dataset.train.targets, dataset.num_items).to(device)
+        self._generator = generator(seed, "negatives")
+
+    def __call__(self, model: Student, batch: Batch) -> Scored:
+        hidden = model.encode(batch.history, batch.length)
+        if self.settings.name == "sampled_softmax":
+            negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
+            loss = sampled_softmax(model, hidden, batch.target, negatives.to(hidden.device))
+            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, None)
+        scores = model.output(hidden)
+        if self.settings.name == "ce":
+            loss = F.cross_entropy(scores, batch.target)
+            return Scored(loss, {"loss_ce": loss.detach()}, hidden, scores)
+        negative = sample_negatives(batch, self.num_items, self._generator)
+        loss = bce(scores, batch.target, negative)
+        parts = {"loss_bce": loss.detach()}
+        if self.settings.name == "bce_dros" and self.settings.dros_weight > 0:
+            robust = dros(scores, batch.target[:, None], self.propensity, self.settings.dros_beta).mean()
+            loss = loss + self.settings.dros_weight * robust
+            parts["loss_dros"] = robust.detach()
+        return Scored(loss, parts, hidden, scores, negative)
+
+
+def bce(scores: Tensor, target: Tensor, negative: Tensor) -> Tensor:
+    """Binary cross-entropy with logits over target and negative, mean over the 2 B scores."""
+    positive, other = scores.gather(1, target[:, None]), scores.gather(1, negative[:, None])
+    return (F.softplus(-positive) + F.softplus(other)).mean() / 2
+
+
+def propensity(targets, num_items: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """DROS's item weights ((count + 1) / sum)^0.05 over the training targets: float32 [num_items]."""
+    counts = torch.bincount(torch.as_tensor(targets, dtype=torch.int64), minlength=num_items).double() + 1
+    return (counts / counts.sum()).pow(0.05).float()
+
+
+def dros(scores: Tensor, items: Tensor, propensity: Tensor, beta: float) -> Tensor:
+    """Distributionally robust term with each of some items as the positive one (as DLLM2Rec@b78cc65 computes it).
+
+    log(sum_j exp(s_j^2 p_j / beta) - exp(s_c^2 p_c / beta) + exp((s_c - 1)^2 p_c / beta)). The sum over all
+    items is taken once, whatever the number of items c, relative to its largest power, which is kept apart: taking
+    it away from a sum that it dominates would leave rounding noise.
+
+    Args:
+        scores: float [B, num_items]; items: int64 [B, K]; propensity: float [num_items].
+
+    Returns:
+        float64 [B, K].
+    """
+    exponents = scores.square() * (propensity / beta)  # [B, num_items]
+    shift, top = exponents.detach().max(1, keepdim=True)  # each [B, 1]
+    rest = (exponents.scatter(1, top, float("-inf")) - shift).exp().sum(1, keepdim=True).double()  # [B, 1]
+    chosen, weight = scores.gather(1, items).double(), (propensity[items] / beta).double()  # [B, K]
+    shift = shift.double()
+    power, power_of_top = (chosen.square() * weight - shift).exp(), (exponents.gather(1, top) - shift).exp()
+    without = rest + torch.where(items == top, 0.0, power_of_top - power)  # all powers but that of c
+    return shift + (without + ((chosen - 1).square() * weight - shift).exp()).log()
+
+
+def sampled_softmax(model: Student, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy whose partition is estimated from uniform negatives, shared by the batch.
+
+    exp(s_t) + (N - 1) / n * sum over negatives other than the target of exp(s_j), n of them: without bias for
+    the sum over all items. Only the scores of those items are computed.
+
+    Args:
+        hidden: float [B, width]; target: int64 [B]; negatives: int64 [n], drawn uniformly with replacement.
+    """
+    weight, bias = model.output.weight, model.output.bias
+    positive = (hidden * weight[target]).sum(1) + bias[target]  # [B]
+    others = hidden @ weight[negatives].T + bias[negatives]  # [B, n]
+    same = negatives == target[:, None]
+    others = others.masked_fill(same, float("-inf"))
+    count = (~same).sum(1).clamp(min=1)
+    correction = torch.log((len(bias) - 1) / count)
+    estimate = torch.cat([positive[:, None], others + correction[:, None]], 1).logsumexp(1)
+    return (estimate - positive).mean()
+
+
+def sample_negatives(batch: Batch, num_items: int, random: torch.Generator) -> Tensor:
+    """For each row one item, uniform over those that are neither in its window nor its target: int64 [B].
+
+    The u-th item that is left, found by counting how many excluded ones come before it; nothing is drawn twice
+    and a GPU need not wait.
+    """
+    excluded = torch.cat([batch.history, batch.target[:, None]], 1).sort(1).values
+    repeated = torch.zeros_like(excluded, dtype=torch.bool)
+    repeated[:, 1:] = excluded[:, 1:] == excluded[:, :-1]
+    excluded = excluded.masked_fill(repeated, num_items).sort(1).values  # padding and repetitions last
+    free = num_items - (excluded < num_items).sum(1)  # [B]
+    draw = torch.rand(len(free), generator=random, dtype=torch.float64).to(free.device)
+    place = (draw * free).long().clamp(max=free - 1)
+    before = excluded - torch.arange(excluded.shape[1], device=excluded.device) <= place[:, None]
+    return place + (before & (excluded < num_items)).sum(1)

@@ -1,0 +1,173 @@
+"""Base losses by arithmetic, their negatives, and that each of them learns."""
+
+from dataclasses import replace
+from math import exp, log
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from src.core.errors import UserError
+from src.student.datamodule import Batch
+from src.student.models import ModelConfig, build_model
+from src.student.objectives import (
+    LOSSES,
+    BaseLoss,
+    LossSettings,
+    bce,
+    dros,
+    propensity,
+    sample_negatives,
+    sampled_softmax,
+)
+
+CPU = torch.device("cpu")
+SCORES = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, 1.0]])
+
+
+@pytest.fixture
+def model(fill_with_ramp):
+    return fill_with_ramp(build_model(ModelConfig("sasrec", 12, 4, 4, 5, 0.0))).eval()
+
+
+@pytest.fixture
+def batch(tiny_dataset) -> Batch:
+    history, length, target = tiny_dataset.train.windows(5, 12)
+    rows = torch.arange(len(target))
+    return Batch(rows, torch.from_numpy(history).long(), torch.from_numpy(length), torch.from_numpy(target))
+
+
+def base_loss(dataset, seed: int = 1, **settings) -> BaseLoss:
+    return BaseLoss(LossSettings(**settings), dataset, 5, seed, CPU)
+
+
+def test_bce_by_hand():
+    loss = bce(SCORES, torch.tensor([2, 0]), torch.tensor([1, 2]))
+
+    positive = [log(1 + exp(-2)), log(1 + exp(0))]
+    negative = [log(1 + exp(-1)), log(1 + exp(1))]
+    assert loss.item() == pytest.approx((sum(positive) + sum(negative)) / 4)
+
+
+def test_propensity_by_hand():
+    weights = propensity([0, 2, 2], 4)  # counts 1, 0, 2, 0
+    assert weights.tolist() == pytest.approx([(n / 7) ** 0.05 for n in (2, 1, 3, 1)])
+
+
+def test_dros_by_hand():
+    weights, beta = [0.5, 1.0, 0.25], 2.0
+
+    losses = dros(SCORES, torch.tensor([[2, 0], [1, 1]]), torch.tensor(weights), beta)
+
+    def by_hand(row: int, item: int) -> float:
+        scores = SCORES[row].tolist()
+        powers = [exp(s * s * w / beta) for s, w in zip(scores, weights, strict=True)]
+        return log(sum(powers) - powers[item] + exp((scores[item] - 1) ** 2 * weights[item] / beta))
+
+    assert losses.tolist() == [pytest.approx([by_hand(0, 2), by_hand(0, 0)]), pytest.approx([by_hand(1, 1)] * 2)]
+
+
+def test_dros_of_large_scores_is_finite():
+    scores = torch.tensor([[40.0, -30.0, 1.0]], requires_grad=True)  # exp(40^2) overflows even float64
+
+    losses = dros(scores, torch.tensor([[0, 1, 2]]), torch.ones(3), 1.0)
+    losses.sum().backward()
+
+    # The largest of 900 and (40 - 1)^2, of 1600 and (-30 - 1)^2, of 1600.
+    assert losses[0].tolist() == pytest.approx([39.0**2, 40.0**2, 40.0**2])
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_sampled_softmax_with_every_item_is_cross_entropy(model, batch):
+    hidden = model.encode(batch.history, batch.length)
+
+    loss = sampled_softmax(model, hidden, batch.target, torch.arange(12))
+
+    assert loss.item() == pytest.approx(F.cross_entropy(model.output(hidden), batch.target).item(), rel=1e-5)
+
+
+def test_sampled_partition_is_unbiased(model, batch):
+    hidden = model.encode(batch.history[:1], batch.length[:1])
+    target, scores = batch.target[:1], model.output(hidden)[0].double()
+    random = torch.Generator().manual_seed(0)
+    draws = torch.randint(12, (3000, 4), generator=random)
+
+    with torch.no_grad():
+        # loss = log(partition) - s_t
+        estimates = torch.stack([sampled_softmax(model, hidden, target, draw) for draw in draws]).double()
+        partitions = (estimates + scores[target]).exp()
+    usable = (draws != target).any(1)  # nothing can be estimated from negatives that all are the target
+    error = partitions[usable].std() / usable.sum() ** 0.5
+    assert abs(partitions[usable].mean() - scores.exp().sum()) < 4 * error
+
+
+def test_negatives_are_uniform_over_what_is_left():
+    history = torch.tensor([[3, 1, 3, 6, 6], [0, 6, 6, 6, 6]])  # 6 items; the first row repeats one
+    batch = Batch(torch.arange(2), history, torch.tensor([3, 1]), torch.tensor([4, 5]))
+    repeated = replace(batch, history=history.repeat(4000, 1), target=batch.target.repeat(4000))
+
+    drawn = sample_negatives(repeated, 6, torch.Generator().manual_seed(0)).reshape(4000, 2)
+
+    for column, left in enumerate(([0, 2, 5], [1, 2, 3, 4])):
+        counts = torch.bincount(drawn[:, column], minlength=6)
+        assert counts.nonzero().flatten().tolist() == left
+        expected = 4000 / len(left)
+        assert (counts[left] - expected).abs().max() < 5 * expected**0.5
+
+
+def test_negatives_draw_from_their_own_generator(tiny_dataset, model, batch):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = base_loss(tiny_dataset, name="bce")(model, batch)
+    assert torch.equal(torch.rand(2), expected)
+
+    assert torch.equal(base_loss(tiny_dataset, name="bce")(model, batch).negative, first.negative)
+    assert not torch.equal(base_loss(tiny_dataset, 2, name="bce")(model, batch).negative, first.negative)
+
+
+def test_cross_entropy(tiny_dataset, model, batch):
+    scored = base_loss(tiny_dataset, name="ce")(model, batch)
+
+    log_softmax = model(batch.history, batch.length).log_softmax(1)
+    assert scored.loss.item() == pytest.approx(-log_softmax[batch.row, batch.target].mean().item(), rel=1e-5)
+    assert scored.parts == {"loss_ce": scored.loss}
+    assert scored.negative is None
+
+
+def test_bce_dros_is_the_weighted_sum(tiny_dataset, model, batch):
+    scored = base_loss(tiny_dataset, name="bce_dros", dros_weight=0.3, dros_beta=2.0)(model, batch)
+
+    negatives, weights = scored.negative, propensity(tiny_dataset.train.targets, 12)
+    plain = bce(scored.scores, batch.target, negatives)
+    robust = dros(scored.scores, batch.target[:, None], weights, 2.0).mean()
+    assert scored.loss.item() == pytest.approx((plain + 0.3 * robust).item())
+    assert {name: value.item() for name, value in scored.parts.items()} == {
+        "loss_bce": plain.item(),
+        "loss_dros": robust.item(),
+    }
+    off = base_loss(tiny_dataset, name="bce_dros", dros_weight=0.0)(model, batch)
+    assert list(off.parts) == ["loss_bce"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_learns(tiny_dataset, batch, name):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("sasrec", 12, 8, 8, 5, 0.0))
+    loss = base_loss(tiny_dataset, name=name, dros_weight=0.1, num_negatives=6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def accuracy() -> float:
+        return (model(batch.history, batch.length).argmax(1) == batch.target).float().mean().item()
+
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss(model, batch).loss.backward()
+        optimizer.step()
+    assert accuracy() > 0.8
+
+
+def test_too_few_items_for_a_negative(make_dataset):
+    dataset = make_dataset([[0, 1, 2, 3, 4, 5]] * 2, num_items=6)
+    with pytest.raises(UserError, match="student.loss=bce: a history of 5 and its target may leave no item"):
+        base_loss(dataset, name="bce")
