@@ -23,8 +23,8 @@ def make_projection(llm_dim: int, emb_size: int, generator: torch.Generator, zer
 class FusedItemEmbedding(nn.Module):
     """Item embedding + ed_weight * projected teacher embedding (upstream's fusion).
 
-    The whole teacher table is projected once per forward, [num_items, emb_size]; the windows are looked up
-    in the sum, so no [B, L, llm_dim] tensor exists.
+    Each item of a batch is projected once, or the whole table where that is smaller; the windows are looked up in the
+    sum, so no [B, L, llm_dim] tensor exists.
     """
 
     def __init__(self, items: ItemEmbedding, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
@@ -40,7 +40,13 @@ class FusedItemEmbedding(nn.Module):
         return self.items.weight + self.ed_weight * projected
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.table())
+        num_items = len(self.teacher)
+        if 2 * num_items <= ids.numel():
+            return F.embedding(ids, self.table())
+        used, place = ids.unique(return_inverse=True)  # [U], [B, L]
+        known = self.teacher[used.clamp(max=num_items - 1)]  # [U, llm_dim]
+        projected = F.linear(known, self.projection.weight) * (used < num_items)[:, None] + self.projection.bias
+        return F.embedding(place, self.items(used) + self.ed_weight * projected)
 
 
 def fuse_teacher(model: Student, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:

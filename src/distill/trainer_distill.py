@@ -30,7 +30,7 @@ from src.student.checkpoint import CheckpointInfo, load_checkpoint, load_weights
 from src.student.config import FitSettings, StudentConfig
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
-from src.student.objectives import LOSSES, BaseLoss, LossSettings, Scored, dros
+from src.student.objectives import LOSSES, BaseLoss, LossSettings, Scored
 from src.student.training import FitResult, train_student
 
 PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
@@ -210,10 +210,9 @@ class DistillObjective:
             return weighted_mean((weights * positive_losses(scores, info.ranking)).sum(1), mask)
         assert scored.negative is not None
         losses = official_losses(scores, info.ranking, scored.negative)  # [B, K]
-        base = self.base_loss.settings
-        if base.name == "bce" or settings.alpha == 0:
+        if scored.dros is None:
             return weighted_mean((weights * losses).sum(1), mask)
-        robust = dros(scores, info.ranking, self.base_loss.propensity, base.dros_beta)  # [B, K]
+        robust = scored.dros.term(info.ranking)  # [B, K]
         if isinstance(self.policy, SelectionPolicyAll):
             return (weights * losses).sum(1).mean() + settings.alpha * broadcast_mean(robust, weights)
         return weighted_mean((weights * (losses + settings.alpha * robust)).sum(1), mask)

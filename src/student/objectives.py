@@ -38,7 +38,7 @@ class Scored:
     Attributes:
         loss: scalar; parts: its named parts, detached.
         hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
-        negative: int64 [B], the negatives of `bce`, or None.
+        negative: int64 [B], the negatives of `bce`, or None; dros: what the DROS terms share, or None.
     """
 
     loss: Tensor
@@ -46,6 +46,7 @@ class Scored:
     hidden: Tensor
     scores: Tensor | None
     negative: Tensor | None = None
+    dros: "Dros | None" = None
 
 
 class BaseLoss:
@@ -81,11 +82,12 @@ class BaseLoss:
         negative = sample_negatives(batch, self.num_items, self._generator)
         loss = bce(scores, batch.target, negative)
         parts = {"loss_bce": loss.detach()}
-        if self.settings.name == "bce_dros" and self.settings.dros_weight > 0:
-            robust = dros(scores, batch.target[:, None], self.propensity, self.settings.dros_beta).mean()
-            loss = loss + self.settings.dros_weight * robust
-            parts["loss_dros"] = robust.detach()
-        return Scored(loss, parts, hidden, scores, negative)
+        if self.settings.name == "bce" or self.settings.dros_weight == 0:
+            return Scored(loss, parts, hidden, scores, negative)
+        robust = Dros(scores, self.propensity, self.settings.dros_beta)
+        term = robust.term(batch.target[:, None]).mean()
+        loss, parts["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
+        return Scored(loss, parts, hidden, scores, negative, robust)
 
 
 def bce(scores: Tensor, target: Tensor, negative: Tensor) -> Tensor:
@@ -100,27 +102,53 @@ def propensity(targets, num_items: int) -> Tensor:  # type: ignore[no-untyped-de
     return (counts / counts.sum()).pow(0.05).float()
 
 
-def dros(scores: Tensor, items: Tensor, propensity: Tensor, beta: float) -> Tensor:
-    """Distributionally robust term with each of some items as the positive one (as DLLM2Rec@b78cc65 computes it).
+class Dros:
+    """Distributionally robust terms of a batch (as DLLM2Rec@b78cc65 computes them), each item its positive one in turn.
 
     log(sum_j exp(s_j^2 p_j / beta) - exp(s_c^2 p_c / beta) + exp((s_c - 1)^2 p_c / beta)). The sum over all
     items is taken once, whatever the number of items c, relative to its largest power, which is kept apart: taking
     it away from a sum that it dominates would leave rounding noise.
 
     Args:
-        scores: float [B, num_items]; items: int64 [B, K]; propensity: float [num_items].
-
-    Returns:
-        float64 [B, K].
+        scores: float [B, num_items]; propensity: float [num_items].
     """
-    exponents = scores.square() * (propensity / beta)  # [B, num_items]
-    shift, top = exponents.detach().max(1, keepdim=True)  # each [B, 1]
-    rest = (exponents.scatter(1, top, float("-inf")) - shift).exp().sum(1, keepdim=True).double()  # [B, 1]
-    chosen, weight = scores.gather(1, items).double(), (propensity[items] / beta).double()  # [B, K]
-    shift = shift.double()
-    power, power_of_top = (chosen.square() * weight - shift).exp(), (exponents.gather(1, top) - shift).exp()
-    without = rest + torch.where(items == top, 0.0, power_of_top - power)  # all powers but that of c
-    return shift + (without + ((chosen - 1).square() * weight - shift).exp()).log()
+
+    def __init__(self, scores: Tensor, propensity: Tensor, beta: float) -> None:
+        self.scores, self.weight = scores, propensity / beta
+        self.rest, self.shift, self.top = _SumOfPowers.apply(scores, self.weight)
+
+    def term(self, items: Tensor) -> Tensor:
+        """Items c, int64 [B, K] -> float64 [B, K]."""
+        shift = self.shift.double()
+        power, chosen, weight = self._power(items)
+        without = self.rest.double() + torch.where(items == self.top, 0.0, self._power(self.top)[0] - power)
+        return shift + (without + ((chosen - 1).square() * weight - shift).exp()).log()  # `without`: all but c's
+
+    def _power(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """exp(s^2 w - shift) of some items, their scores and weights: each float64 [B, K]."""
+        chosen, weight = self.scores.gather(1, items).double(), self.weight[items].double()
+        return (chosen.square() * weight - self.shift.double()).exp(), chosen, weight
+
+
+class _SumOfPowers(torch.autograd.Function):
+    """sum_j exp(s_j^2 w_j - m), m the row's largest exponent, whose item is left out; [B, 1] each: sum, m, item.
+
+    One exponential for both directions: d/ds_j = exp(s_j^2 w_j - m) 2 s_j w_j. No gradient through m.
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        powers = scores.square().mul_(weight)  # [B, num_items]
+        shift, top = powers.max(1, keepdim=True)
+        powers.sub_(shift).exp_().scatter_(1, top, 0.0)
+        ctx.save_for_backward(scores, weight, powers)
+        ctx.mark_non_differentiable(shift, top)
+        return powers.sum(1, keepdim=True), shift, top
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        scores, weight, powers = ctx.saved_tensors
+        return (powers * scores).mul_(weight).mul_(2 * gradient), None
 
 
 def sampled_softmax(model: Student, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:

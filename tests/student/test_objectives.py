@@ -13,9 +13,9 @@ from src.student.models import ModelConfig, build_model
 from src.student.objectives import (
     LOSSES,
     BaseLoss,
+    Dros,
     LossSettings,
     bce,
-    dros,
     propensity,
     sample_negatives,
     sampled_softmax,
@@ -57,7 +57,7 @@ def test_propensity_by_hand():
 def test_dros_by_hand():
     weights, beta = [0.5, 1.0, 0.25], 2.0
 
-    losses = dros(SCORES, torch.tensor([[2, 0], [1, 1]]), torch.tensor(weights), beta)
+    losses = Dros(SCORES, torch.tensor(weights), beta).term(torch.tensor([[2, 0], [1, 1]]))
 
     def by_hand(row: int, item: int) -> float:
         scores = SCORES[row].tolist()
@@ -67,10 +67,17 @@ def test_dros_by_hand():
     assert losses.tolist() == [pytest.approx([by_hand(0, 2), by_hand(0, 0)]), pytest.approx([by_hand(1, 1)] * 2)]
 
 
+def test_dros_has_the_gradient_of_its_formula():
+    scores = torch.tensor([[0.5, -1.0, 2.0], [0.3, 1.3, 1.0]], dtype=torch.float64, requires_grad=True)
+    weights, items = torch.tensor([0.5, 1.0, 0.25], dtype=torch.float64), torch.tensor([[2, 0], [1, 1]])
+
+    assert torch.autograd.gradcheck(lambda s: Dros(s, weights, 2.0).term(items), scores)
+
+
 def test_dros_of_large_scores_is_finite():
     scores = torch.tensor([[40.0, -30.0, 1.0]], requires_grad=True)  # exp(40^2) overflows even float64
 
-    losses = dros(scores, torch.tensor([[0, 1, 2]]), torch.ones(3), 1.0)
+    losses = Dros(scores, torch.ones(3), 1.0).term(torch.tensor([[0, 1, 2]]))
     losses.sum().backward()
 
     # The largest of 900 and (40 - 1)^2, of 1600 and (-30 - 1)^2, of 1600.
@@ -140,7 +147,7 @@ def test_bce_dros_is_the_weighted_sum(tiny_dataset, model, batch):
 
     negatives, weights = scored.negative, propensity(tiny_dataset.train.targets, 12)
     plain = bce(scored.scores, batch.target, negatives)
-    robust = dros(scored.scores, batch.target[:, None], weights, 2.0).mean()
+    robust = Dros(scored.scores, weights, 2.0).term(batch.target[:, None]).mean()
     assert scored.loss.item() == pytest.approx((plain + 0.3 * robust).item())
     assert {name: value.item() for name, value in scored.parts.items()} == {
         "loss_bce": plain.item(),
