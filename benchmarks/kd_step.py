@@ -79,6 +79,8 @@ def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[n
 
 
 def main() -> None:
+    if "DLLM2REC_DIR" not in os.environ:
+        raise SystemExit("set DLLM2REC_DIR to a checkout of istarryn/DLLM2Rec@b78cc65")
     case = make_case()
     options = {"batch_size": BATCH_SIZE, "alpha": 0.5, "ed_weight": 0.3, "lam": 0.7}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

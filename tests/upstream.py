@@ -120,7 +120,7 @@ def write_upstream_files(case: Case, folder: Path) -> None:
 def program_globals() -> dict:
     """The globals of the running program, found up the stack."""
     frame = sys._getframe(1)
-    while not {"parse_args", "train_data", "model"} & frame.f_globals.keys() >= {"parse_args", "model"}:
+    while not {"parse_args", "model"} <= frame.f_globals.keys():
         frame = frame.f_back
     return frame.f_globals
 

@@ -22,7 +22,9 @@ class RankingWeights:
     consistency: float
 
 
-def candidate_weights(ranking: Tensor, confidence: Tensor, student_scores: Tensor, weights: RankingWeights) -> Tensor:
+def candidate_weights(
+    ranking: Tensor, confidence: Tensor, student_scores: Tensor, weights: RankingWeights, per_sequence: bool = False
+) -> Tensor:
     """Importance of each candidate of the teacher.
 
     position_k = exp(-k) over its sum (k = 1..K); confidence_k = exp(-distance_k) over its sum; consistency_k
@@ -33,22 +35,22 @@ def candidate_weights(ranking: Tensor, confidence: Tensor, student_scores: Tenso
     Args:
         ranking: int64 [B, K] item ids; confidence: float [B, K] distances of those items, or [B, 1] of the row.
         student_scores: float [B, num_items].
+        per_sequence: there is one distance per row.
 
     Returns:
-        float [B, K] without gradient; rows sum to 1 but for one distance per row.
+        float [B, K] without gradient; rows sum to 1 unless `per_sequence`.
     """
     top_k = ranking.shape[1]
     position = torch.exp(-torch.arange(1, top_k + 1, device=ranking.device, dtype=torch.float32))
     closeness = torch.exp(-confidence) + _EPSILON
     own = student_scores.detach().topk(top_k).indices  # [B, K]
     consistent = (ranking[:, :, None] == own[:, None]).any(2).float() + _EPSILON  # [B, K]
-    per_row = confidence.shape[1] == 1 and top_k > 1
-    if not per_row:
+    if not per_sequence:
         closeness = closeness / closeness.sum(1, keepdim=True)
     mixed = (
         weights.position * position / position.sum() + weights.confidence * closeness + weights.consistency * consistent
     )
-    return mixed if per_row else mixed / mixed.sum(1, keepdim=True)
+    return mixed if per_sequence else mixed / mixed.sum(1, keepdim=True)
 
 
 def positive_losses(student_scores: Tensor, ranking: Tensor) -> Tensor:

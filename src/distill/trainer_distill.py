@@ -203,7 +203,8 @@ class DistillObjective:
     def _ranking(self, scored: Scored, info: TeacherInfo, mask: Tensor) -> Tensor:
         settings, scores = self.settings, scored.scores
         gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
-        weights = candidate_weights(info.ranking, info.confidence, scores, gammas)  # [B, K]
+        per_sequence = settings.confidence == "per_sequence"
+        weights = candidate_weights(info.ranking, info.confidence, scores, gammas, per_sequence)  # [B, K]
         if settings.candidate_loss == "softmax":
             return weighted_mean((weights * softmax_losses(scores, info.ranking)).sum(1), mask)
         if settings.candidate_loss == "paper":

@@ -78,6 +78,7 @@ class StudentConfig:
             check(False, "student.filter_sizes", self.filter_sizes, allowed)
 
     def model_config(self, num_items: int) -> ModelConfig:
+        self._check_caser()  # the window may have been cut to the dataset's since
         return ModelConfig(
             self.name,
             num_items,

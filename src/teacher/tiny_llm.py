@@ -33,8 +33,8 @@ _NUM_BASE_PIECES = 256 + 3  # bytes; unknown, BOS, EOS
 _KIND_SHARES = (0.6, 0.1, 0.3)  # histories, repeated lists, answered prompts
 _EMBEDDING_STD = 0.1
 _PREVIOUS_GAIN, _MATCH_GAIN, _PREVIOUS_SCALE, _OTHER_SCALE = 2.0, 2.5, 0.2, 0.1
-_NEAR, _FAR = 0.03, 0.003  # radians per token: RoPE pairs faster than the one tell neighbours apart, slower than
-# the other hardly notice a prompt's length
+# Radians per token: RoPE pairs above _NEAR tell neighbours apart, those below _FAR hardly notice a prompt's length.
+_NEAR, _FAR = 0.03, 0.003
 
 
 def build_tiny_llm(
@@ -117,8 +117,8 @@ def _initialize(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> 
 
     In layer 0 they look at the previous token and write it into the upper half of a random basis; in layer 1 they
     compare the token at hand (lower half) with that, so they look at what followed it earlier in the text, and
-    copy it. Random weights find this circuit only after more steps than the whole pretraining has. BOS starts as
-    the comma: titles begin behind a comma in the prompt and behind BOS in the answer.
+    copy it. From random weights the circuit took hundreds of steps to emerge. BOS starts as the comma: titles begin
+    behind a comma in the prompt and behind BOS in the answer.
     """
     embeddings, config = model.get_input_embeddings().weight, model.config
     embeddings.normal_(0.0, _EMBEDDING_STD)

@@ -135,8 +135,11 @@ def test_broadcast_mean_is_the_mean_of_all_pairs():
 
 def test_one_confidence_per_row_scales_the_row():
     gammas = RankingWeights(0.0, 0.5, 0.0)
-    weights = candidate_weights(RANKING, torch.tensor([[0.0], [2.0]]), SCORES, gammas)
+    distances = torch.tensor([[0.0], [2.0]])
+    weights = candidate_weights(RANKING, distances, SCORES, gammas, per_sequence=True)
     assert weights.tolist() == [pytest.approx([0.5] * 3), pytest.approx([0.5 * exp(-2)] * 3)]
+    best_only = candidate_weights(RANKING[:, :1], distances, SCORES, gammas, per_sequence=True)
+    assert best_only[:, 0].tolist() == pytest.approx([0.5, 0.5 * exp(-2)])  # a single candidate is scaled, too
 
 
 def test_alignment_loss_by_hand():

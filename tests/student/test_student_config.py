@@ -35,6 +35,13 @@ def test_refused(changes, message):
         StudentConfig(**{"name": "sasrec", **changes})
 
 
+def test_filters_have_to_fit_a_window_that_was_cut():
+    config = StudentConfig("caser")
+    config.max_seq_len = 3
+    with pytest.raises(UserError, match=r"student.filter_sizes=\[2, 3, 4\]: must be one or more integers from 1 to"):
+        config.model_config(num_items=9)
+
+
 def test_every_value_arrives_where_it_is_used():
     config = StudentConfig("sasrec", 3, 4, 5, 0.25, 6, 0.5, 7, 0.125, 2.0, 8)
 
