@@ -72,6 +72,9 @@ def one_line(error: Exception) -> str:
         return str(error)
     unknown = re.match(r"Could not override '([\w.]+)'", str(error))
     if unknown and (allowed := known_keys(unknown[1].rpartition(".")[0])):
+        group, key = unknown[1].split(".")[0], unknown[1].rpartition(".")[2]
+        if key in allowed:
+            return f"{unknown[1]}: the chosen {group} has no such key, only another choice of `{group}=` has it"
         return f"{unknown[1]}: unknown key; allowed there: {', '.join(allowed)}"
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:

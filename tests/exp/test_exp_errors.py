@@ -80,6 +80,7 @@ def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processe
     [
         ("student.lrr=1", ("student.lrr: unknown key; allowed there: name, emb_size", " lr,")),
         ("teacher.lora.rank=4", ("teacher.lora.rank: unknown key; allowed there: r, alpha",)),
+        ("student.num_filters=4", ("student.num_filters: the chosen student has no such key, only another choice",)),
         ("distill.lambdaa=4", ("distill.lambdaa: unknown key", " lambda,")),
         ("generall.seed=4", ("generall.seed",)),
         ("+student.lrr=1", ("student.lrr: unknown key",)),
