@@ -136,6 +136,8 @@ class DistillConfig:
             student.weight_decay,
             student.grad_clip,
             student.patience,
+            student.batching,
+            student.mixed_precision,
         )
 
 
@@ -173,7 +175,7 @@ class DistillObjective:
         if not self.settings.needs_ranking and self.alignment is None:
             return loss, parts
         if scored.scores is None:
-            scored = replace(scored, scores=model.output(scored.hidden))
+            scored = replace(scored, scores=model.score(scored.hidden, scored.table))
         info = self._teacher_info(batch)
         mask = self.policy.select(batch, info, StudentInfo(scored.scores.detach(), batch.target))
         parts["selected"] = mask.float().mean()

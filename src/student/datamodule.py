@@ -1,13 +1,17 @@
-"""Batches of training rows as a PyTorch DataLoader."""
+"""Batches of training rows, row by row or packed into windows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.core.data_utils import Rows
+from src.core.errors import UserError
+from src.student.models import Student
 
 
 @dataclass(frozen=True)
@@ -16,15 +20,42 @@ class Batch:
 
     Attributes:
         row: int64 [B], row numbers: the key on which teacher outputs join.
-        history: int64 [B, L], right-padded.
-        length: int64 [B].
+        windows: int64 [W, L], right-padded histories: one per row, or each shared by successive targets of a user.
+        length: int64 [B], how many items of its window come before the target.
         target: int64 [B].
+        window: int64 [B], the window that each row belongs to, or None where row i has window i.
     """
 
     row: Tensor
-    history: Tensor
+    windows: Tensor
     length: Tensor
     target: Tensor
+    window: Tensor | None = None
+
+    def encode(self, model: Student, table: Tensor | None) -> Tensor:
+        """User representations float [B, width]; with shared windows one causal forward pass serves all targets."""
+        if self.window is None:
+            return model.encode(self.windows, self.length, table)
+        return model.encode_all(self.windows, table)[self.window, self.length - 1]
+
+    def histories(self, pad_id: int) -> Tensor:
+        """What precedes each target in its window: int64 [B, L], right-padded."""
+        if self.window is None:
+            return self.windows
+        places = torch.arange(self.windows.shape[1], device=self.length.device)
+        return self.windows[self.window].masked_fill(places >= self.length[:, None], pad_id)
+
+
+class Loader(Protocol):
+    """Batches of one epoch after another."""
+
+    num_rows: int
+
+    def __len__(self) -> int:
+        """Steps of an epoch; packed batches may need a step less or more."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class RowDataset(Dataset[Batch]):
@@ -58,9 +89,101 @@ class ShuffledBatches(Sampler[Tensor]):
         yield from torch.randperm(self.num_rows, generator=self.generator).split(self.batch_size)
 
 
+class RowLoader(DataLoader[Batch]):
+    """All rows, each with a window of its own; the batches already lie on the device."""
+
+    def __init__(
+        self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
+    ) -> None:
+        self.num_rows = len(rows)
+        dataset = RowDataset(rows, max_len, pad_id, device)
+        super().__init__(dataset, sampler=ShuffledBatches(len(dataset), batch_size, generator), batch_size=None)
+
+
+class PackedLoader:
+    """All rows, the successive ones of a sequence sharing a window; the batches already lie on the device.
+
+    A history that fits the window is one window, in which every target sees exactly what it sees as a row. A longer
+    one is cut: the first window ends at a random place in its second half, drawn anew for each epoch and sequence, and
+    each later one goes on for half a window and reads as many items before that as fit. So every target is trained
+    once per epoch, with at least half a window of history where there is as much.
+
+    A batch takes whole windows, in random order, until it has `batch_size` targets.
+    """
+
+    def __init__(
+        self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
+    ) -> None:
+        self.num_rows = len(rows)
+        self.max_len, self.pad_id, self.batch_size, self.generator = max_len, pad_id, batch_size, generator
+        _, sequence = np.unique(rows.start, return_inverse=True)
+        self.sequence, self.start, self.pos = (
+            torch.from_numpy(a.astype(np.int64)) for a in (sequence, rows.start, rows.pos)
+        )
+        self.items = torch.from_numpy(rows.items).to(device)
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def _cut(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows of an epoch: row numbers grouped by window int64 [N], each window's rows and end, int64 [W]."""
+        length = self.pos - self.start
+        half = max(self.max_len // 2, 1)
+        longest = torch.zeros(int(self.sequence.max()) + 1, dtype=torch.int64)
+        longest = longest.scatter_reduce(0, self.sequence, length, "amax")
+        early = torch.randint(half, longest.shape, generator=self.generator)
+        first = torch.where(longest <= self.max_len, self.max_len, self.max_len - early)[self.sequence]
+        number = (length - first + half - 1).div(half, rounding_mode="floor").clamp(min=0)  # window of its sequence
+        key, window = (self.sequence * (int(number.max()) + 1) + number).unique(return_inverse=True)
+        order = (window * (int(length.max()) + 1) + length).argsort()
+        end = torch.zeros(len(key), dtype=torch.int64).scatter_reduce(0, window, self.pos, "amax")
+        return order, window.bincount(minlength=len(key)), end
+
+    def __iter__(self) -> Iterator[Batch]:
+        rows, count, end = self._cut()
+        first = count.cumsum(0) - count  # of each window's rows, in `rows`
+        shuffled = torch.randperm(len(count), generator=self.generator)
+        before = count[shuffled].cumsum(0) - count[shuffled]
+        sizes = (before // self.batch_size).unique_consecutive(return_counts=True)[1]
+        for windows in shuffled.split(sizes.tolist()):
+            window = torch.repeat_interleave(torch.arange(len(windows)), count[windows])
+            offset = torch.arange(len(window)) - (count[windows].cumsum(0) - count[windows])[window]
+            yield self._batch(rows[first[windows][window] + offset], window, end[windows])
+
+    def _batch(self, row: Tensor, window: Tensor, end: Tensor) -> Batch:
+        """Row numbers [B], their windows [B] and the place of each window's last target, int64 [W]."""
+        device = self.items.device
+        begin = torch.zeros_like(end).scatter(0, window, self.start[row])
+        begin = torch.maximum(begin, end - self.max_len)
+        place = begin[:, None] + torch.arange(self.max_len)  # [W, L]
+        inside = (place < end[:, None]).to(device)
+        items = self.items[place.clamp(max=len(self.items) - 1).to(device)].long()
+        windows = items.masked_fill(~inside, self.pad_id)
+        target = self.items[self.pos[row].to(device)].long()
+        length = (self.pos[row] - begin[window]).to(device)
+        return Batch(row.to(device), windows, length, target, window.to(device))
+
+
+LOADERS = {"rows": RowLoader, "packed": PackedLoader}
+
+
 def build_train_loader(
-    rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
-) -> DataLoader[Batch]:
-    """A loader over all rows whose batches already lie on `device`."""
-    dataset = RowDataset(rows, max_len, pad_id, device)
-    return DataLoader(dataset, sampler=ShuffledBatches(len(dataset), batch_size, generator), batch_size=None)
+    batching: str,
+    rows: Rows,
+    max_len: int,
+    pad_id: int,
+    batch_size: int,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Loader:
+    """A loader over all rows; `batching` is one of `LOADERS`.
+
+    Raises:
+        UserError: fewer rows than a batch takes.
+    """
+    if batch_size > len(rows):
+        raise UserError(
+            f"batch_size={batch_size}: a batch takes more than the {len(rows)} training rows there are; lower "
+            "student.batch_size (distill.batch_size when distilling)"
+        )
+    return LOADERS[batching](rows, max_len, pad_id, batch_size, device, generator)

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.core.errors import UserError
@@ -13,8 +14,10 @@ class ModelConfig:
     """What a checkpoint needs to rebuild its model.
 
     `emb_size` is the width of the item table, `hidden_size` the width inside the model; a linear map joins
-    them where they differ. `max_seq_len` is the number of last items that the model looks at. The last two are
-    Caser's: horizontal filters of each height, and the heights.
+    them where they differ. `max_seq_len` is the number of last items that the model looks at. `num_filters` and
+    `filter_sizes` are Caser's: horizontal filters of each height, and the heights. `num_blocks` counts SASRec's blocks
+    or the GRU's layers; `num_heads` and `norm` (one of `NORMS`) are SASRec's. `tied_output` scores items by their
+    input embeddings.
     """
 
     name: str
@@ -25,6 +28,10 @@ class ModelConfig:
     dropout: float
     num_filters: int = 16
     filter_sizes: tuple[int, ...] = (2, 3, 4)
+    num_blocks: int = 1
+    num_heads: int = 1
+    norm: str = "dllm2rec"
+    tied_output: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "filter_sizes", tuple(self.filter_sizes))  # JSON makes lists of tuples
@@ -34,33 +41,54 @@ class ModelConfig:
 
 
 class ItemEmbedding(nn.Embedding):
-    """Item table float [num_items + 1, emb_size]; the last row is the padding id. Start N(0, 0.01)."""
+    """Item table float [num_items + 1, emb_size]; the last row is the padding id. Start N(0, std)."""
 
-    def __init__(self, num_items: int, emb_size: int) -> None:
+    def __init__(self, num_items: int, emb_size: int, std: float = 0.01) -> None:
         super().__init__(num_items + 1, emb_size)
-        nn.init.normal_(self.weight, 0.0, 0.01)
+        nn.init.normal_(self.weight, 0.0, std)
+
+    def table(self) -> Tensor:
+        return self.weight
+
+
+class TiedOutput(nn.Module):
+    """What remains of the output layer where items are scored by their input embeddings: a bias per item."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_items))
 
 
 class Student(nn.Module):
     """What all students share: an item table, an encoder of histories and a linear output layer.
 
-    A subclass sets `output` and says in `encode` how a history becomes a user representation.
+    A subclass sets `output` and says in `encode` how a history becomes a user representation. With a tied
+    output the item table is needed twice in a step; `shared_table` makes it once, and what takes a `table` uses it.
     """
 
-    output: nn.Linear
+    output: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.item_embeddings: nn.Module = ItemEmbedding(config.num_items, config.emb_size)
+        # A table that also scores starts at the scale of a linear layer, upstream's start is too small for that.
+        std = config.emb_size**-0.5 if config.tied_output else 0.01
+        self.item_embeddings: nn.Module = ItemEmbedding(config.num_items, config.emb_size, std)
         same = config.emb_size == config.hidden_size
         self.input_map = nn.Identity() if same else nn.Linear(config.emb_size, config.hidden_size, bias=False)
 
-    def embed(self, history: Tensor) -> Tensor:
-        """Item ids int64 [B, L] -> inputs float [B, L, hidden_size]."""
-        return self.input_map(self.item_embeddings(history))
+    def _make_output(self, width: int) -> nn.Module:
+        return TiedOutput(self.config.num_items) if self.config.tied_output else nn.Linear(width, self.config.num_items)
 
-    def encode(self, history: Tensor, length: Tensor) -> Tensor:
+    def shared_table(self) -> Tensor | None:
+        """The item table float [num_items + 1, emb_size] of a step with a tied output, else None."""
+        return self.item_embeddings.table() if self.config.tied_output else None
+
+    def embed(self, history: Tensor, table: Tensor | None = None) -> Tensor:
+        """Item ids int64 [B, L] -> inputs float [B, L, hidden_size]."""
+        return self.input_map(self.item_embeddings(history) if table is None else F.embedding(history, table))
+
+    def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
         """The user representation after the last item.
 
         Args:
@@ -68,98 +96,168 @@ class Student(nn.Module):
             length: int64 [B], at least 1.
 
         Returns:
-            float [B, output.in_features].
+            float [B, width].
         """
         raise NotImplementedError
 
+    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
+        """The user representation after every item, int64 [B, L] -> float [B, L, width]; each from what precedes it."""
+        raise NotImplementedError
+
+    def output_layer(self, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight float [num_items, width] and bias float [num_items] that make scores of a representation."""
+        if table is None:
+            return self.output.weight, self.output.bias
+        return table[:-1], self.output.bias
+
+    def score(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
+        """User representations float [B, width] -> scores of every item float [B, num_items]."""
+        return F.linear(hidden, *self.output_layer(table)).float()  # losses in float32 under mixed precision, too
+
     def forward(self, history: Tensor, length: Tensor) -> Tensor:
         """Scores of every item: float [B, num_items]."""
-        return self.output(self.encode(history, length))
+        table = self.shared_table()
+        return self.score(self.encode(history, length, table), table)
 
 
-class LastQueryAttention(nn.Module):
-    """Attention of DLLM2Rec's SASRec for one query: it comes from the normalised input, keys and values don't.
+class Attention(nn.Module):
+    """Causal attention of DLLM2Rec's SASRec: scores are divided by sqrt(hidden_size), whatever the number of heads."""
 
-    Differs from the textbook in two ways that the pinned code has: scores are divided by sqrt(hidden_size)
-    and the residual goes to the query. With a single query the key and value maps need not be applied to the
-    history: q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, and sum_l w_l (W_v x_l + b_v) = W_v sum_l w_l x_l +
-    b_v sum_l w_l. That saves two [B, L, d] x [d, d] products.
-    """
-
-    def __init__(self, hidden_size: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, query: Tensor, inputs: Tensor, visible: Tensor) -> Tensor:
-        """query [B, d], inputs [B, L, d], visible bool [B, L] -> [B, d]."""
-        mapped = self.query(query)
-        scores = (inputs @ (mapped @ self.key.weight)[..., None])[..., 0]  # [B, L]
-        scores = (scores + (mapped @ self.key.bias)[:, None]) / inputs.shape[-1] ** 0.5
-        weights = self.dropout(scores.masked_fill(~visible, float("-inf")).softmax(-1))  # [B, L]
-        mixed = (weights[:, None] @ inputs)[:, 0]  # [B, d]
-        return mixed @ self.value.weight.T + weights.sum(1, keepdim=True) * self.value.bias + query
+    def forward(self, queries: Tensor, inputs: Tensor) -> Tensor:
+        """queries [B, L, d], inputs [B, L, d] -> [B, L, d]; position l sees the inputs up to l."""
+        batch, length, size = inputs.shape
+
+        def heads(values: Tensor) -> Tensor:  # [B, H, L, d / H]
+            return values.view(batch, length, self.num_heads, -1).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(self.query(queries)),
+            heads(self.key(inputs)),
+            heads(self.value(inputs)),
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=True,
+            scale=size**-0.5,
+        )
+        return mixed.transpose(1, 2).reshape(batch, length, size)
+
+    def last(self, query: Tensor, inputs: Tensor, length: Tensor) -> Tensor:
+        """The same for the last position alone: query [B, d], inputs [B, L, d], length int64 [B] -> [B, d].
+
+        With a single query the key and value maps need not be applied to the history: q . (W_k x + b_k) =
+        (W_k^T q) . x + q . b_k, and sum_l w_l (W_v x_l + b_v) = W_v sum_l w_l x_l + b_v sum_l w_l, head by head. That
+        saves two [B, L, d] x [d, d] products.
+        """
+        batch, size = query.shape
+        mapped = self.query(query).view(batch, self.num_heads, -1)  # [B, H, d / H]
+        key, value = (w.view(self.num_heads, -1, size) for w in (self.key.weight, self.value.weight))  # [H, d / H, d]
+        keyed = torch.einsum("bhe,hed->bhd", mapped, key)
+        shift = (mapped * self.key.bias.view(self.num_heads, -1)).sum(-1, keepdim=True)  # [B, H, 1]
+        scores = (keyed @ inputs.transpose(1, 2) + shift) / size**0.5  # [B, H, L]
+        visible = torch.arange(inputs.shape[1], device=length.device) < length[:, None]  # [B, L]
+        weights = self.dropout(scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1))
+        mixed = torch.einsum("bhd,hed->bhe", weights @ inputs, value)
+        mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.view(self.num_heads, -1)
+        return mixed.reshape(batch, size)
 
 
-class FeedForward(nn.Module):
-    """Position-wise two-layer ReLU block with a residual and a LayerNorm of its own."""
+class Block(nn.Module):
+    """One block of SASRec: attention and a two-layer ReLU network, each with a residual and LayerNorms.
 
-    def __init__(self, hidden_size: int, dropout: float) -> None:
+    `norm` says where the LayerNorms stand. `dllm2rec` (istarryn/DLLM2Rec@b78cc65): queries come from the normalised
+    input, keys and values don't, and the first residual goes to the query; the network's input is normalised, too, the
+    second residual goes to that, and the sum is normalised. `pre` and `post`: before or behind each half.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.inner = nn.Linear(hidden_size, hidden_size)
-        self.outer = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        hidden = config.hidden_size
+        self.norm = config.norm
+        self.norm_attention = nn.LayerNorm(hidden)
+        self.attention = Attention(hidden, config.num_heads, config.dropout)
+        self.norm_feed_forward = nn.LayerNorm(hidden)
+        self.inner = nn.Linear(hidden, hidden)
+        self.outer = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_block = nn.LayerNorm(hidden) if config.norm == "dllm2rec" else nn.Identity()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.outer(self.inner(inputs).relu())) + inputs)
+    def forward(self, inputs: Tensor, length: Tensor | None = None) -> Tensor:
+        """[B, L, d] -> [B, L, d], or where `length` int64 [B] is given only each row's last position: [B, d]."""
+        keys = self.norm_attention(inputs) if self.norm == "pre" else inputs
+        own = inputs if length is None else _at_last(inputs, length)
+        query = own if self.norm == "post" else self.norm_attention(own)
+        mixed = self.attention(query, keys) if length is None else self.attention.last(query, keys, length)
+        if self.norm == "dllm2rec":
+            attended = self.norm_feed_forward(mixed + query)
+            return self.norm_block(self._feed_forward(attended) + attended)
+        attended = self.dropout(mixed) + own
+        if self.norm == "pre":
+            return self._feed_forward(self.norm_feed_forward(attended)) + attended
+        attended = self.norm_attention(attended)
+        return self.norm_feed_forward(self._feed_forward(attended) + attended)
+
+    def _feed_forward(self, inputs: Tensor) -> Tensor:
+        return self.dropout(self.outer(self.inner(inputs).relu()))
 
 
 class SASRec(Student):
-    """SASRec as DLLM2Rec has it (istarryn/DLLM2Rec@b78cc65): one block, one head, an untied output layer.
+    """SASRec; by default as DLLM2Rec has it (istarryn/DLLM2Rec@b78cc65): one block, one head, an untied output layer.
 
-    Only the last position is read out and there is one block, so only its query is computed: the same
-    numbers as the full [L, L] attention at a fraction of its cost. Padded positions are masked as keys;
-    upstream also drops real queries whose normalised input happens to sum to zero, which we don't.
+    `encode` reads out the last position only, so the last block computes only its query: the same numbers as
+    the full [L, L] attention at a fraction of its cost. Histories are right-padded and the attention is causal, so
+    nothing real sees the padding. Upstream also drops real queries whose normalised input happens to sum to
+    zero, which we don't.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         hidden = config.hidden_size
         self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
+        if config.norm != "dllm2rec":
+            nn.init.normal_(self.position_embeddings.weight, 0.0, 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.norm_attention = nn.LayerNorm(hidden)
-        self.attention = LastQueryAttention(hidden, config.dropout)
-        self.norm_feed_forward = nn.LayerNorm(hidden)
-        self.feed_forward = FeedForward(hidden, config.dropout)
-        self.norm_output = nn.LayerNorm(hidden)
-        self.output = nn.Linear(hidden, config.num_items)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.norm_output = nn.Identity() if config.norm == "post" else nn.LayerNorm(hidden)
+        self.output = self._make_output(hidden)
 
-    def encode(self, history: Tensor, length: Tensor) -> Tensor:
-        inputs = self.embed(history) + self.position_embeddings.weight  # [B, L, d]
-        real = history != self.config.num_items  # [B, L]
-        inputs = self.dropout(inputs) * real[..., None]
-        attended = self.attention(self.norm_attention(_at_last(inputs, length)), inputs, real)  # [B, d]
-        return self.norm_output(self.feed_forward(self.norm_feed_forward(attended)))
+    def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
+        return self.norm_output(self.blocks[-1](self._before_last_block(history, table), length))
+
+    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
+        return self.norm_output(self.blocks[-1](self._before_last_block(history, table)))
+
+    def _before_last_block(self, history: Tensor, table: Tensor | None) -> Tensor:
+        inputs = self.dropout(self.embed(history, table) + self.position_embeddings.weight)  # [B, L, d]
+        for block in self.blocks[:-1]:
+            inputs = block(inputs)
+        return inputs
 
 
 class GRU4Rec(Student):
     """GRU4Rec as DLLM2Rec has it (istarryn/DLLM2Rec@b78cc65): one GRU layer, its state after the last item.
 
-    The state there does not depend on the padding behind it, so nothing is packed. Upstream has no dropout; here it
-    is on the inputs.
+    The state there does not depend on the padding behind it, so no lengths are passed. Upstream has no dropout;
+    here it is on the inputs.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.gru = nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
-        self.output = nn.Linear(config.hidden_size, config.num_items)
+        self.gru = nn.GRU(config.hidden_size, config.hidden_size, config.num_blocks, batch_first=True)
+        self.output = self._make_output(config.hidden_size)
 
-    def encode(self, history: Tensor, length: Tensor) -> Tensor:
-        return _at_last(self.gru(self.dropout(self.embed(history)))[0], length)
+    def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
+        return _at_last(self.encode_all(history, table), length)
+
+    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
+        return self.gru(self.dropout(self.embed(history, table)))[0]
 
 
 class Caser(Student):
@@ -183,12 +281,11 @@ class Caser(Student):
         for layer in (*self.horizontal, self.vertical):
             nn.init.constant_(layer.bias, 0.1)
         self.dropout = nn.Dropout(config.dropout)
-        width = config.hidden_size + config.num_filters * len(config.filter_sizes)
-        self.output = nn.Linear(width, config.num_items)
+        self.output = self._make_output(config.hidden_size + config.num_filters * len(config.filter_sizes))
 
-    def encode(self, history: Tensor, length: Tensor) -> Tensor:
+    def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
         real = history != self.config.num_items  # [B, L]
-        inputs = (self.embed(history) * real[..., None]).transpose(1, 2)  # [B, d, L]
+        inputs = (self.embed(history, table) * real[..., None]).transpose(1, 2)  # [B, d, L]
         pooled = [filters(inputs).relu().amax(-1) for filters in self.horizontal]  # each [B, num_filters]
         return self.dropout(torch.cat([*pooled, self.vertical(inputs)[..., 0].relu()], 1))
 
@@ -198,7 +295,8 @@ def _at_last(values: Tensor, length: Tensor) -> Tensor:
     return values[torch.arange(len(length), device=length.device), (length - 1).clamp(min=0)]
 
 
-MODELS: dict[str, type[Student]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser}
+NORMS = ("dllm2rec", "pre", "post")
+MODELS: dict[str, type[Student]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "sasrec_plus": SASRec}
 
 
 def build_model(config: ModelConfig) -> Student:

@@ -38,6 +38,7 @@ class Scored:
     Attributes:
         loss: scalar; parts: its named parts, detached.
         hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
+        table: the item table that made them with a tied output, or None.
         negative: int64 [B], the negatives of `bce`, or None; dros: what the DROS terms share, or None.
     """
 
@@ -45,6 +46,7 @@ class Scored:
     parts: dict[str, Tensor]
     hidden: Tensor
     scores: Tensor | None
+    table: Tensor | None
     negative: Tensor | None = None
     dros: "Dros | None" = None
 
@@ -70,24 +72,25 @@ class BaseLoss:
         self._generator = generator(seed, "negatives")
 
     def __call__(self, model: Student, batch: Batch) -> Scored:
-        hidden = model.encode(batch.history, batch.length)
+        table = model.shared_table()
+        hidden = batch.encode(model, table)
         if self.settings.name == "sampled_softmax":
             negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
-            loss = sampled_softmax(model, hidden, batch.target, negatives.to(hidden.device))
-            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, None)
-        scores = model.output(hidden)
+            loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives.to(hidden.device))
+            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, None, table)
+        scores = model.score(hidden, table)
         if self.settings.name == "ce":
             loss = F.cross_entropy(scores, batch.target)
-            return Scored(loss, {"loss_ce": loss.detach()}, hidden, scores)
+            return Scored(loss, {"loss_ce": loss.detach()}, hidden, scores, table)
         negative = sample_negatives(batch, self.num_items, self._generator)
         loss = bce(scores, batch.target, negative)
         parts = {"loss_bce": loss.detach()}
         if self.settings.name == "bce" or self.settings.dros_weight == 0:
-            return Scored(loss, parts, hidden, scores, negative)
+            return Scored(loss, parts, hidden, scores, table, negative)
         robust = Dros(scores, self.propensity, self.settings.dros_beta)
         term = robust.term(batch.target[:, None]).mean()
         loss, parts["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
-        return Scored(loss, parts, hidden, scores, negative, robust)
+        return Scored(loss, parts, hidden, scores, table, negative, robust)
 
 
 def bce(scores: Tensor, target: Tensor, negative: Tensor) -> Tensor:
@@ -151,16 +154,16 @@ class _SumOfPowers(torch.autograd.Function):
         return (powers * scores).mul_(weight).mul_(2 * gradient), None
 
 
-def sampled_softmax(model: Student, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+def sampled_softmax(weight: Tensor, bias: Tensor, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
     """Cross-entropy whose partition is estimated from uniform negatives, shared by the batch.
 
     exp(s_t) + (N - 1) / n * sum over negatives other than the target of exp(s_j), n of them: without bias for
     the sum over all items. Only the scores of those items are computed.
 
     Args:
+        weight: float [num_items, width] and bias float [num_items] of the output layer.
         hidden: float [B, width]; target: int64 [B]; negatives: int64 [n], drawn uniformly with replacement.
     """
-    weight, bias = model.output.weight, model.output.bias
     positive = (hidden * weight[target]).sum(1) + bias[target]  # [B]
     others = hidden @ weight[negatives].T + bias[negatives]  # [B, n]
     same = negatives == target[:, None]
@@ -177,7 +180,7 @@ def sample_negatives(batch: Batch, num_items: int, random: torch.Generator) -> T
     The u-th item that is left, found by counting how many excluded ones come before it; nothing is drawn twice
     and a GPU need not wait.
     """
-    excluded = torch.cat([batch.history, batch.target[:, None]], 1).sort(1).values
+    excluded = torch.cat([batch.histories(num_items), batch.target[:, None]], 1).sort(1).values
     repeated = torch.zeros_like(excluded, dtype=torch.bool)
     repeated[:, 1:] = excluded[:, 1:] == excluded[:, :-1]
     excluded = excluded.masked_fill(repeated, num_items).sort(1).values  # padding and repetitions last

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
@@ -20,7 +19,7 @@ from src.core.logging import TensorBoardWriter, progress_bar
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator
 from src.student.config import FitSettings
-from src.student.datamodule import Batch, build_train_loader
+from src.student.datamodule import Batch, Loader, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
 
@@ -57,6 +56,7 @@ def train_student(
     """Fit `model` on the training rows under `objective`, watched on the validation rows."""
     model.to(device)
     loader = build_train_loader(
+        settings.batching,
         dataset.train,
         model.config.max_seq_len,
         dataset.pad_id,
@@ -73,7 +73,7 @@ def train_student(
 
 def fit(
     model: nn.Module,
-    loader: DataLoader[Batch],
+    loader: Loader,
     objective: Objective,
     validate: Callable[[], dict[str, float]],
     save_best: Callable[[int, float], None],
@@ -98,8 +98,8 @@ def fit(
         task = bar.add_task("training", total=settings.num_epochs * len(loader), info="")
         for epoch in range(1, settings.num_epochs + 1):
             start = time.perf_counter()
-            losses = _train_epoch(model, loader, objective, optimizer, settings.grad_clip, lambda: bar.advance(task))
-            rows_per_second = len(loader.dataset) / (time.perf_counter() - start)
+            losses = _train_epoch(model, loader, objective, optimizer, settings, lambda: bar.advance(task))
+            rows_per_second = loader.num_rows / (time.perf_counter() - start)
             _require_finite(losses, epoch)
             metrics = validate()
             record = {"epoch": epoch, **losses, **{f"valid/{k}": v for k, v in metrics.items()}}
@@ -122,27 +122,31 @@ def fit(
 
 def _train_epoch(
     model: nn.Module,
-    loader: DataLoader[Batch],
+    loader: Loader,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    grad_clip: float,
+    settings: FitSettings,
     advance: Callable[[], None],
 ) -> dict[str, float]:
     """One pass; returns the mean of the total loss and of each part over its steps."""
     model.train()
+    device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
+    steps = 0  # counted: packed batches may be fewer than len(loader)
     for batch in loader:
-        loss, parts = objective(model, batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision):
+            loss, parts = objective(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if grad_clip > 0:
-            nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        if settings.grad_clip > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
         optimizer.step()
+        steps += 1
         # Summed on the device: reading a value each step would make a GPU wait.
         for name, value in {"loss": loss.detach(), **parts}.items():
             sums[name] = sums.get(name, 0.0) + value
         advance()
-    return {name: float(value) / len(loader) for name, value in sums.items()}
+    return {name: float(value) / steps for name, value in sums.items()}
 
 
 def _require_finite(losses: dict[str, float], epoch: int) -> None:

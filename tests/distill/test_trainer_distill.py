@@ -116,10 +116,13 @@ class FixedScores(torch.nn.Module):
                 torch.sin(1.7 * torch.arange(1, 1 + (scores.shape[1] + 1) * emb_size)).reshape(-1, emb_size)
             )
 
-    def encode(self, history, length):
+    def shared_table(self):
+        return None
+
+    def encode(self, history, length, table):
         return self.scores
 
-    def output(self, hidden):
+    def score(self, hidden, table):
         return hidden
 
 

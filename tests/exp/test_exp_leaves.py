@@ -543,6 +543,13 @@ def _other_training_than(common: str, change: str) -> Effect:
     return effect
 
 
+def _two_trainings(one: str, other: str) -> Effect:
+    def effect(bench: Bench) -> None:
+        assert bench.train(one).losses == bench.train(one).losses != bench.train(other).losses
+
+    return effect
+
+
 def _other_shapes(key: str) -> Effect:
     def effect(bench: Bench) -> None:
         small, large = bench.train(f"{key}=4"), bench.train(f"{key}=12")
@@ -847,6 +854,12 @@ EFFECTS: dict[str, Effect] = {
     "student.dros_weight": _other_training_than("student.loss=bce_dros", "student.dros_weight=0.2"),
     "student.dros_beta": _other_training_than("student.loss=bce_dros", "student.dros_beta=0.5"),
     "student.num_negatives": _other_training_than("student.loss=sampled_softmax", "student.num_negatives=8"),
+    "student.num_blocks": _other_training("student.num_blocks=3"),
+    "student.num_heads": _other_training("student.num_heads=4"),
+    "student.norm": _other_training("student.norm=post"),
+    "student.tied_output": _two_trainings("student.tied_output=true", "student.tied_output=false"),
+    "student.batching": _two_trainings("student.batching=packed", "student.batching=rows"),
+    "student.mixed_precision": _other_training("student.mixed_precision=true"),
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),

@@ -8,7 +8,7 @@ import torch
 from upstream import STUDENTS, build_upstream, copy_weights
 
 from src.core.errors import UserError
-from src.student.models import ItemEmbedding, LastQueryAttention, ModelConfig, SASRec, Student, build_model
+from src.student.models import Attention, ItemEmbedding, ModelConfig, SASRec, Student, build_model
 
 NUM_ITEMS, MAX_LEN = 9, 6
 
@@ -43,15 +43,17 @@ def reference_scores(model: SASRec, history: list[int]) -> np.ndarray:
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"])
 
-    x = norm(seq, "norm_attention")
-    scores = linear(x, "attention.query") @ linear(seq, "attention.key").T / math.sqrt(hidden)  # [L, L]
+    x = norm(seq, "blocks.0.norm_attention")
+    scores = (
+        linear(x, "blocks.0.attention.query") @ linear(seq, "blocks.0.attention.key").T / math.sqrt(hidden)
+    )  # [L, L]
     allowed = np.tril(np.ones((MAX_LEN, MAX_LEN), dtype=bool)) & real[None, :]
     weights = np.exp(scores - scores.max()) * allowed
     weights /= weights.sum(-1, keepdims=True)
-    attended = weights @ linear(seq, "attention.value") + x
-    y = norm(attended, "norm_feed_forward")
-    inner = np.maximum(linear(y, "feed_forward.inner"), 0)
-    y = norm(linear(inner, "feed_forward.outer") + y, "feed_forward.norm") * real[:, None]
+    attended = weights @ linear(seq, "blocks.0.attention.value") + x
+    y = norm(attended, "blocks.0.norm_feed_forward")
+    inner = np.maximum(linear(y, "blocks.0.inner"), 0)
+    y = norm(linear(inner, "blocks.0.outer") + y, "blocks.0.norm_block") * real[:, None]
     return linear(norm(y, "norm_output"), "output")[length - 1]
 
 
@@ -127,15 +129,18 @@ def test_scores_are_the_output_layer_of_the_encoding(fill_with_ramp):
 
 def test_attention_by_hand():
     # d = 1, all weights 1: score = q k, no division; two visible keys, the third hidden.
-    attention = LastQueryAttention(1, 0.0)
+    attention = Attention(1, 1, 0.0)
     with torch.no_grad():
         for layer in (attention.query, attention.key, attention.value):
             layer.weight.fill_(1.0)
             layer.bias.fill_(0.0)
-    out = attention(torch.tensor([[2.0]]), torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    inputs = torch.tensor([[[1.0], [3.0], [9.0]]])
+    alone = attention.last(torch.tensor([[2.0]]), inputs, torch.tensor([2]))
+    among = attention(torch.tensor([[[7.0], [2.0], [7.0]]]), inputs)
 
     first = math.exp(2 * 1) / (math.exp(2 * 1) + math.exp(2 * 3))
-    assert out.item() == pytest.approx(first * 1 + (1 - first) * 3 + 2, rel=1e-6)
+    assert alone.item() == pytest.approx(first * 1 + (1 - first) * 3, rel=1e-6)
+    assert among[0, 1].item() == pytest.approx(first * 1 + (1 - first) * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

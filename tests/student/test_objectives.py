@@ -86,22 +86,24 @@ def test_dros_of_large_scores_is_finite():
 
 
 def test_sampled_softmax_with_every_item_is_cross_entropy(model, batch):
-    hidden = model.encode(batch.history, batch.length)
+    hidden = model.encode(batch.windows, batch.length)
 
-    loss = sampled_softmax(model, hidden, batch.target, torch.arange(12))
+    loss = sampled_softmax(*model.output_layer(), hidden, batch.target, torch.arange(12))
 
-    assert loss.item() == pytest.approx(F.cross_entropy(model.output(hidden), batch.target).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(F.cross_entropy(model.score(hidden), batch.target).item(), rel=1e-5)
 
 
 def test_sampled_partition_is_unbiased(model, batch):
-    hidden = model.encode(batch.history[:1], batch.length[:1])
-    target, scores = batch.target[:1], model.output(hidden)[0].double()
+    hidden = model.encode(batch.windows[:1], batch.length[:1])
+    target, scores = batch.target[:1], model.score(hidden)[0].double()
     random = torch.Generator().manual_seed(0)
     draws = torch.randint(12, (3000, 4), generator=random)
 
     with torch.no_grad():
         # loss = log(partition) - s_t
-        estimates = torch.stack([sampled_softmax(model, hidden, target, draw) for draw in draws]).double()
+        estimates = torch.stack(
+            [sampled_softmax(*model.output_layer(), hidden, target, draw) for draw in draws]
+        ).double()
         partitions = (estimates + scores[target]).exp()
     usable = (draws != target).any(1)  # nothing can be estimated from negatives that all are the target
     error = partitions[usable].std() / usable.sum() ** 0.5
@@ -111,7 +113,7 @@ def test_sampled_partition_is_unbiased(model, batch):
 def test_negatives_are_uniform_over_what_is_left():
     history = torch.tensor([[3, 1, 3, 6, 6], [0, 6, 6, 6, 6]])  # 6 items; the first row repeats one
     batch = Batch(torch.arange(2), history, torch.tensor([3, 1]), torch.tensor([4, 5]))
-    repeated = replace(batch, history=history.repeat(4000, 1), target=batch.target.repeat(4000))
+    repeated = replace(batch, windows=history.repeat(4000, 1), target=batch.target.repeat(4000))
 
     drawn = sample_negatives(repeated, 6, torch.Generator().manual_seed(0)).reshape(4000, 2)
 
@@ -136,7 +138,7 @@ def test_negatives_draw_from_their_own_generator(tiny_dataset, model, batch):
 def test_cross_entropy(tiny_dataset, model, batch):
     scored = base_loss(tiny_dataset, name="ce")(model, batch)
 
-    log_softmax = model(batch.history, batch.length).log_softmax(1)
+    log_softmax = model(batch.windows, batch.length).log_softmax(1)
     assert scored.loss.item() == pytest.approx(-log_softmax[batch.row, batch.target].mean().item(), rel=1e-5)
     assert scored.parts == {"loss_ce": scored.loss}
     assert scored.negative is None
@@ -165,7 +167,7 @@ def test_each_loss_learns(tiny_dataset, batch, name):
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 
     def accuracy() -> float:
-        return (model(batch.history, batch.length).argmax(1) == batch.target).float().mean().item()
+        return (model(batch.windows, batch.length).argmax(1) == batch.target).float().mean().item()
 
     for _ in range(300):
         optimizer.zero_grad()

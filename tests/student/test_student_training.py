@@ -35,6 +35,7 @@ def run_fit(tb_writer, values, steps=2, objective=None, model=None, saved=None, 
     """`fit` on a loader of `steps` empty batches with the given validation values; returns result, saves, model."""
     model = model or OneWeight(1.0)
     loader = torch.utils.data.DataLoader([torch.zeros(())] * steps, batch_size=None)
+    loader.num_rows = steps
     objective = objective or (lambda m, batch: (m.weight * 1.0, {}))
     saved = [] if saved is None else saved  # (epoch, value, weight) of each save
     stream = iter(values)
