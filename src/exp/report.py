@@ -22,11 +22,19 @@ from matplotlib import pyplot as plt
 
 LABELS = {
     "popular": "most popular",
+    "markov": "Markov chain",
     "teacher": "teacher",
     "baseline": "student, baseline",
     "distill": "student, distilled",
 }
-_COLOURS = {"popular": "#9a9a9a", "teacher": "#4c72b0", "baseline": "#dd8452", "distill": "#55a868"}
+_COLOURS = {
+    "popular": "#c4c4c4",
+    "markov": "#808080",
+    "teacher": "#4c72b0",
+    "baseline": "#dd8452",
+    "distill": "#55a868",
+}
+_BASE_LOSSES = ("loss_ce", "loss_bce", "loss_sampled_softmax")  # columns of a training history, one of them
 
 
 @dataclass(frozen=True)
@@ -103,12 +111,13 @@ def _plot_learning_curves(comparison: Comparison, path: Path) -> None:
         if not source.history_file(name).is_file():
             continue
         history = pd.read_csv(source.history_file(name))
-        left.plot(history["epoch"], history["loss_ce"], label=LABELS[name], color=_COLOURS[name])
+        loss = next(column for column in _BASE_LOSSES if column in history)
+        left.plot(history["epoch"], history[loss], label=f"{LABELS[name]}: {loss[5:]}", color=_COLOURS[name])
         if f"valid/{monitor}" in history:
             curve = history[f"valid/{monitor}"]
             right.plot(history["epoch"], curve, label=LABELS[name], color=_COLOURS[name])
             right.plot(history["epoch"][curve.idxmax()], curve.max(), "o", color=_COLOURS[name])
-    left.set_title("training cross-entropy")
+    left.set_title("training, base loss")
     right.set_title(f"validation {monitor} (dot: best epoch)")
     for axis in (left, right):
         axis.set_xlabel("epoch")
@@ -149,10 +158,11 @@ def _verdict(comparison: Comparison, monitor: str) -> str:
     before, after = values["baseline"], values["distill"]
     relative = f" ({(after / before - 1) * 100:+.1f} %)" if before > 0 else ""
     text = f"Test {monitor}: baseline {before:.4f}, distilled {after:.4f}{relative}, "
-    text += f"most popular {values['popular']:.4f}. "
-    floor = [LABELS[n] for n in ("baseline", "distill") if values[n] < values["popular"]]
-    if floor:
-        text += f"Below the floor of recommending the most popular items: {', '.join(floor)}. "
+    text += f"most popular {values['popular']:.4f}, Markov chain {values['markov']:.4f}. "
+    for floor in ("popular", "markov"):
+        below = [LABELS[n] for n in ("baseline", "distill") if values[n] < values[floor]]
+        if below:
+            text += f"Below the floor that {LABELS[floor]} sets: {' and '.join(below)}; not worth distilling so. "
     return text + "This is one seed: repeat with other values of `general.seed` before drawing conclusions."
 
 

@@ -1,12 +1,14 @@
 """Evaluate the checkpoints of a run again and write the comparison: table, plots, report."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
 from src.core.paths import STAGES, RunFolder, project_path, result_root
@@ -14,7 +16,8 @@ from src.exp.lookup import find_run
 from src.exp.report import Comparison, summary_table, write_report
 from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
 from src.student.checkpoint import load_checkpoint
-from src.student.evaluator import evaluate_model, evaluate_scores, popularity_scores, write_evaluation
+from src.student.evaluator import ScoreRows, evaluate_model, evaluate_scores, write_evaluation
+from src.student.floors import markov_chain, popularity
 
 
 def run(cfg: DictConfig) -> float:
@@ -22,7 +25,7 @@ def run(cfg: DictConfig) -> float:
     sources = _sources(stage)
     monitor = stage.settings.metrics.monitor
     students = {n: _evaluate_student(stage, n, sources[n]) for n in ("baseline", "distill") if n in sources}
-    evaluations = {"popular": _most_popular(stage)}
+    evaluations = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
     if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
         evaluations["teacher"] = _take_over_teacher(stage, sources["teacher"])
     evaluations |= students
@@ -62,15 +65,11 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
     return found
 
 
-def _most_popular(stage: Stage) -> dict:
-    """The floor that every model has to beat: items by how often they are training targets."""
-    scores = popularity_scores(stage.dataset)
-    evaluation = evaluate_scores(
-        lambda index: scores.expand(len(index), -1),
-        stage.dataset.test,
-        stage.dataset.num_items,
-        stage.settings.metrics.ks,
-    )
+def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) -> dict:
+    """A scorer without training that every model has to beat."""
+    dataset = stage.dataset
+    scorer = floor(dataset, dataset.test)
+    evaluation = evaluate_scores(scorer, dataset.test, dataset.num_items, stage.settings.metrics.ks)
     return {"metrics": evaluation.metrics, "metrics_masked": evaluation.metrics_masked}
 
 
@@ -114,7 +113,7 @@ def _print(comparison: Comparison) -> None:
     table = Table(title=f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items")
     table.add_column("metric")
     for label in frame.index:
-        table.add_column(str(label), justify="right")
+        table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
     for column in frame.columns:
         if column.startswith(("recall", "ndcg")):
             table.add_row(column, *(f"{value:.4f}" for value in frame[column]))

@@ -85,11 +85,6 @@ def history_mask(rows: Rows, num_items: int) -> Tensor:
     return mask
 
 
-def popularity_scores(dataset: SequenceDataset) -> Tensor:
-    """How often each item is a training target: float [num_items]."""
-    return torch.from_numpy(np.bincount(dataset.train.targets, minlength=dataset.num_items)).float()
-
-
 def write_evaluation(path: Path, ranks_path: Path, evaluation: Evaluation, about: dict[str, object]) -> None:
     """Write the ranks (npz) and then the metrics (JSON), each whole or not at all."""
 

@@ -7,6 +7,7 @@ from math import log2
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional import retrieval
 
 from src.core import errors, metrics
 from src.core.errors import UserError
@@ -22,6 +23,29 @@ def test_doctests():
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_agrees_with_torchmetrics(masked):
+    random = torch.Generator().manual_seed(0)
+    scores, targets = torch.rand(200, 37, generator=random), torch.randint(37, (200,), generator=random)
+    excluded = torch.rand(200, 37, generator=random) < 0.3
+    better, equal = rank_counts(scores, targets, excluded if masked else None)
+
+    ours = metrics_from_ranks(better.numpy(), equal.numpy(), [1, 5, 10])
+
+    if masked:  # out of the ranking: behind everything
+        scores = scores.masked_fill(excluded.scatter(1, targets[:, None], False), 0.0)
+    relevant = torch.nn.functional.one_hot(targets, 37).bool()
+
+    def mean(measure, **options) -> float:
+        return torch.stack([measure(s, r, **options) for s, r in zip(scores, relevant, strict=True)]).mean().item()
+
+    assert ours["mrr"] == pytest.approx(mean(retrieval.retrieval_reciprocal_rank), rel=1e-5)
+    for k in (1, 5, 10):
+        assert ours[f"recall@{k}"] == pytest.approx(mean(retrieval.retrieval_recall, top_k=k), rel=1e-5)
+        assert ours[f"hit_ratio@{k}"] == pytest.approx(mean(retrieval.retrieval_hit_rate, top_k=k), rel=1e-5)
+        assert ours[f"ndcg@{k}"] == pytest.approx(mean(retrieval.retrieval_normalized_dcg, top_k=k), rel=1e-5)
 
 
 def test_without_ties():

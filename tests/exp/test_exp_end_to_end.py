@@ -220,7 +220,7 @@ def test_plots_are_images_with_something_in_them(pipeline) -> None:
 
 def test_the_summary_holds_every_model_and_metric(pipeline) -> None:
     summary = pd.read_csv(pipeline.folder / "metrics" / "summary.csv", index_col="model")
-    assert list(summary.index) == ["most popular", "teacher", "student, baseline", "student, distilled"]
+    assert list(summary.index) == ["most popular", "Markov chain", "teacher", "student, baseline", "student, distilled"]
     assert set(summary.columns) == METRICS | {f"{name} masked" for name in METRICS}
     evaluation = read(pipeline.folder / "metrics" / "eval_distill.json")
     assert summary.loc["student, distilled", "mrr"] == pytest.approx(evaluation["metrics"]["mrr"], abs=1e-6)
@@ -236,7 +236,7 @@ def test_evaluating_again_gives_what_training_gave(pipeline, stage) -> None:
 
 def test_eval_prints_the_table_and_where_the_report_is(pipeline) -> None:
     out = pipeline.outcomes["eval"].out
-    assert all(word in out for word in ("most popular", "teacher", "baseline", "distilled", "ndcg@10 masked"))
+    assert all(word in out for word in ("popular", "Markov chain", "teacher", "baseline", "distilled", "ndcg@10 masked"))
     value = read(pipeline.folder / "metrics" / "eval_distill.json")["metrics_masked"]["ndcg@20"]
     row = next(line for line in out.splitlines() if "ndcg@20 masked" in line)
     assert f"{value:.4f}" in row

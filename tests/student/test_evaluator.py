@@ -14,7 +14,6 @@ from src.student.evaluator import (
     evaluate_model,
     evaluate_scores,
     history_mask,
-    popularity_scores,
     write_evaluation,
 )
 from src.student.models import ModelConfig, build_model
@@ -154,12 +153,6 @@ def test_no_rows(tiny_dataset):
     empty = tiny_dataset.test.select(np.array([], dtype=int))
     with pytest.raises(UserError, match="no rows to evaluate"):
         evaluate_scores(lambda index: torch.zeros(len(index), 12), empty, 12, [1])
-
-
-def test_popularity_counts_training_targets(make_dataset):
-    # Training targets: 1, 2 (first user) and 1 (second); the last two items of each are held out.
-    dataset = make_dataset([[0, 1, 2, 3, 3], [2, 1, 3, 3]], num_items=5)
-    assert popularity_scores(dataset).tolist() == [0.0, 2.0, 1.0, 0.0, 0.0]
 
 
 def test_written_evaluation(tmp_path):
