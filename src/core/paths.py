@@ -40,7 +40,7 @@ def teacher_outputs_dir(cfg: DictConfig) -> Path:
     return project_path(cfg.paths.teacher_outputs_dir)
 
 
-STAGES = ("teacher", "baseline", "distill")
+STAGES = ("teacher", "baseline", "distill", "dllm2rec_upstream")  # the last: distill.engine=submodule
 
 
 @dataclass(frozen=True)

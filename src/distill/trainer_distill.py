@@ -38,6 +38,7 @@ CANDIDATE_LOSSES = ("paper", "official", "softmax")
 CONFIDENCES = ("per_candidate", "per_sequence")
 EMBEDDING_MODES = ("fuse", "align")
 INITS = ("scratch", "baseline")
+ENGINES = ("native", "submodule")
 
 
 @dataclass
@@ -49,11 +50,13 @@ class DistillConfig:
     upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
 
     Attributes:
+        engine: this framework, or the original program (`dllm2rec_wrapper`).
         loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher; confidence: a distance per candidate or one per row.
     """
 
     name: str
+    engine: str = "native"
     alpha: float = 0.5
     ed_weight: float = 0.3
     kd_weight: float = 0.7
@@ -73,6 +76,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check(self.name in PRESETS, "distill.name", self.name, f"one of {', '.join(PRESETS)}")
+        check(self.engine in ENGINES, "distill.engine", self.engine, f"one of {', '.join(ENGINES)}")
         losses = ", ".join(LOSSES)
         check(self.loss is None or self.loss in LOSSES, "distill.loss", self.loss, f"one of {losses}, or null")
         allowed = f"one of {', '.join(CANDIDATE_LOSSES)}"

@@ -26,6 +26,7 @@ LABELS = {
     "teacher": "teacher",
     "baseline": "student, baseline",
     "distill": "student, distilled",
+    "dllm2rec_upstream": "DLLM2Rec's program",
 }
 _COLOURS = {
     "popular": "#c4c4c4",
@@ -108,10 +109,10 @@ def _plot_learning_curves(comparison: Comparison, path: Path) -> None:
     monitor = comparison.settings.metrics.monitor
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for name, source in comparison.sources.items():
-        if not source.history_file(name).is_file():
+        history = pd.read_csv(source.history_file(name)) if source.history_file(name).is_file() else {}
+        loss = next((column for column in _BASE_LOSSES if column in history), None)
+        if loss is None:  # no student of ours
             continue
-        history = pd.read_csv(source.history_file(name))
-        loss = next(column for column in _BASE_LOSSES if column in history)
         left.plot(history["epoch"], history[loss], label=f"{LABELS[name]}: {loss[5:]}", color=_COLOURS[name])
         if f"valid/{monitor}" in history:
             curve = history[f"valid/{monitor}"]
@@ -136,6 +137,7 @@ def _report(comparison: Comparison, frame: pd.DataFrame) -> str:
         f"Full ranking over all {dataset.num_items} items. `masked`: items of the history are removed. "
         "Recall and hit ratio are the same number where there is one target per row.",
         frame.T.to_markdown(floatfmt=".4f"),
+        *_protocol_note(comparison),
         "![comparison](plots/comparison.png)",
         "## Training",
         "![learning curves](plots/learning_curves.png)",
@@ -164,6 +166,13 @@ def _verdict(comparison: Comparison, monitor: str) -> str:
         if below:
             text += f"Below the floor that {LABELS[floor]} sets: {' and '.join(below)}; not worth distilling so. "
     return text + "This is one seed: repeat with other values of `general.seed` before drawing conclusions."
+
+
+def _protocol_note(comparison: Comparison) -> list[str]:
+    upstream = comparison.evaluations.get("dllm2rec_upstream")
+    if upstream is None:
+        return []
+    return [f"{LABELS['dllm2rec_upstream']} follows a protocol of its own ({upstream['protocol']}): do not compare."]
 
 
 def _teacher_section(comparison: Comparison) -> list[str]:
@@ -215,12 +224,19 @@ def _facts(comparison: Comparison) -> str:
 
 def _commands(comparison: Comparison) -> list[str]:
     """The command line of each stage, from its snapshot of the overrides."""
-    modules = {"teacher": "run_teacher", "baseline": "run_student_baseline", "distill": "run_distill"}
+    modules = {"teacher": "run_teacher", "baseline": "run_student_baseline"}
     lines = []
     for name, source in comparison.sources.items():
         file = source.snapshot_dir(name) / "overrides.yaml"
         overrides = OmegaConf.load(file) if file.is_file() else []
         kept = [str(o) for o in overrides]
-        words = ["poetry", "run", "python", "-m", f"src.exp.{modules[name]}", *map(shlex.quote, kept)]
+        words = [
+            "poetry",
+            "run",
+            "python",
+            "-m",
+            f"src.exp.{modules.get(name, 'run_distill')}",
+            *map(shlex.quote, kept),
+        ]
         lines.append("    " + " ".join(words))
     return lines

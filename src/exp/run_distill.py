@@ -5,17 +5,22 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
+from src.core.files import write_json
 from src.core.logging import time_block
 from src.core.paths import project_path, result_root, teacher_outputs_dir
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
+from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
 from src.exp.lookup import find_run
 from src.exp.stage import Stage, begin_stage, run_entry_point
 from src.exp.students import finish
+from src.student.training import FitResult, save_history
 
 
 def run(cfg: DictConfig) -> float:
+    if cfg.distill.engine == "submodule":
+        return _run_original(begin_stage(cfg, "dllm2rec_upstream"))
     stage = begin_stage(cfg, "distill")
     settings = stage.settings
     outputs = _teacher_outputs(stage)
@@ -37,6 +42,35 @@ def run(cfg: DictConfig) -> float:
             writer,
         )
     return finish(stage, result, writer)
+
+
+def _run_original(stage: Stage) -> float:
+    """Train with DLLM2Rec's own program; its metrics become `metrics/eval_dllm2rec_upstream.json`."""
+    settings, dataset, folder = stage.settings, stage.dataset, stage.folder
+    monitor = settings.metrics.monitor
+    check_settings(settings.distill, settings.student, settings.general.seed, settings.active.strategy, monitor)
+    if settings.distill.batch_size > len(dataset.train):
+        raise UserError(
+            f"distill.batch_size={settings.distill.batch_size}: a batch takes more than the {len(dataset.train)} "
+            "training rows there are"
+        )
+    program = find_program()
+    work = folder.model_dir(stage.name)
+    write_files(work, dataset, _teacher_outputs(stage))
+    stage.logger.info("histories are cut to their last 10 items, as the original program has it")
+    words = arguments(settings.distill, settings.student, stage.device)
+    stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
+    with time_block("dllm2rec_upstream_train_time", folder.time_file):
+        result = run_program(program, work, words, settings.distill.num_epochs, work / "output.log")
+    save_history(FitResult(history=result.epochs), folder.history_file(stage.name))
+    metrics = result.metrics("test")
+    about = stage.about(f"{settings.student.name}, original program", len(dataset.test), work)
+    write_json(
+        folder.eval_file(stage.name),
+        {**about, "protocol": PROTOCOL, "best_epoch": result.best_epoch, "metrics": metrics, "metrics_masked": {}},
+    )
+    stage.logger.info("test %s: %.4f in epoch %d (%s)", monitor, metrics[monitor], result.best_epoch, PROTOCOL)
+    return result.metrics("valid")[monitor]
 
 
 def _teacher_outputs(stage: Stage) -> TeacherOutputs:

@@ -27,8 +27,10 @@ def run(cfg: DictConfig) -> float:
     students = {n: _evaluate_student(stage, n, sources[n]) for n in ("baseline", "distill") if n in sources}
     evaluations = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
     if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
-        evaluations["teacher"] = _take_over_teacher(stage, sources["teacher"])
+        evaluations["teacher"] = _take_over(stage, "teacher", sources["teacher"])
     evaluations |= students
+    if "dllm2rec_upstream" in sources:
+        evaluations["dllm2rec_upstream"] = _take_over(stage, "dllm2rec_upstream", sources["dllm2rec_upstream"])
     comparison = Comparison(
         stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations
     )
@@ -54,6 +56,8 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
         runs = {
             name: find_run(name, stage.folder, root, stage.dataset.fingerprint, "eval.run_dir", stage.logger)
             for name in STAGES
+            # DLLM2Rec's own program belongs to one run only: another run's must not slip into this report.
+            if name != "dllm2rec_upstream" or stage.folder.is_finished(name)
         }
         found = {name: run for name, run in runs.items() if run is not None}
     if not found.keys() & {"baseline", "distill"}:
@@ -73,16 +77,17 @@ def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) ->
     return {"metrics": evaluation.metrics, "metrics_masked": evaluation.metrics_masked}
 
 
-def _take_over_teacher(stage: Stage, source: RunFolder) -> dict:
-    """The teacher's own test metrics: asking the LLM again would cost what the export costs."""
+def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
+    """Test metrics as they were: asking the LLM again would cost what the export costs, upstream saves no model."""
     if source.root != stage.folder.root:
         for path, copy in (
-            (source.eval_file("teacher"), stage.folder.eval_file("teacher")),
-            (source.ranks_file("teacher"), stage.folder.ranks_file("teacher")),
+            (source.eval_file(name), stage.folder.eval_file(name)),
+            (source.ranks_file(name), stage.folder.ranks_file(name)),
         ):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy)
-    return read_json(source.eval_file("teacher"))
+            if path.is_file():
+                shutil.copy2(path, copy)
+    return read_json(source.eval_file(name))
 
 
 def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:

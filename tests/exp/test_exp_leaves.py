@@ -589,6 +589,11 @@ def _other_confidence(bench: Bench) -> None:
     assert one.losses != other.losses
 
 
+def _engine(bench: Bench) -> None:
+    """The other engine is the original program, which is not there, or fixes what this run sets otherwise."""
+    assert "distill.engine=submodule" in bench.refused_stage(run_distill.run, bench.choice, "distill.engine=submodule")
+
+
 def _distill_num_epochs(bench: Bench) -> None:
     assert [len(bench.distil(f"distill.num_epochs={n}").losses) for n in (1, 3)] == [1, 3]
 
@@ -863,6 +868,7 @@ EFFECTS: dict[str, Effect] = {
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
+    "distill.engine": _engine,
     "distill.alpha": _other_distillation("distill.alpha=2"),
     "distill.ed_weight": _other_distillation("distill.ed_weight=2"),
     "distill.lambda": _other_distillation("distill.lambda=2"),

@@ -28,11 +28,10 @@ def test_markov_chain_by_hand(make_dataset):
 
 
 def test_markov_chain_looks_ten_steps_back_when_it_counts_and_five_when_it_scores(make_dataset):
-    dataset = make_dataset([list(range(12)) + [12, 13]], num_items=14)
+    dataset = make_dataset([list(range(14))], num_items=14)
 
     (scores,) = markov_chain(dataset, dataset.valid)(np.array([0])).tolist()  # history 0 .. 11
 
     # Only 7 .. 11 score; of what followed them within the training part (up to 11) nothing lies below 8.
     assert [item for item in range(14) if scores[item] > 0] == [8, 9, 10, 11]
     assert markov_chain(dataset, dataset.train)(np.array([0]))[0].nonzero().flatten().tolist() == list(range(1, 11))
-
