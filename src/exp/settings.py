@@ -2,7 +2,7 @@
 
 import re
 import typing
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -41,6 +41,19 @@ class EvalConfig:
     run_dir: str | None = None
 
 
+@dataclass
+class RecommendConfig:
+    """`recommend`: a question to a trained student."""
+
+    checkpoint: str | None = None
+    history: list[str] = field(default_factory=list)
+    top_k: int = 10
+    show_history: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.top_k >= 1, "recommend.top_k", self.top_k, "an integer >= 1")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every section, checked."""
@@ -55,9 +68,10 @@ class Settings:
     logging: LoggingConfig
     metrics: MetricsConfig
     eval: EvalConfig
+    recommend: RecommendConfig
 
 
-_SCHEMAS = {name: field.type for name, field in Settings.__dataclass_fields__.items()}
+_SCHEMAS = {name: entry.type for name, entry in Settings.__dataclass_fields__.items()}
 
 
 def parse_settings(cfg: DictConfig) -> Settings:
@@ -88,7 +102,7 @@ def known_keys(section: str) -> list[str]:
         if not options:
             return []
         schema = options[0]
-    return ["lambda" if field.name == "kd_weight" else field.name for field in fields_of(schema)]
+    return ["lambda" if entry.name == "kd_weight" else entry.name for entry in fields_of(schema)]
 
 
 def _parse_distill(section: DictConfig) -> DistillConfig:

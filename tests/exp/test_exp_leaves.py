@@ -30,8 +30,10 @@ from src.core.teacher_files import read_manifest
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
-from src.exp import run_distill, run_eval_all, run_student_baseline
+from src.exp import recommend, run_distill, run_eval_all, run_student_baseline
 from src.exp.settings import Settings, parse_settings
+from src.student import serving
+from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
 from src.teacher.engine import NativeEngine
@@ -239,6 +241,7 @@ class Bench:
             "teacher.micro_batch_size=4",
             "teacher.max_train_rows=16",
             "teacher.max_eval_rows=4",
+            "teacher.recommender.batch_size=32",
             *(["teacher.tiny.pretrain_steps=1"] if tiny else ["teacher=ilora", "teacher.dtype=float32"]),
         ]
         folder = RunFolder(self.folder())
@@ -341,6 +344,36 @@ def _run_dir(bench: Bench) -> None:
     for source, seed in ((other, 5), (bench.pipeline.folder, 42)):
         folder = bench.stage(run_eval_all.run, f"eval.run_dir={source}")
         assert read(folder / "metrics" / "eval_baseline.json")["seed"] == seed
+
+
+def _asked(bench: Bench, *overrides: str) -> list[tuple[str, float]]:
+    """What `recommend` answers: item ids and scores."""
+    answers: list[Recommendation] = []
+    bench.patch.setattr("src.exp.recommend.Console.print", lambda self, table: None)
+    original = serving.recommend
+    bench.patch.setattr("src.exp.recommend.recommend", lambda *args: answers.extend(original(*args)) or answers)
+    folder = f"recommend.checkpoint={bench.pipeline.folder / 'models' / 'baseline'}"
+    base = (*bench.pipeline.overrides, f"hydra.run.dir={bench.folder()}", folder, "recommend.history=['1','2']")
+    assert run_here(recommend.run, *base, *overrides) == 0
+    return [(answer.item_id, answer.score) for answer in answers]
+
+
+def _recommend_checkpoint(bench: Bench) -> None:
+    other = bench.pipeline.folder / "models" / "distill"
+    assert _asked(bench) != _asked(bench, f"recommend.checkpoint={other}")
+
+
+def _recommend_history(bench: Bench) -> None:
+    assert _asked(bench) != _asked(bench, "recommend.history=['3','4']")
+
+
+def _recommend_top_k(bench: Bench) -> None:
+    assert [len(_asked(bench, f"recommend.top_k={k}")) for k in (2, 7)] == [2, 7]
+
+
+def _recommend_show_history(bench: Bench) -> None:
+    everything = [_asked(bench, "recommend.top_k=198", f"recommend.show_history={show}") for show in (False, True)]
+    assert [{"1", "2"} <= {item for item, _ in answer} for answer in everything] == [False, True]
 
 
 def _data_dir(bench: Bench) -> None:
@@ -810,6 +843,10 @@ EFFECTS: dict[str, Effect] = {
     "general.device": _device,
     "general.overwrite": _overwrite,
     "eval.run_dir": _run_dir,
+    "recommend.checkpoint": _recommend_checkpoint,
+    "recommend.history": _recommend_history,
+    "recommend.top_k": _recommend_top_k,
+    "recommend.show_history": _recommend_show_history,
     "paths.data_dir": _data_dir,
     "paths.result_root": _result_root,
     "paths.teacher_outputs_dir": _teacher_outputs_dir,
