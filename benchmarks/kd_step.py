@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from upstream import Case, in_upstream, run_upstream
 
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.fusion import fuse_teacher
+from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import DistillConfig, DistillObjective
 from src.student import objectives
@@ -54,7 +54,12 @@ def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[n
     options = {"loss": "bce_dros", "candidate_loss": "official", "alpha": 0.5, "ed_weight": 0.3, "kd_weight": 0.7}
     settings = DistillConfig("dllm2rec_official", top_k=TOP_K, **options)
     model = build_model(ModelConfig("sasrec", NUM_ITEMS, WIDTH, WIDTH, WINDOW, 0.0))
-    fuse_teacher(model, case.teacher.embeddings, torch.nn.Linear(LLM_DIM, WIDTH), settings.ed_weight)
+    fuse_teacher(
+        model,
+        TeacherTable(case.teacher.embeddings, "float32", CPU),
+        torch.nn.Linear(LLM_DIM, WIDTH),
+        settings.ed_weight,
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(in_upstream(first.weights, name, parameter.shape))

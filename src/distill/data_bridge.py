@@ -39,8 +39,9 @@ class TeacherOutputs:
     manifest_sha256: str | None
 
     def to(self, device: torch.device) -> "TeacherOutputs":
-        moved = (t if t is None else t.to(device) for t in (self.embeddings, self.ranking, self.confidence))
-        return TeacherOutputs(*moved, self.manifest_sha256)
+        """Rankings and distances on `device`; the embeddings stay, `fusion.TeacherTable` places them."""
+        moved = (t if t is None else t.to(device) for t in (self.ranking, self.confidence))
+        return TeacherOutputs(self.embeddings, *moved, self.manifest_sha256)
 
 
 def load_teacher_outputs(

@@ -20,6 +20,44 @@ def make_projection(llm_dim: int, emb_size: int, generator: torch.Generator, zer
     return projection
 
 
+_CHUNK = 4096  # rows of the teacher's table that are made float32 at a time
+
+
+class TeacherTable:
+    """The teacher's item embeddings, [num_items, llm_dim], where and as `distill.teacher_table` says.
+
+    `float32` and `bfloat16` lie on the training device; `cpu` keeps float32 in main memory and moves the rows of a
+    batch. It is no module: neither checkpoints nor `model.to(...)` touch it.
+    """
+
+    def __init__(self, embeddings: Tensor, kind: str, device: torch.device) -> None:
+        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        self.embeddings = embeddings.to("cpu" if kind == "cpu" else device, dtype)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def width(self) -> int:
+        return self.embeddings.shape[1]
+
+    @property
+    def near(self) -> bool:
+        return self.embeddings.device.type == self.device.type
+
+    def rows(self, items: Tensor) -> Tensor:
+        """Item ids int64 [...] -> float32 [..., llm_dim] on the training device."""
+        return self.embeddings[items.to(self.embeddings.device)].to(self.device, torch.float32)
+
+    def project(self, projection: nn.Linear) -> Tensor:
+        """All items projected: float32 [num_items, emb_size]; never more than a chunk in float32 beside the table."""
+        if self.near and self.embeddings.dtype == torch.float32:
+            return projection(self.embeddings)
+        chunks = self.embeddings.split(_CHUNK)
+        return torch.cat([projection(chunk.to(self.device, torch.float32)) for chunk in chunks])
+
+
 class FusedItemEmbedding(nn.Module):
     """Item embedding + ed_weight * projected teacher embedding (upstream's fusion).
 
@@ -27,29 +65,29 @@ class FusedItemEmbedding(nn.Module):
     sum, so no [B, L, llm_dim] tensor exists.
     """
 
-    def __init__(self, items: ItemEmbedding, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
+    def __init__(self, items: ItemEmbedding, teacher: TeacherTable, projection: nn.Linear, ed_weight: float) -> None:
         super().__init__()
         self.items = items
         self.projection = projection
         self.ed_weight = ed_weight
-        self.register_buffer("teacher", teacher, persistent=False)
+        self.teacher = teacher
 
     def table(self) -> Tensor:
         """The table in use: float [num_items + 1, emb_size]; the padding row gets the bias, as upstream."""
-        projected = torch.cat([self.projection(self.teacher), self.projection.bias[None]])
+        projected = torch.cat([self.teacher.project(self.projection), self.projection.bias[None]])
         return self.items.weight + self.ed_weight * projected
 
     def forward(self, ids: Tensor) -> Tensor:
         num_items = len(self.teacher)
-        if 2 * num_items <= ids.numel():
+        if 2 * num_items <= ids.numel() and self.teacher.near:
             return F.embedding(ids, self.table())
         used, place = ids.unique(return_inverse=True)  # [U], [B, L]
-        known = self.teacher[used.clamp(max=num_items - 1)]  # [U, llm_dim]
+        known = self.teacher.rows(used.clamp(max=num_items - 1))  # [U, llm_dim]
         projected = F.linear(known, self.projection.weight) * (used < num_items)[:, None] + self.projection.bias
         return F.embedding(place, self.items(used) + self.ed_weight * projected)
 
 
-def fuse_teacher(model: Student, teacher: Tensor, projection: nn.Linear, ed_weight: float) -> None:
+def fuse_teacher(model: Student, teacher: TeacherTable, projection: nn.Linear, ed_weight: float) -> None:
     """Let `model` read item embeddings that carry the teacher's; in place."""
     assert isinstance(model.item_embeddings, ItemEmbedding)
     model.item_embeddings = FusedItemEmbedding(model.item_embeddings, teacher, projection, ed_weight)

@@ -14,7 +14,7 @@ from src.core.logging import TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator, set_seed
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.fusion import folded_state, fuse_teacher, make_projection
+from src.distill.fusion import TeacherTable, folded_state, fuse_teacher, make_projection
 from src.distill.kd_losses import (
     RankingWeights,
     alignment_loss,
@@ -38,6 +38,7 @@ CANDIDATE_LOSSES = ("paper", "official", "softmax")
 CONFIDENCES = ("per_candidate", "per_sequence")
 EMBEDDING_MODES = ("fuse", "align")
 INITS = ("scratch", "baseline")
+TEACHER_TABLES = ("float32", "bfloat16", "cpu")
 ENGINES = ("native", "submodule")
 
 
@@ -50,6 +51,7 @@ class DistillConfig:
     upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
 
     Attributes:
+        teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
         engine: this framework, or the original program (`dllm2rec_wrapper`).
         loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher; confidence: a distance per candidate or one per row.
@@ -71,6 +73,7 @@ class DistillConfig:
     candidate_loss: str = "paper"
     confidence: str = "per_candidate"
     embedding: str = "fuse"
+    teacher_table: str = "float32"
     init: str = "scratch"
     init_checkpoint: str | None = None
 
@@ -89,6 +92,8 @@ class DistillConfig:
             check(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "an integer >= 1")
         check(self.lr > 0, "distill.lr", self.lr, "a number > 0")
         check(self.embedding in EMBEDDING_MODES, "distill.embedding", self.embedding, "fuse or align")
+        allowed = f"one of {', '.join(TEACHER_TABLES)}"
+        check(self.teacher_table in TEACHER_TABLES, "distill.teacher_table", self.teacher_table, allowed)
         check(self.init in INITS, "distill.init", self.init, "scratch or baseline")
         check(
             self.init == "baseline" or self.init_checkpoint is None,
@@ -148,14 +153,14 @@ class DistillConfig:
 class Alignment(nn.Module):
     """The projection of `embedding=align`; part of the model only while it trains."""
 
-    def __init__(self, teacher: Tensor, projection: nn.Linear) -> None:
+    def __init__(self, teacher: TeacherTable, projection: nn.Linear) -> None:
         super().__init__()
         self.projection = projection
-        self.register_buffer("teacher", teacher, persistent=False)
+        self.teacher = teacher
 
     def forward(self, items: Tensor) -> Tensor:
         """Item ids int64 [B] -> projected teacher embeddings float [B, emb_size]."""
-        return self.projection(self.teacher[items])
+        return self.projection(self.teacher.rows(items))
 
 
 @dataclass
@@ -250,20 +255,20 @@ def train_distilled(
     base_loss = BaseLoss(settings.loss_settings(student), dataset, student.max_seq_len, seed, device)
     if init_checkpoint is not None:
         _start_from(model, init_checkpoint, dataset)
-    outputs = outputs.to(device)
-    alignment = None
+    outputs, alignment = outputs.to(device), None
     if settings.needs_embeddings:
         assert outputs.embeddings is not None
+        table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
         projection = make_projection(
-            outputs.embeddings.shape[1],
+            table.width,
             student.emb_size,
             generator(seed, "projection"),
             zero=init_checkpoint is not None and settings.embedding == "fuse",
         )
         if settings.embedding == "fuse":
-            fuse_teacher(model, outputs.embeddings, projection, settings.ed_weight)
+            fuse_teacher(model, table, projection, settings.ed_weight)
         else:
-            alignment = model.alignment = Alignment(outputs.embeddings, projection)
+            alignment = model.alignment = Alignment(table, projection)
     commit = git_commit()
 
     def save_best(epoch: int, value: float) -> None:

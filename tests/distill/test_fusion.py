@@ -8,14 +8,22 @@ import torch.nn.functional as F
 from upstream import STUDENTS, build_upstream, copy_weights
 
 from src.core.seed import generator, set_seed
-from src.distill.fusion import FusedItemEmbedding, folded_state, fuse_teacher, make_projection
+from src.distill import fusion
+from src.distill.fusion import FusedItemEmbedding, TeacherTable, folded_state, fuse_teacher, make_projection
 from src.student.models import ItemEmbedding, ModelConfig, build_model
 
 NUM_ITEMS, LLM_DIM, MAX_LEN = 7, 6, 4
 
 
-def teacher_table(num_items: int = NUM_ITEMS, llm_dim: int = LLM_DIM) -> torch.Tensor:
+CPU = torch.device("cpu")
+
+
+def teacher_embeddings(num_items: int = NUM_ITEMS, llm_dim: int = LLM_DIM) -> torch.Tensor:
     return torch.cos(2.3 * torch.arange(num_items * llm_dim)).reshape(num_items, llm_dim)
+
+
+def teacher_table(kind: str = "float32") -> TeacherTable:
+    return TeacherTable(teacher_embeddings(), kind, CPU)
 
 
 def make_model(fill, emb_size: int = 4, hidden_size: int = 8):
@@ -29,15 +37,43 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_table_by_arithmetic(fill_with_ramp):
     items = fill_with_ramp(ItemEmbedding(NUM_ITEMS, 4))
     projection = fill_with_ramp(torch.nn.Linear(LLM_DIM, 4))
-    teacher = teacher_table()
 
-    fused = FusedItemEmbedding(items, teacher, projection, ed_weight=0.3)
+    fused = FusedItemEmbedding(items, teacher_table(), projection, ed_weight=0.3)
 
-    projected = teacher @ projection.weight.T + projection.bias
+    projected = teacher_embeddings() @ projection.weight.T + projection.bias
     expected = torch.cat([items.weight[:-1] + 0.3 * projected, items.weight[-1:] + 0.3 * projection.bias])
     torch.testing.assert_close(fused.table(), expected, atol=1e-6, rtol=0)
     ids = torch.tensor([[3, 7], [0, 3]])
     torch.testing.assert_close(fused(ids), expected[ids], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("ids", [[[3, 7], [0, 3]], [[3, 7, 1, 6, 2, 5, 4] * 3, [0, 3, 7, 2, 7, 1, 1] * 3]])
+def test_where_the_table_lies_changes_rounding_only(fill_with_ramp, ids, monkeypatch):
+    monkeypatch.setattr(fusion, "_CHUNK", 3)  # several chunks for 7 items
+    items, projection = fill_with_ramp(ItemEmbedding(NUM_ITEMS, 4)), fill_with_ramp(torch.nn.Linear(LLM_DIM, 4))
+    ids = torch.tensor(ids)
+
+    def run(kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        fused = FusedItemEmbedding(items, teacher_table(kind), projection, ed_weight=0.3)
+        projection.zero_grad()
+        out = fused(ids)
+        out.square().sum().backward()
+        return out, projection.weight.grad.clone(), fused.table()
+
+    full, half, far = run("float32"), run("bfloat16"), run("cpu")
+
+    for a, b, c in zip(full, half, far, strict=True):
+        torch.testing.assert_close(c, a, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(b, a, rtol=2e-2, atol=2e-2 * float(a.abs().max()))
+        assert not torch.equal(b, a)
+    assert teacher_table("bfloat16").embeddings.dtype == torch.bfloat16
+
+
+def test_a_table_far_from_the_device_is_read_row_by_row(fill_with_ramp, monkeypatch):
+    table = teacher_table("cpu")
+    table.device = torch.device("meta")  # a device that is not where the table lies
+    rows = table.rows(torch.zeros(3, dtype=torch.int64, device="cpu"))
+    assert (table.near, rows.device.type, rows.shape) == (False, "meta", (3, LLM_DIM))
 
 
 @pytest.mark.parametrize("emb_size, hidden_size", [(4, 8), (8, 8)])
@@ -130,7 +166,7 @@ def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, monkeypatch, na
     upstream = fill_with_ramp(build_upstream(upstream_dllm2rec, name, 64, NUM_ITEMS, 6)).eval()
     with torch.no_grad():
         upstream.fc_4096_64.weight.mul_(0.1)
-    teacher = teacher_table(NUM_ITEMS, 4096)
+    teacher = teacher_embeddings(NUM_ITEMS, 4096)
     history = torch.tensor([[0, *[7] * 5], [2, 5, *[7] * 4], [5, 5, 1, 0, 7, 7], [0, 3, 6, 1, 4, 2]])
     length = torch.tensor([1, 2, 4, 6])
     llm_emb = torch.zeros(*history.shape, 4096)
@@ -139,7 +175,7 @@ def test_parity_with_upstream(fill_with_ramp, upstream_dllm2rec, monkeypatch, na
     model = copy_weights(upstream, name, NUM_ITEMS, 6)
     with torch.no_grad():
         alone = model(history, length)
-        fuse_teacher(model, teacher, upstream.fc_4096_64, 0.3)
+        fuse_teacher(model, TeacherTable(teacher, "float32", CPU), upstream.fc_4096_64, 0.3)
         torch.testing.assert_close(
             model(history, length), upstream(history, length.numpy(), llm_emb), atol=1e-5, rtol=0
         )

@@ -8,7 +8,7 @@ import torch
 from upstream import STUDENTS, Case, in_upstream, run_upstream
 
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.fusion import fuse_teacher
+from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import DistillConfig, DistillObjective
 from src.student import objectives
@@ -47,7 +47,12 @@ def ours(case: Case, name: str, options: dict[str, float]) -> tuple[Student, Dis
     )
     model = build_model(ModelConfig(name, NUM_ITEMS, WIDTH, WIDTH, WINDOW, 0.0))
     if settings.needs_embeddings:
-        fuse_teacher(model, case.teacher.embeddings, torch.nn.Linear(4096, WIDTH), settings.ed_weight)
+        fuse_teacher(
+            model,
+            TeacherTable(case.teacher.embeddings, "float32", torch.device("cpu")),
+            torch.nn.Linear(4096, WIDTH),
+            settings.ed_weight,
+        )
     student = SimpleNamespace(loss="ce", loss_settings=lambda: objectives.LossSettings("ce"))
     data = SimpleNamespace(num_items=NUM_ITEMS, train=SimpleNamespace(targets=case.target))
     base = BaseLoss(settings.loss_settings(student), data, WINDOW, 1, CPU)

@@ -9,6 +9,7 @@ import torch
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
+from src.distill.fusion import TeacherTable
 from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, positive_losses
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjective, train_distilled
@@ -146,7 +147,7 @@ def small_alignment() -> Alignment:
     with torch.no_grad():
         projection.weight.copy_(torch.tensor([[1.0, 0.5], [-0.5, 2.0], [0.25, -1.0]]))
         projection.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
-    return Alignment(small_outputs().embeddings, projection)
+    return Alignment(TeacherTable(small_outputs().embeddings, "float32", torch.device("cpu")), projection)
 
 
 def cross_entropy(rows=(0, 1, 2)) -> float:

@@ -27,7 +27,9 @@ import src.core.logging as run_logging
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
+from src.distill import trainer_distill
 from src.distill.data_bridge import TeacherOutputs
+from src.distill.fusion import TeacherTable
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
 from src.exp import recommend, run_distill, run_eval_all, run_student_baseline
@@ -622,6 +624,23 @@ def _other_confidence(bench: Bench) -> None:
     assert one.losses != other.losses
 
 
+def _teacher_table(bench: Bench) -> None:
+    """Other rounding, and the table lies where the key says."""
+    tables: list[TeacherTable] = []
+    original = trainer_distill.TeacherTable
+
+    def make(*args) -> TeacherTable:  # type: ignore[no-untyped-def]
+        tables.append(original(*args))
+        return tables[-1]
+
+    bench.patch.setattr(trainer_distill, "TeacherTable", make)
+    full, half, _ = (bench.distil(f"distill.teacher_table={kind}") for kind in ("float32", "bfloat16", "cpu"))
+    assert full.losses != half.losses
+    assert [table.embeddings.dtype for table in tables] == [torch.float32, torch.bfloat16, torch.float32]
+    assert TeacherTable(tables[0].embeddings, "cpu", torch.device("meta")).embeddings.device.type == "cpu"
+    assert TeacherTable(tables[0].embeddings, "float32", torch.device("meta")).embeddings.device.type == "meta"
+
+
 def _engine(bench: Bench) -> None:
     """The other engine is the original program, which is not there, or fixes what this run sets otherwise."""
     assert "distill.engine=submodule" in bench.refused_stage(run_distill.run, bench.choice, "distill.engine=submodule")
@@ -906,6 +925,7 @@ EFFECTS: dict[str, Effect] = {
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
     "distill.engine": _engine,
+    "distill.teacher_table": _teacher_table,
     "distill.alpha": _other_distillation("distill.alpha=2"),
     "distill.ed_weight": _other_distillation("distill.ed_weight=2"),
     "distill.lambda": _other_distillation("distill.lambda=2"),
