@@ -9,7 +9,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +52,17 @@ def build_upstream(program: ModuleType, name: str, hidden: int, num_items: int, 
     return program.Caser(hidden, num_items, window, 16, "[2, 3, 4]", 0.1)
 
 
-def in_upstream(state: dict[str, torch.Tensor], ours: str, shape: torch.Size) -> torch.Tensor:
-    """What upstream holds (a weight, a gradient) under our parameter's name, in our shape."""
+def in_upstream(
+    state: dict[str, torch.Tensor], ours: str, shape: torch.Size, write: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What upstream holds (a weight, a gradient) under our parameter's name, in our shape; `write` replaces it."""
     module, leaf = ours.rsplit(".", 1)
     module = _NAMES.get(module, module.replace("horizontal", "horizontal_cnn"))
     source = state[f"{module}.{leaf}"]
     if module.startswith("horizontal_cnn") and leaf == "weight":
         source = source[:, 0].transpose(1, 2)  # [filters, 1, size, d]: theirs are 2-d filters of full width
+    if write is not None:
+        source.copy_(write.reshape(source.shape))
     return source.reshape(shape)  # their linear maps are convolutions
 
 
@@ -125,8 +129,33 @@ def program_globals() -> dict:
     return frame.f_globals
 
 
+Start = Callable[[torch.nn.Module], None]
+
+
+@torch.no_grad()
+def ramp_norm_biases(model: torch.nn.Module) -> None:
+    """With LayerNorm biases of 0 upstream drops positions at random (UPSTREAM: rounding noise)."""
+    for name, parameter in model.named_parameters():
+        if ("ln_" in name or "layer_norm" in name) and name.endswith("bias"):
+            parameter.copy_(torch.linspace(0.05, 0.15, len(parameter)))
+
+
+def known_weight(name: str, shape: torch.Size) -> torch.Tensor:
+    """Weights that need no file: of our parameter `name`, .1 sin(1.7 i + length of the name)."""
+    ramp = torch.arange(1, shape.numel() + 1, dtype=torch.float64)
+    return (0.1 * torch.sin(1.7 * ramp + len(name))).float().reshape(shape)
+
+
+@torch.no_grad()
+def give_known_weights(upstream: torch.nn.Module, ours: torch.nn.Module) -> None:
+    """Write `known_weight` into upstream's parameters, where ours has them."""
+    state = dict(upstream.named_parameters())
+    for name, parameter in ours.named_parameters():
+        in_upstream(state, name, parameter.shape, write=known_weight(name, parameter.shape))
+
+
 @contextmanager
-def recorded(monkeypatch: pytest.MonkeyPatch, max_steps: int | None) -> Iterator[list[Step]]:
+def recorded(monkeypatch: pytest.MonkeyPatch, max_steps: int | None, begin_with: Start) -> Iterator[list[Step]]:
     steps: list[Step] = []
     begin = [time.perf_counter()]
     drawn: dict[str, torch.Tensor] = {}
@@ -142,12 +171,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, max_steps: int | None) -> Iterator
         drawn["negatives"] = multinomial(*args, **kwargs)
         return drawn["negatives"]
 
-    @torch.no_grad()
-    def ramping_start(optimizer, *args, **kwargs):
-        """With LayerNorm biases of 0 upstream drops positions at random (UPSTREAM: rounding noise)."""
-        for name, parameter in program_globals()["model"].named_parameters():
-            if ("ln_" in name or "layer_norm" in name) and name.endswith("bias"):
-                parameter.copy_(torch.linspace(0.05, 0.15, len(parameter)))
+    def noting_start(optimizer, *args, **kwargs):
+        begin_with(program_globals()["model"])
         start(optimizer, *args, **kwargs)
 
     def noting_step(optimizer, *args, **kwargs):
@@ -173,13 +198,19 @@ def recorded(monkeypatch: pytest.MonkeyPatch, max_steps: int | None) -> Iterator
     noting_step.hooked = True  # or torch would wrap it
     monkeypatch.setattr(pd.DataFrame, "sample", noting_sample)
     monkeypatch.setattr(torch, "multinomial", noting_multinomial)
-    monkeypatch.setattr(torch.optim.Adam, "__init__", ramping_start)
+    monkeypatch.setattr(torch.optim.Adam, "__init__", noting_start)
     monkeypatch.setattr(torch.optim.Adam, "step", noting_step)
     yield steps
 
 
 def run_upstream(
-    folder: Path, case: Case, name: str, options: dict[str, float], where: Path, max_steps: int | None = None
+    folder: Path,
+    case: Case,
+    name: str,
+    options: dict[str, float],
+    where: Path,
+    max_steps: int | None = None,
+    begin_with: Start = ramp_norm_biases,
 ) -> list[Step]:
     """The steps of one epoch of the original program, dropout off; all, or the first `max_steps`."""
     where.mkdir()
@@ -188,7 +219,7 @@ def run_upstream(
     arguments = [word for key, value in {**fixed, **options}.items() for word in (f"--{key}", str(value))]
     before = os.getcwd(), sys.argv, list(sys.path), os.environ.get("CUDA_VISIBLE_DEVICES")
     modules = {m: sys.modules.pop(m, None) for m in ("utility", "SASRecModules_ori")}
-    with pytest.MonkeyPatch.context() as monkeypatch, recorded(monkeypatch, max_steps) as steps:
+    with pytest.MonkeyPatch.context() as monkeypatch, recorded(monkeypatch, max_steps, begin_with) as steps:
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before[3] or "")
         os.chdir(where)
