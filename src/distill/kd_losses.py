@@ -53,27 +53,27 @@ def candidate_weights(
     return mixed if per_sequence else mixed / mixed.sum(1, keepdim=True)
 
 
-def positive_losses(student_scores: Tensor, ranking: Tensor) -> Tensor:
-    """The paper's loss of each candidate, -log sigmoid(s_c): float [B, K].
-
-    Args:
-        student_scores: float [B, num_items]; ranking: int64 [B, K].
-    """
-    return F.softplus(-student_scores.gather(1, ranking))
+def positive_losses(candidate_scores: Tensor) -> Tensor:
+    """The paper's loss of each candidate, -log sigmoid(s_c), from the student's scores of them: both float [B, K]."""
+    return F.softplus(-candidate_scores)
 
 
-def official_losses(student_scores: Tensor, ranking: Tensor, negative: Tensor) -> Tensor:
+def official_losses(candidate_scores: Tensor, negative: Tensor) -> Tensor:
     """Upstream's loss of each candidate, -log sigmoid(s_c) - log sigmoid(1 - s_negative), as written: float [B, K].
 
     Args:
-        negative: int64 [B], the base loss's.
+        negative: float [B], the scores of the base loss's negatives.
     """
-    return positive_losses(student_scores, ranking) + F.softplus(student_scores.gather(1, negative[:, None]) - 1)
+    return positive_losses(candidate_scores) + F.softplus(negative - 1)[:, None]
 
 
-def softmax_losses(student_scores: Tensor, ranking: Tensor) -> Tensor:
-    """Cross-entropy with each candidate as the target, -log softmax(s)_c: float [B, K]."""
-    return student_scores.logsumexp(1, keepdim=True) - student_scores.gather(1, ranking)
+def softmax_losses(student_scores: Tensor, candidate_scores: Tensor) -> Tensor:
+    """Cross-entropy with each candidate as the target, -log softmax(s)_c: float [B, K].
+
+    Args:
+        student_scores: float [B, num_items]; candidate_scores: float [B, K], those of the candidates.
+    """
+    return student_scores.logsumexp(1, keepdim=True) - candidate_scores
 
 
 def broadcast_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -179,13 +179,13 @@ class DistillObjective:
     alignment: Alignment | None
 
     def __call__(self, model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        scored = self.base_loss(model, batch)
+        info = self._teacher_info(batch)
+        scored = self.base_loss(model, batch, info.ranking if self.settings.needs_ranking else None)
         loss, parts = scored.loss, scored.parts
         if not self.settings.needs_ranking and self.alignment is None:
             return loss, parts
         if scored.scores is None:
             scored = replace(scored, scores=model.score(scored.hidden, scored.table))
-        info = self._teacher_info(batch)
         mask = self.policy.select(batch, info, StudentInfo(scored.scores.detach(), batch.target))
         parts["selected"] = mask.float().mean()
         for name, (weight, term) in self._distillation_terms(model, batch, scored, info, mask).items():
@@ -212,19 +212,19 @@ class DistillObjective:
         return terms
 
     def _ranking(self, scored: Scored, info: TeacherInfo, mask: Tensor) -> Tensor:
-        settings, scores = self.settings, scored.scores
+        settings, scores, candidates = self.settings, scored.scores, scored.candidates
         gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
         per_sequence = settings.confidence == "per_sequence"
         weights = candidate_weights(info.ranking, info.confidence, scores, gammas, per_sequence)  # [B, K]
         if settings.candidate_loss == "softmax":
-            return weighted_mean((weights * softmax_losses(scores, info.ranking)).sum(1), mask)
+            return weighted_mean((weights * softmax_losses(scores, candidates)).sum(1), mask)
         if settings.candidate_loss == "paper":
-            return weighted_mean((weights * positive_losses(scores, info.ranking)).sum(1), mask)
+            return weighted_mean((weights * positive_losses(candidates)).sum(1), mask)
         assert scored.negative is not None
-        losses = official_losses(scores, info.ranking, scored.negative)  # [B, K]
+        losses = official_losses(candidates, scored.negative)  # [B, K]
         if scored.dros is None:
             return weighted_mean((weights * losses).sum(1), mask)
-        robust = scored.dros.term(info.ranking)  # [B, K]
+        robust = scored.dros.term(info.ranking, candidates)  # [B, K]
         if isinstance(self.policy, SelectionPolicyAll):
             return (weights * losses).sum(1).mean() + settings.alpha * broadcast_mean(robust, weights)
         return weighted_mean((weights * (losses + settings.alpha * robust)).sum(1), mask)

@@ -39,7 +39,8 @@ class Scored:
         loss: scalar; parts: its named parts, detached.
         hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
         table: the item table that made them with a tied output, or None.
-        negative: int64 [B], the negatives of `bce`, or None; dros: what the DROS terms share, or None.
+        candidates: float [B, K], the scores of the items that were asked for, or None.
+        negative: float [B], the scores of the negatives of `bce`, or None; dros: what the DROS terms share, or None.
     """
 
     loss: Tensor
@@ -47,6 +48,7 @@ class Scored:
     hidden: Tensor
     scores: Tensor | None
     table: Tensor | None
+    candidates: Tensor | None = None
     negative: Tensor | None = None
     dros: "Dros | None" = None
 
@@ -71,32 +73,40 @@ class BaseLoss:
         self.propensity = propensity(dataset.train.targets, dataset.num_items).to(device)
         self._generator = generator(seed, "negatives")
 
-    def __call__(self, model: Student, batch: Batch) -> Scored:
+    def __call__(self, model: Student, batch: Batch, candidates: Tensor | None = None) -> Scored:
+        """The loss of a batch, and the scores of `candidates` (int64 [B, K]) on the way.
+
+        All scores that a step picks are gathered at once: each gather's gradient fills a [B, num_items] tensor.
+        """
         table = model.shared_table()
         hidden = batch.encode(model, table)
         if self.settings.name == "sampled_softmax":
             negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
             loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives.to(hidden.device))
-            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, None, table)
+            scores = None if candidates is None else model.score(hidden, table)
+            picked = None if scores is None else scores.gather(1, candidates)
+            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, scores, table, picked)
         scores = model.score(hidden, table)
         if self.settings.name == "ce":
             loss = F.cross_entropy(scores, batch.target)
-            return Scored(loss, {"loss_ce": loss.detach()}, hidden, scores, table)
-        negative = sample_negatives(batch, self.num_items, self._generator)
-        loss = bce(scores, batch.target, negative)
+            picked = None if candidates is None else scores.gather(1, candidates)
+            return Scored(loss, {"loss_ce": loss.detach()}, hidden, scores, table, picked)
+        pair = torch.stack([batch.target, sample_negatives(batch, self.num_items, self._generator)], 1)
+        picked = scores.gather(1, pair if candidates is None else torch.cat([pair, candidates], 1))
+        positive, negative, rest = picked[:, 0], picked[:, 1], None if candidates is None else picked[:, 2:]
+        loss = bce(positive, negative)
         parts = {"loss_bce": loss.detach()}
         if self.settings.name == "bce" or self.settings.dros_weight == 0:
-            return Scored(loss, parts, hidden, scores, table, negative)
+            return Scored(loss, parts, hidden, scores, table, rest, negative)
         robust = Dros(scores, self.propensity, self.settings.dros_beta)
-        term = robust.term(batch.target[:, None]).mean()
+        term = robust.term(batch.target[:, None], positive[:, None]).mean()
         loss, parts["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
-        return Scored(loss, parts, hidden, scores, table, negative, robust)
+        return Scored(loss, parts, hidden, scores, table, rest, negative, robust)
 
 
-def bce(scores: Tensor, target: Tensor, negative: Tensor) -> Tensor:
-    """Binary cross-entropy with logits over target and negative, mean over the 2 B scores."""
-    positive, other = scores.gather(1, target[:, None]), scores.gather(1, negative[:, None])
-    return (F.softplus(-positive) + F.softplus(other)).mean() / 2
+def bce(positive: Tensor, negative: Tensor) -> Tensor:
+    """Binary cross-entropy with logits over the scores of targets and negatives, float [B] each, mean over the 2 B."""
+    return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
 
 
 def propensity(targets, num_items: int) -> Tensor:  # type: ignore[no-untyped-def]
@@ -117,41 +127,38 @@ class Dros:
     """
 
     def __init__(self, scores: Tensor, propensity: Tensor, beta: float) -> None:
-        self.scores, self.weight = scores, propensity / beta
-        self.rest, self.shift, self.top = _SumOfPowers.apply(scores, self.weight)
+        self.weight = propensity / beta
+        self.rest, self.largest, self.shift, self.top = _SumOfPowers.apply(scores, self.weight)
 
-    def term(self, items: Tensor) -> Tensor:
-        """Items c, int64 [B, K] -> float64 [B, K]."""
-        shift = self.shift.double()
-        power, chosen, weight = self._power(items)
-        without = self.rest.double() + torch.where(items == self.top, 0.0, self._power(self.top)[0] - power)
-        return shift + (without + ((chosen - 1).square() * weight - shift).exp()).log()  # `without`: all but c's
-
-    def _power(self, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """exp(s^2 w - shift) of some items, their scores and weights: each float64 [B, K]."""
-        chosen, weight = self.scores.gather(1, items).double(), self.weight[items].double()
-        return (chosen.square() * weight - self.shift.double()).exp(), chosen, weight
+    def term(self, items: Tensor, chosen: Tensor) -> Tensor:
+        """Items c, int64 [B, K], and their scores, float [B, K] -> float64 [B, K]."""
+        shift, chosen, weight = self.shift.double(), chosen.double(), self.weight[items].double()
+        power = (chosen.square() * weight - shift).exp()
+        without = self.rest.double() + torch.where(items == self.top, 0.0, self.largest.double() - power)  # all but c's
+        return shift + (without + ((chosen - 1).square() * weight - shift).exp()).log()
 
 
 class _SumOfPowers(torch.autograd.Function):
-    """sum_j exp(s_j^2 w_j - m), m the row's largest exponent, whose item is left out; [B, 1] each: sum, m, item.
+    """sum_j exp(s_j^2 w_j - m), m the row's largest exponent, whose item stands apart.
 
-    One exponential for both directions: d/ds_j = exp(s_j^2 w_j - m) 2 s_j w_j. No gradient through m.
+    Returns [B, 1] each: the sum over the others, that item's power (1, for its gradient), m, and the item. One
+    exponential for both directions: d/ds_j = exp(s_j^2 w_j - m) 2 s_j w_j. No gradient through m.
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def forward(ctx, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
         powers = scores.square().mul_(weight)  # [B, num_items]
         shift, top = powers.max(1, keepdim=True)
         powers.sub_(shift).exp_().scatter_(1, top, 0.0)
-        ctx.save_for_backward(scores, weight, powers)
+        ctx.save_for_backward(scores, weight, powers, top)
         ctx.mark_non_differentiable(shift, top)
-        return powers.sum(1, keepdim=True), shift, top
+        return powers.sum(1, keepdim=True), torch.ones_like(shift), shift, top
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        scores, weight, powers = ctx.saved_tensors
-        return (powers * scores).mul_(weight).mul_(2 * gradient), None
+    def backward(ctx, rest: Tensor, largest: Tensor, *unused: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        scores, weight, powers, top = ctx.saved_tensors
+        gradient = (powers * scores).mul_(weight).mul_(2 * rest)
+        return gradient.scatter_(1, top, 2 * largest * scores.gather(1, top) * weight[top]), None
 
 
 def sampled_softmax(weight: Tensor, bias: Tensor, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ CONFIDENCE = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2]])
 
 
 def ranking_loss(scores: torch.Tensor, ranking: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return (weights * positive_losses(scores, ranking)).sum(1)
+    return (weights * positive_losses(scores.gather(1, ranking))).sum(1)
 
 
 def normalised(values: list[float]) -> list[float]:
@@ -110,7 +110,7 @@ def test_ranking_loss_of_extreme_scores_is_finite():
 
 
 def test_official_losses_by_hand():
-    losses = official_losses(SCORES, RANKING, torch.tensor([4, 0]))  # negatives score 0 and 3
+    losses = official_losses(SCORES.gather(1, RANKING), SCORES[[0, 1], [4, 0]])  # negatives score 0 and 3
 
     def minus_log_sigmoid(score: float) -> float:
         return log(1 + exp(-score))
@@ -121,7 +121,7 @@ def test_official_losses_by_hand():
 
 
 def test_softmax_losses_by_hand():
-    losses = softmax_losses(SCORES, RANKING)
+    losses = softmax_losses(SCORES, SCORES.gather(1, RANKING))
     for row in range(2):
         partition = sum(exp(score) for score in SCORES[row].tolist())
         assert losses[row].tolist() == pytest.approx([log(partition) - SCORES[row, i].item() for i in RANKING[row]])

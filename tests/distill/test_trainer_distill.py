@@ -162,7 +162,7 @@ def per_sample_terms() -> tuple[list[float], list[float]]:
     mixed = candidate_weights(ranking, confidence, SCORES, RankingWeights(0.3, 0.5, 0.1))
     projected = small_alignment()(BATCH.target)
     aligned = alignment_loss(model.item_embeddings.weight[BATCH.target], projected)
-    return (mixed * positive_losses(SCORES, ranking)).sum(1).tolist(), aligned.tolist()
+    return (mixed * positive_losses(SCORES.gather(1, ranking))).sum(1).tolist(), aligned.tolist()
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,12 @@ def base_loss(dataset, seed: int = 1, **settings) -> BaseLoss:
     return BaseLoss(LossSettings(**settings), dataset, 5, seed, CPU)
 
 
+def dros_terms(scores, weights, beta: float, items) -> torch.Tensor:
+    return Dros(scores, weights, beta).term(items, scores.gather(1, items))
+
+
 def test_bce_by_hand():
-    loss = bce(SCORES, torch.tensor([2, 0]), torch.tensor([1, 2]))
+    loss = bce(SCORES[[0, 1], [2, 0]], SCORES[[0, 1], [1, 2]])
 
     positive = [log(1 + exp(-2)), log(1 + exp(0))]
     negative = [log(1 + exp(-1)), log(1 + exp(1))]
@@ -57,7 +61,7 @@ def test_propensity_by_hand():
 def test_dros_by_hand():
     weights, beta = [0.5, 1.0, 0.25], 2.0
 
-    losses = Dros(SCORES, torch.tensor(weights), beta).term(torch.tensor([[2, 0], [1, 1]]))
+    losses = dros_terms(SCORES, torch.tensor(weights), beta, torch.tensor([[2, 0], [1, 1]]))
 
     def by_hand(row: int, item: int) -> float:
         scores = SCORES[row].tolist()
@@ -71,13 +75,13 @@ def test_dros_has_the_gradient_of_its_formula():
     scores = torch.tensor([[0.5, -1.0, 2.0], [0.3, 1.3, 1.0]], dtype=torch.float64, requires_grad=True)
     weights, items = torch.tensor([0.5, 1.0, 0.25], dtype=torch.float64), torch.tensor([[2, 0], [1, 1]])
 
-    assert torch.autograd.gradcheck(lambda s: Dros(s, weights, 2.0).term(items), scores)
+    assert torch.autograd.gradcheck(lambda s: dros_terms(s, weights, 2.0, items), scores)
 
 
 def test_dros_of_large_scores_is_finite():
     scores = torch.tensor([[40.0, -30.0, 1.0]], requires_grad=True)  # exp(40^2) overflows even float64
 
-    losses = Dros(scores, torch.ones(3), 1.0).term(torch.tensor([[0, 1, 2]]))
+    losses = dros_terms(scores, torch.ones(3), 1.0, torch.tensor([[0, 1, 2]]))
     losses.sum().backward()
 
     # The largest of 900 and (40 - 1)^2, of 1600 and (-30 - 1)^2, of 1600.
@@ -147,9 +151,9 @@ def test_cross_entropy(tiny_dataset, model, batch):
 def test_bce_dros_is_the_weighted_sum(tiny_dataset, model, batch):
     scored = base_loss(tiny_dataset, name="bce_dros", dros_weight=0.3, dros_beta=2.0)(model, batch)
 
-    negatives, weights = scored.negative, propensity(tiny_dataset.train.targets, 12)
-    plain = bce(scored.scores, batch.target, negatives)
-    robust = Dros(scored.scores, weights, 2.0).term(batch.target[:, None]).mean()
+    weights = propensity(tiny_dataset.train.targets, 12)
+    plain = bce(scored.scores.gather(1, batch.target[:, None])[:, 0], scored.negative)
+    robust = dros_terms(scored.scores, weights, 2.0, batch.target[:, None]).mean()
     assert scored.loss.item() == pytest.approx((plain + 0.3 * robust).item())
     assert {name: value.item() for name, value in scored.parts.items()} == {
         "loss_bce": plain.item(),
