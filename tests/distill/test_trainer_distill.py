@@ -9,15 +9,16 @@ import torch
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.fusion import TeacherTable
+from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, positive_losses
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjective, train_distilled
+from src.student import objectives
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
-from src.student.datamodule import Batch
+from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
-from src.student.models import ItemEmbedding
+from src.student.models import ItemEmbedding, ModelConfig, build_model
 from src.student.objectives import BaseLoss, LossSettings
 from src.student.trainer_baseline import train_baseline
 
@@ -420,3 +421,49 @@ def test_fit_settings_are_its_own_where_it_has_them():
     )
     assert (settings.batch_size, settings.lr, settings.num_epochs) == (3, 0.5, 9)
     assert (settings.weight_decay, settings.grad_clip, settings.patience) == (0.25, 2.0, 6)
+
+
+# --- packed windows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("changes", [{}, {"loss": "bce_dros", "candidate_loss": "official"}, {"embedding": "align"}])
+def test_a_packed_batch_has_the_distillation_of_its_rows(
+    fill_with_ramp, tiny_dataset, outputs, monkeypatch, name, changes
+):
+    """All rows in one batch, one window per user against one per row: every loss and gradient, the same negatives."""
+    settings = DistillConfig("dllm2rec", top_k=outputs.ranking.shape[1], **changes)
+    by_row = {}
+
+    def drawn(batch, num_items, random):
+        return torch.tensor([by_row.setdefault(row, (7 * row) % 12) for row in batch.row.tolist()])
+
+    monkeypatch.setattr(objectives, "sample_negatives", drawn)
+
+    def losses_and_gradients(batching: str):
+        model = fill_with_ramp(build_model(ModelConfig(name, 12, 4, 4, 6, 0.0)))
+        table = TeacherTable(outputs.embeddings, "float32", CPU)
+        projection = fill_with_ramp(torch.nn.Linear(table.width, 4))
+        alignment = None
+        if settings.embedding == "fuse":
+            fuse_teacher(model, table, projection, settings.ed_weight)
+        else:
+            alignment = model.alignment = Alignment(table, projection)
+        base = BaseLoss(settings.loss_settings(student()), tiny_dataset, 6, 1, CPU)
+        objective = DistillObjective(settings, base, SelectionPolicyAll(), outputs, alignment)
+        (batch,) = build_train_loader(batching, tiny_dataset.train, 6, 12, 32, CPU, torch.Generator().manual_seed(1))
+        loss, parts = objective(model, batch)
+        loss.backward()
+        gradients = {parameter: value.grad for parameter, value in model.named_parameters()}
+        return len(batch.windows), {**parts, "loss": loss.detach()}, gradients
+
+    (row_windows, row_losses, row_gradients), (packed_windows, losses, gradients) = map(
+        losses_and_gradients, ("rows", "packed")
+    )
+
+    assert (row_windows, packed_windows) == (32, 8)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in row_losses.items()}, rel=1e-5
+    )
+    for parameter, gradient in row_gradients.items():
+        torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-3, atol=1e-6, msg=parameter)

@@ -184,3 +184,17 @@ def test_too_few_items_for_a_negative(make_dataset):
     dataset = make_dataset([[0, 1, 2, 3, 4, 5]] * 2, num_items=6)
     with pytest.raises(UserError, match="student.loss=bce: a history of 5 and its target may leave no item"):
         base_loss(dataset, name="bce")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser"])
+def test_mixed_precision_stays_within_one_percent(fill_with_ramp, tiny_dataset, batch, name, loss):
+    model = fill_with_ramp(build_model(ModelConfig(name, 12, 8, 8, 5, 0.0)))
+
+    def value(enabled: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return base_loss(tiny_dataset, name=loss)(model, batch).loss
+
+    full, half = value(False), value(True)
+    assert half.dtype == full.dtype and half.item() != full.item()
+    assert half.item() == pytest.approx(full.item(), rel=1e-2)
