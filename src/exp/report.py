@@ -34,6 +34,7 @@ _COLOURS = {
     "teacher": "#4c72b0",
     "baseline": "#dd8452",
     "distill": "#55a868",
+    "dllm2rec_upstream": "#8172b3",
 }
 _BASE_LOSSES = ("loss_ce", "loss_bce", "loss_sampled_softmax")  # columns of a training history, one of them
 
@@ -70,10 +71,16 @@ def write_report(comparison: Comparison) -> None:
     """Write `metrics/summary.{csv,md}`, `plots/*.png` and `report.md`."""
     folder, frame = comparison.folder, summary_table(comparison)
     write_text(folder.root / "metrics" / "summary.csv", frame.to_csv(float_format="%.6f"))
-    write_text(folder.root / "metrics" / "summary.md", frame.T.to_markdown(floatfmt=".4f") + "\n")
+    write_text(folder.root / "metrics" / "summary.md", _markdown(frame) + "\n")
     _plot_comparison(comparison, folder.plots_dir / "comparison.png")
     _plot_learning_curves(comparison, folder.plots_dir / "learning_curves.png")
     write_text(folder.report_file, _report(comparison, frame))
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    """Metrics down, models across; what a model lacks is a dash."""
+    table = frame.T.astype(object)
+    return table.where(table.notna(), None).to_markdown(floatfmt=".4f", missingval="-")
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
@@ -136,7 +143,7 @@ def _report(comparison: Comparison, frame: pd.DataFrame) -> str:
         "## Test metrics",
         f"Full ranking over all {dataset.num_items} items. `masked`: items of the history are removed. "
         "Recall and hit ratio are the same number where there is one target per row.",
-        frame.T.to_markdown(floatfmt=".4f"),
+        _markdown(frame),
         *_protocol_note(comparison),
         "![comparison](plots/comparison.png)",
         "## Training",
@@ -153,16 +160,19 @@ def _report(comparison: Comparison, frame: pd.DataFrame) -> str:
 
 
 def _verdict(comparison: Comparison, monitor: str) -> str:
-    """One sentence on what distillation did; significance needs several seeds."""
-    values = {name: e["metrics"][monitor] for name, e in comparison.evaluations.items()}
-    if not {"baseline", "distill"} <= values.keys():
-        return f"Only one student was found, so there is nothing to compare on test {monitor}."
-    before, after = values["baseline"], values["distill"]
-    relative = f" ({(after / before - 1) * 100:+.1f} %)" if before > 0 else ""
-    text = f"Test {monitor}: baseline {before:.4f}, distilled {after:.4f}{relative}, "
+    """What distillation did, and which student is below a floor; significance needs several seeds."""
+    values = {name: e["metrics"][monitor] for name, e in comparison.evaluations.items() if monitor in e["metrics"]}
+    students = [name for name in ("baseline", "distill") if name in values]
+    if len(students) == 2:
+        before, after = values["baseline"], values["distill"]
+        relative = f" ({(after / before - 1) * 100:+.1f} %)" if before > 0 else ""
+        text = f"Test {monitor}: baseline {before:.4f}, distilled {after:.4f}{relative}, "
+    else:
+        text = f"Only one student was found, so distillation has nothing to be compared with. Test {monitor}: "
+        text += "".join(f"{LABELS[name]} {values[name]:.4f}, " for name in students)
     text += f"most popular {values['popular']:.4f}, Markov chain {values['markov']:.4f}. "
     for floor in ("popular", "markov"):
-        below = [LABELS[n] for n in ("baseline", "distill") if values[n] < values[floor]]
+        below = [LABELS[name] for name in students if values[name] < values[floor]]
         if below:
             text += f"Below the floor that {LABELS[floor]} sets: {' and '.join(below)}; not worth distilling so. "
     return text + "This is one seed: repeat with other values of `general.seed` before drawing conclusions."

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -121,7 +122,7 @@ def _print(comparison: Comparison) -> None:
         table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
     for column in frame.columns:
         if column.startswith(("recall", "ndcg")):
-            table.add_row(column, *(f"{value:.4f}" for value in frame[column]))
+            table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))
     console = Console()
     console.print(table)
     for title, path in (("report", comparison.folder.report_file), *_plots(comparison.folder.plots_dir)):

@@ -373,3 +373,28 @@ def test_a_refusal_helper_sees_other_errors() -> None:
     """`refusal` is used all over: it must not take any exception for a refusal."""
     with pytest.raises(ZeroDivisionError):
         refusal(lambda: 1 / 0)
+
+
+def test_the_original_programs_result_stands_beside_ours_with_its_protocol(pipeline, tmp_path) -> None:
+    """As `distill.engine=submodule` leaves it; here beside a baseline that is below the floors."""
+    folder = tmp_path / "run"
+    for part in ("models/baseline", "metrics"):
+        shutil.copytree(pipeline.folder / part, folder / part)
+    ours = read(folder / "metrics" / "eval_baseline.json")
+    for file in (folder / "metrics").glob("*_distill.*"):
+        file.unlink()
+    metrics = {"ndcg@10": 0.4321, "recall@10": 0.5}
+    theirs = {**ours, "protocol": "chosen on test", "metrics": metrics, "metrics_masked": {}}
+    (folder / "metrics" / "eval_dllm2rec_upstream.json").write_text(json.dumps(theirs))
+    (folder / "models" / "dllm2rec_upstream").mkdir()
+
+    assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={folder}", f"eval.run_dir={folder}") == 0
+
+    summary = pd.read_csv(folder / "metrics" / "summary.csv", index_col="model")
+    assert list(summary.index) == ["most popular", "Markov chain", "student, baseline", "DLLM2Rec's program"]
+    assert summary.loc["DLLM2Rec's program", "ndcg@10"] == 0.4321
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert "a protocol of its own (chosen on test): do not compare" in report
+    assert "Only one student was found" in report
+    assert "Below the floor that Markov chain sets: student, baseline; not worth distilling so." in report
+    assert " nan " not in report

@@ -968,6 +968,8 @@ EFFECTS: dict[str, Effect] = {
         "teacher.recommender.name=other", "teacher.recommender.name='other': must be one of"
     ),
     "teacher.recommender.dropout": _other_recommender("teacher.recommender.dropout=0.9"),
+    "teacher.recommender.norm": _other_recommender("teacher.recommender.norm=post"),
+    "teacher.recommender.tied_output": _other_recommender("teacher.recommender.tied_output=false"),
     "teacher.recommender.batch_size": _other_recommender("teacher.recommender.batch_size=16"),
     "teacher.recommender.lr": _other_recommender("teacher.recommender.lr=1e-1"),
     "teacher.recommender.num_epochs": _recommender_epochs,
