@@ -381,7 +381,7 @@ def _recommend_show_history(bench: Bench) -> None:
 def _data_dir(bench: Bench) -> None:
     data = bench.tmp / "data"
     write_raw_files("sample", data / "raw" / "sample")
-    folder = bench.stage(run_student_baseline.run, f"paths.data_dir={data}")
+    folder = bench.stage(run_student_baseline.run, f"paths.data_dir={data}", "student.batch_size=16")
     assert read(folder / "metrics" / "eval_baseline.json")["num_items"] == 9
     assert len(list((data / "processed" / "sample").iterdir())) == 1
 
@@ -484,7 +484,8 @@ def _dataset_max_seq_len(bench: Bench) -> None:
     raw = write_raw_files(name, bench.tmp / "raw")
     width = []
     for length in (2, 3):
-        overrides = [*TINY_STUDENT, bench.choice, f"dataset.raw_dir={raw}", f"dataset.max_seq_len={length}"]
+        small = [*TINY_STUDENT, "student.batch_size=4"]
+        overrides = [*small, bench.choice, f"dataset.raw_dir={raw}", f"dataset.max_seq_len={length}"]
         folder = bench.folder()
         where = places(bench.tmp / "data", bench.tmp, folder)
         assert run_here(run_student_baseline.run, *overrides, *where) == 0
