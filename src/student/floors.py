@@ -7,7 +7,7 @@ from scipy import sparse
 from src.core.data_utils import Rows, SequenceDataset
 from src.student.evaluator import ScoreRows
 
-# Tuned on the validation rows of MovieLens-100K (NDCG@10), see benchmarks/RESULTS.md.
+# From a grid on MovieLens-100K (NDCG@10): benchmarks/RESULTS.md says how they were chosen.
 _WINDOW, _LAST, _DECAY, _NORMALISATION = 10, 5, 0.7, 0.5
 
 
