@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +14,8 @@ import torch
 from torch import nn
 
 from src.core.data_utils import Rows, SequenceDataset
-from src.core.files import sha256_file
-
-# Of istarryn/DLLM2Rec@b78cc65: only the unmodified files are an oracle.
-_DLLM2REC_FILES = {
-    "main.py": "77cb80197efb8c5b723e347df20cb1bf8f46d8555fbeca108c1013e14174b568",
-    "SASRecModules_ori.py": "76ef521d9ad16dcf87f85f89604749103db6f087754a3210505bc22180a11bb3",
-    "utility.py": "345d71fe9b54538f64131eb7c49baf83616bb7a7af2cb6c19761e2ecb115eadd",
-}
+from src.core.errors import UserError
+from src.distill.dllm2rec_wrapper import find_program
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -129,14 +122,10 @@ def tiny_dataset() -> SequenceDataset:
 @pytest.fixture(scope="session")
 def dllm2rec_folder() -> Path:
     """The unmodified upstream program, checked by hash."""
-    submodule = Path(__file__).resolve().parents[1] / "src" / "third_party" / "dllm2rec"
-    folder = Path(os.environ.get("DLLM2REC_DIR", submodule))
-    for name, digest in _DLLM2REC_FILES.items():
-        if not (folder / name).is_file():
-            pytest.skip(f"no {name}: set DLLM2REC_DIR to a checkout of istarryn/DLLM2Rec@b78cc65")
-        if sha256_file(folder / name) != digest:
-            pytest.skip(f"DLLM2REC_DIR: {name} is not that of istarryn/DLLM2Rec@b78cc65")
-    return folder
+    try:
+        return find_program()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

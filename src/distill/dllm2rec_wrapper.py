@@ -126,8 +126,10 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
 def write_files(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs) -> None:
     """Write data and teacher files as the program reads them, histories cut to their last 10 items.
 
+    They are read back and compared: a version of pandas that writes them otherwise must not pass unseen.
+
     Raises:
-        UserError: embeddings wider than its 4096 columns.
+        UserError: embeddings wider than its 4096 columns, or files that do not hold what was written.
     """
     data, teacher = folder / "data" / _DATA_NAME, folder / "tocf" / _DATA_NAME
     _write(data / "data_statis.df", pd.DataFrame({"seq_size": [_WINDOW], "item_num": [dataset.num_items]}).to_pickle)
@@ -147,6 +149,21 @@ def write_files(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs)
             )
         padded = torch.nn.functional.pad(outputs.embeddings, (0, _LLM_DIM - width))
         _write(teacher / EMBEDDINGS_FILE, lambda path: torch.save(padded, path))
+    _compare(folder, dataset, outputs)
+
+
+def _compare(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs) -> None:
+    data, written = folder / "data" / _DATA_NAME, read_teacher(folder)
+    tables = {"train_data.df": dataset.train, "val_data.csv": dataset.valid, "test_data.csv": dataset.test}
+    same = {
+        data / name: all(map(np.array_equal, read_windows(data / name), rows.windows(_WINDOW, dataset.pad_id)))
+        for name, rows in tables.items()
+    }
+    if outputs.ranking is not None and written.ranking is not None:
+        same[folder / "tocf" / _DATA_NAME / RANKING_FILE] = torch.equal(written.ranking, outputs.ranking)
+    for path, equal in same.items():
+        if not equal:
+            raise UserError(f"{path}: does not hold what was written; is another program writing there?")
 
 
 def _write(path: Path, write) -> None:  # type: ignore[no-untyped-def]

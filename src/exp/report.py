@@ -240,13 +240,6 @@ def _commands(comparison: Comparison) -> list[str]:
         file = source.snapshot_dir(name) / "overrides.yaml"
         overrides = OmegaConf.load(file) if file.is_file() else []
         kept = [str(o) for o in overrides]
-        words = [
-            "poetry",
-            "run",
-            "python",
-            "-m",
-            f"src.exp.{modules.get(name, 'run_distill')}",
-            *map(shlex.quote, kept),
-        ]
-        lines.append("    " + " ".join(words))
+        command = f"poetry run python -m src.exp.{modules.get(name, 'run_distill')}"
+        lines.append("    " + " ".join([command, *map(shlex.quote, kept)]))
     return lines

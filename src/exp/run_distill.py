@@ -15,6 +15,7 @@ from src.distill.trainer_distill import train_distilled
 from src.exp.lookup import find_run
 from src.exp.stage import Stage, begin_stage, run_entry_point
 from src.exp.students import finish
+from src.student.datamodule import require_full_batch
 from src.student.training import FitResult, save_history
 
 
@@ -49,11 +50,7 @@ def _run_original(stage: Stage) -> float:
     settings, dataset, folder = stage.settings, stage.dataset, stage.folder
     monitor = settings.metrics.monitor
     check_settings(settings.distill, settings.student, settings.general.seed, settings.active.strategy, monitor)
-    if settings.distill.batch_size > len(dataset.train):
-        raise UserError(
-            f"distill.batch_size={settings.distill.batch_size}: a batch takes more than the {len(dataset.train)} "
-            "training rows there are"
-        )
+    require_full_batch(settings.distill.batch_size, len(dataset.train))
     program = find_program()
     work = folder.model_dir(stage.name)
     write_files(work, dataset, _teacher_outputs(stage))

@@ -164,6 +164,15 @@ class PackedLoader:
         return Batch(row.to(device), windows, length, target, window.to(device))
 
 
+def require_full_batch(batch_size: int, num_rows: int) -> None:
+    """Raises a UserError where there are fewer rows than a batch takes."""
+    if batch_size > num_rows:
+        raise UserError(
+            f"batch_size={batch_size}: a batch takes more than the {num_rows} training rows there are; lower "
+            "student.batch_size (distill.batch_size when distilling)"
+        )
+
+
 LOADERS = {"rows": RowLoader, "packed": PackedLoader}
 
 
@@ -176,14 +185,6 @@ def build_train_loader(
     device: torch.device,
     generator: torch.Generator,
 ) -> Loader:
-    """A loader over all rows; `batching` is one of `LOADERS`.
-
-    Raises:
-        UserError: fewer rows than a batch takes.
-    """
-    if batch_size > len(rows):
-        raise UserError(
-            f"batch_size={batch_size}: a batch takes more than the {len(rows)} training rows there are; lower "
-            "student.batch_size (distill.batch_size when distilling)"
-        )
+    """A loader over all rows; `batching` is one of `LOADERS`."""
+    require_full_batch(batch_size, len(rows))
     return LOADERS[batching](rows, max_len, pad_id, batch_size, device, generator)
