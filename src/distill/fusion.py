@@ -48,7 +48,9 @@ class TeacherTable:
 
     def rows(self, items: Tensor) -> Tensor:
         """Item ids int64 [...] -> float32 [..., llm_dim] on the training device."""
-        return self.embeddings[items.to(self.embeddings.device)].to(self.device, torch.float32)
+        flat = items.flatten().to(self.embeddings.device)
+        rows = self.embeddings.index_select(0, flat)  # on a CPU twice as fast as indexing
+        return rows.unflatten(0, items.shape).to(self.device, torch.float32)
 
     def project(self, projection: nn.Linear) -> Tensor:
         """All items projected: float32 [num_items, emb_size]; never more than a chunk in float32 beside the table."""
