@@ -9,6 +9,7 @@ from src.teacher.templates import TEMPLATES
 DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
 CONFIDENCES = ("minmax", "raw")
+ENGINES = ("auto", "native", "submodule")
 
 
 @dataclass
@@ -93,7 +94,11 @@ class TeacherConfig:
 
     Attributes:
         llm_path: local Hugging Face folder of a LLaMA-family model; null where `tiny` builds one.
-        rec_model_path: folder of a student checkpoint that serves as frozen recommender; null trains one.
+        engine: `native` is iLoRA on stock `peft`, `submodule` drives iLoRA's own code; `auto` takes the submodule
+            where it is checked out, else native.
+        init_adapter: an adapter's folder, or a checkpoint of upstream's training, to start from; null starts afresh.
+        rec_model_path: folder of a student checkpoint, or upstream's pickled `.pt`, that serves as frozen recommender;
+            null trains one.
         batch_size: rows per optimizer step (micro-batches accumulate up to it).
         max_history: titles of the history in a prompt, the last ones.
         max_train_rows: rows the teacher trains on, drawn once; null takes all.
@@ -104,6 +109,8 @@ class TeacherConfig:
 
     name: str
     llm_path: str | None = None
+    engine: str = "auto"
+    init_adapter: str | None = None
     rec_model_path: str | None = None
     prompt_template: str = "default"
     max_history: int = 10
@@ -130,6 +137,7 @@ class TeacherConfig:
             self.prompt_template,
             _one_of(TEMPLATES),
         )
+        check(self.engine in ENGINES, "teacher.engine", self.engine, _one_of(ENGINES))
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
         for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval"):
             check(getattr(self, key) >= 1, f"teacher.{key}", getattr(self, key), "an integer >= 1")

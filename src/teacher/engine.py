@@ -1,26 +1,70 @@
-"""The native engine: iLoRA's forward passes over prompt batches."""
+"""iLoRA's forward passes over prompt batches, the same for our adapter and for upstream's."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.teacher.adapter_file import BaseModel
 from src.teacher.llm import positions
-from src.teacher.moe_lora import GatedLora
 from src.teacher.prompts import IGNORED, PromptBatch
 
 _MAX_ANSWER_TOKENS = 64
 
 
+class AdaptedLM(Protocol):
+    """A causal LM with gated experts, a router and a projector: `moe_lora.GatedLora` or iLoRA's own code.
+
+    Attributes:
+        name: `native` or `submodule`; base: the LM without adapter.
+        model: everything that is trained is inside; its `disable_adapter()` gives the base LM.
+    """
+
+    name: str
+    model: torch.nn.Module
+    base: BaseModel
+
+    @property
+    def llm(self) -> PreTrainedModel:
+        """The causal LM inside, its layers carrying the adapter."""
+
+    @property
+    def router(self) -> torch.nn.Module:
+        """User representations float [B, W] -> gates float [B, num_experts] that sum to 1."""
+
+    @property
+    def projector(self) -> torch.nn.Module:
+        """Item embeddings [..., rec_size] -> the LLM's input space [..., llm_dim]."""
+
+    def gated(self, gates: Tensor) -> AbstractContextManager[None]:
+        """Use `gates` float [B, num_experts] in every forward, and in the backward that belongs to it."""
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
+        """What an optimizer takes."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Adapter, router (BatchNorm statistics included) and projector under the names of the adapter file."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy what `state` returned, here or in the other engine."""
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter's folder, readable by both engines."""
+
+
 class NativeEngine:
-    """A gated LoRA model together with the frozen recommender's item table.
+    """An adapted LM together with the frozen recommender's item table.
 
     Args:
         lora: the adapted LM.
         item_table: float [num_items, rec_size], the recommender's item embeddings (not trained).
     """
 
-    def __init__(self, lora: GatedLora, item_table: Tensor) -> None:
+    def __init__(self, lora: AdaptedLM, item_table: Tensor) -> None:
         self.lora = lora
         self.item_table = item_table
 

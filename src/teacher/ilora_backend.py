@@ -1,4 +1,4 @@
-"""iLoRA as a teacher: training, evaluation and export around the native engine."""
+"""iLoRA as a teacher: training, evaluation and export around either engine."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
-from src.core.logging import TensorBoardWriter
+from src.core.logging import LOGGER_NAME, TensorBoardWriter
 from src.core.metrics import MetricsConfig, metrics_from_ranks
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
@@ -20,11 +20,11 @@ from src.core.teacher_files import read_manifest, write_teacher_files
 from src.student.evaluator import Evaluation, write_evaluation
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import NativeEngine
+from src.teacher.engines import add_adapter, choose_engine, load_adapter
 from src.teacher.evaluation import answer_metrics, generate_answers
 from src.teacher.export import Ranking, base_embeddings, rank_rows
 from src.teacher.interfaces import ITeacherRecommender
 from src.teacher.llm import check_llm_folder, load_llm
-from src.teacher.moe_lora import add_gated_lora, load_gated_lora
 from src.teacher.prompts import PromptBuilder
 from src.teacher.recommender import FrozenRecommender, load_recommender, train_recommender
 from src.teacher.tiny_llm import build_tiny_llm
@@ -56,6 +56,7 @@ class ILoRATeacher(ITeacherRecommender):
         self.folder = folder
         self.device = device
         self._parts: TeacherParts | None = None
+        self._engine = choose_engine(settings.engine, logging.getLogger(LOGGER_NAME))
         if settings.tiny is None:
             check_llm_folder(self._llm_dir)
 
@@ -89,13 +90,13 @@ class ILoRATeacher(ITeacherRecommender):
         tokenizer, llm = load_llm(self._llm_dir, settings.dtype, self.device)
         if settings.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
-        lora = add_gated_lora(llm, settings.lora, recommender.model.config.emb_size)
+        lora = add_adapter(self._engine, llm, settings, recommender.model.config.emb_size, logger)
         self._parts = self._assemble(lora, tokenizer, recommender)
         rows = training_rows(self.dataset, settings.max_train_rows, seed)
         logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
 
         def save(epoch: int) -> None:
-            lora.model.save_pretrained(str(self._adapter_dir), save_embedding_layers=False)
+            lora.save(self._adapter_dir)
 
         train_adapter(self._parts, rows, seed, save, logger, tb_writer)
         valid = self._sampled(self.dataset.valid, settings.max_eval_rows)
@@ -132,12 +133,7 @@ class ILoRATeacher(ITeacherRecommender):
                 raise UserError(f"{self._adapter_dir}: no trained adapter; run the teacher's training first")
             recommender = load_recommender(self._recommender_dir, self.dataset, self.device)
             tokenizer, llm = load_llm(self._llm_dir, self.settings.dtype, self.device)
-            lora = load_gated_lora(
-                llm,
-                str(self._adapter_dir),
-                self.settings.lora.num_experts,
-                recommender.model.config.emb_size,
-            )
+            lora = load_adapter(self._engine, llm, self._adapter_dir, self.settings, recommender.model.config.emb_size)
             self._parts = self._assemble(lora, tokenizer, recommender)
         return self._parts
 
@@ -232,7 +228,7 @@ class ILoRATeacher(ITeacherRecommender):
             {
                 "dataset": self.dataset.name,
                 "dataset_fingerprint": self.dataset.fingerprint,
-                "engine": "native",
+                "engine": parts.engine.lora.name,
                 "method": export.method,
                 "candidates": f"retrieval ({self.settings.num_candidates})",
                 "confidence": export.confidence,

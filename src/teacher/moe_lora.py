@@ -7,11 +7,13 @@ r), and a hook multiplies the r numbers between them by the gates, each repeated
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from src.teacher.adapter_file import BaseModel, describe_base, read_adapter, write_adapter
 from src.teacher.config import LoraSettings
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -71,11 +73,15 @@ class GatedLora:
     Attributes:
         model: the `PeftModel`; router and projector are saved in its adapter file (`modules_to_save`),
             BatchNorm statistics included.
+        base: the LM that the adapter belongs to.
     """
 
-    def __init__(self, model: PeftModel, num_experts: int) -> None:
+    name = "native"
+
+    def __init__(self, model: PeftModel, num_experts: int, base: BaseModel) -> None:
         self.model = model
         self.num_experts = num_experts
+        self.base = base
         self._gates: Tensor | None = None
         for name, module in model.named_modules():
             if name.endswith(".lora_A.default"):
@@ -113,31 +119,37 @@ class GatedLora:
         return self.llm.projector
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        """Adam's groups: projector, router at 0.3 of the rate, LoRA without weight decay."""
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        lora = [p for name, p in named if "lora_" in name]
-        projector = [p for name, p in named if ".projector." in name]
-        router = [p for name, p in named if ".router." in name]
-        return [
-            {"params": projector, "lr": lr, "weight_decay": weight_decay},
-            {"params": router, "lr": 0.3 * lr, "weight_decay": weight_decay},
-            {"params": lora, "lr": lr, "weight_decay": 0.0},
-        ]
+        return parameter_groups(self.model, lr, weight_decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """Adapter, router and projector under the names of the adapter file."""
+        return get_peft_model_state_dict(self.model, save_embedding_layers=False)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy what `state` returned, here or in the other engine."""
+        set_peft_model_state_dict(self.model, state)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter's folder, readable by both engines."""
+        write_adapter(folder, self.state(), self.model.peft_config["default"], self.base)
 
 
-def _attach(llm: PreTrainedModel, rec_size: int, num_experts: int) -> None:
-    """Hang router and projector on the LM, where `peft` finds them; kept in float32."""
-    llm.router = Router(num_experts).to(llm.device)
-    llm.projector = Projector(rec_size, llm.config.hidden_size).to(llm.device)
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """Adam's groups: projector, router at 0.3 of the rate, LoRA without weight decay (iLoRA@28e4737)."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    lora = [p for name, p in named if "lora_" in name]
+    projector = [p for name, p in named if ".projector." in name]
+    router = [p for name, p in named if ".router." in name]
+    return [
+        {"params": projector, "lr": lr, "weight_decay": weight_decay},
+        {"params": router, "lr": 0.3 * lr, "weight_decay": weight_decay},
+        {"params": lora, "lr": lr, "weight_decay": 0.0},
+    ]
 
 
-def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) -> GatedLora:
-    """Freeze `llm` and give it a fresh adapter, router and projector.
-
-    The scale is alpha / (r / num_experts) as upstream has it; `peft` divides by r, hence the product.
-    """
-    _attach(llm, rec_size, settings.num_experts)
-    config = LoraConfig(
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """The adapter in terms of `peft`. It scales by alpha / r, iLoRA by alpha / (r / num_experts): hence the product."""
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
         lora_alpha=settings.num_experts * settings.alpha,
@@ -145,10 +157,30 @@ def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) 
         target_modules=TARGET_MODULES,
         modules_to_save=["router", "projector"],
     )
-    return GatedLora(get_peft_model(llm, config), settings.num_experts)
+
+
+def saved_settings(folder: Path, num_experts: int) -> LoraSettings:
+    """The settings that `lora_config` turned into the adapter saved in `folder`."""
+    config = LoraConfig.from_pretrained(str(folder))
+    return LoraSettings(config.r, config.lora_alpha // num_experts, config.lora_dropout, num_experts)
+
+
+def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) -> GatedLora:
+    """Freeze `llm` and give it a fresh adapter, router and projector."""
+    base = describe_base(llm)
+    llm.router = Router(settings.num_experts).to(llm.device)  # where `peft` finds them; in float32
+    llm.projector = Projector(rec_size, llm.config.hidden_size).to(llm.device)
+    return GatedLora(get_peft_model(llm, lora_config(settings)), settings.num_experts, base)
 
 
 def load_gated_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_size: int) -> GatedLora:
-    """Read an adapter saved by `PeftModel.save_pretrained` for inference."""
-    _attach(llm, rec_size, num_experts)
-    return GatedLora(PeftModel.from_pretrained(llm, folder).requires_grad_(False).eval(), num_experts)
+    """Read a saved adapter for inference.
+
+    Raises:
+        UserError: the adapter is damaged or belongs to another base model.
+    """
+    state = read_adapter(Path(folder), describe_base(llm))
+    lora = add_gated_lora(llm, saved_settings(Path(folder), num_experts), rec_size)
+    lora.load_state(state)
+    lora.model.requires_grad_(False).eval()
+    return lora

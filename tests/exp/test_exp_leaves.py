@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import peft
 import pytest
 import torch
 from harness import CONF, SAMPLE, TINY_STUDENT, TINY_TEACHER, compose_config, places, read, refusal, run_here
@@ -41,6 +40,7 @@ from src.student.training import FitResult
 from src.teacher.engine import NativeEngine
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.moe_lora import GatedLora
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
@@ -684,6 +684,23 @@ def _llm_path(bench: Bench) -> None:
     assert message.startswith(f"teacher.llm_path={missing}: no such folder; expected a local Hugging Face folder")
 
 
+def _teacher_engine(bench: Bench) -> None:
+    """`submodule` is refused where iLoRA is not checked out; `auto` then takes ours."""
+    bench.patch.setenv("ILORA_DIR", str(bench.tmp / "nothing"))
+    assert refusal(lambda: bench.teacher("teacher.engine=submodule")).startswith("teacher.engine=submodule: ")
+    assert bench.teacher("teacher.engine=auto")[0]._engine == "native"
+
+
+def _init_adapter(bench: Bench) -> None:
+    """Training goes on from another adapter of the same base model."""
+    llm = bench.pipeline.folder / "models" / "teacher" / "llm"
+    first = bench.teach(f"teacher.llm_path={llm}", tiny=False)
+    adapter = first.folder.model_dir("teacher") / "adapter"
+    second = bench.teach(f"teacher.llm_path={llm}", f"teacher.init_adapter={adapter}", tiny=False)
+    assert second.losses[0] != first.losses[0]
+    assert refusal(lambda: bench.teach(f"teacher.init_adapter={bench.tmp / 'nothing'}")).startswith(str(bench.tmp))
+
+
 def _rec_model_path(bench: Bench) -> None:
     own = bench.teach()
     given = own.folder.model_dir("teacher") / "recommender"
@@ -721,13 +738,13 @@ def _max_eval_rows(bench: Bench) -> None:
 
 def _save_interval(bench: Bench) -> None:
     saved: list[str] = []
-    original = peft.PeftModel.save_pretrained
+    original = GatedLora.save
 
-    def save(self, folder, **options):  # type: ignore[no-untyped-def]
+    def save(self, folder):  # type: ignore[no-untyped-def]
         saved.append(folder)
-        return original(self, folder, **options)
+        original(self, folder)
 
-    bench.patch.setattr(peft.PeftModel, "save_pretrained", save)
+    bench.patch.setattr(GatedLora, "save", save)
     counts = []
     for interval in (1, 2, 5):
         saved.clear()
@@ -947,6 +964,8 @@ EFFECTS: dict[str, Effect] = {
     "teacher.name": lambda bench: _check_teacher_name(bench),
     "teacher/ilora:teacher.llm_path": _llm_path,
     "teacher/ilora_tiny:teacher.llm_path": refused("teacher.llm_path=/x", "teacher.llm_path='/x': must be null"),
+    "teacher.engine": _teacher_engine,
+    "teacher.init_adapter": _init_adapter,
     "teacher.rec_model_path": _rec_model_path,
     "teacher.batch_size": _steps("teacher.batch_size=4", expected=4),
     "teacher.micro_batch_size": _other_teaching("teacher.micro_batch_size=8"),

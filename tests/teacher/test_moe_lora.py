@@ -216,7 +216,7 @@ def test_round_trip_of_the_adapter(lora, llm_folder, tmp_path):
     for step in range(3):
         lora.router(users + step)  # moves the running statistics
     lora.model.eval()
-    lora.model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    lora.save(tmp_path / "adapter")
 
     loaded = load_gated_lora(load_llm(llm_folder, "float32", CPU)[1], str(tmp_path / "adapter"), 2, 8)
 

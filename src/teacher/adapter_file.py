@@ -1,0 +1,79 @@
+"""The adapter's folder: `adapter_model.safetensors` with LoRA, router and projector, and `adapter_config.json`.
+
+Both engines write and read this format, which is that of stock `peft`; the file's metadata names the base model.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from src.core.errors import UserError
+from src.core.files import write_atomic
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which LM an adapter belongs to: its folder's name, and a digest of its weights."""
+
+    name: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.digest[:12]})"
+
+
+@torch.no_grad()
+def describe_base(llm: PreTrainedModel) -> BaseModel:
+    """Digest of every parameter's shape and first 256 values in bfloat16, so that `teacher.dtype` plays no part.
+
+    To be taken before an adapter is added.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in llm.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        values = parameter.flatten()[:_SAMPLE].to(torch.bfloat16).view(torch.int16)
+        digest.update(values.cpu().numpy().tobytes())
+    return BaseModel(Path(llm.name_or_path).name, digest.hexdigest())
+
+
+def write_adapter(folder: Path, state: dict[str, Tensor], config: LoraConfig, base: BaseModel) -> None:
+    """Write both files; the weights appear last and whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format": "pt", "base_model": base.name, "base_digest": base.digest}
+    write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata))
+
+
+def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
+    """The adapter's weights on the CPU. A file that stock `peft` wrote names no base model; then shapes alone decide.
+
+    Raises:
+        UserError: the file is missing or damaged, or it was trained on another base model.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: missing file; an adapter's folder holds {WEIGHTS_FILE} and adapter_config.json")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged file ({error})") from error
+    made_for = BaseModel(metadata.get("base_model", base.name), metadata.get("base_digest", base.digest))
+    if made_for.digest != base.digest:
+        raise UserError(
+            f"{path}: an adapter of the base model {made_for}, this run's teacher.llm_path is {base}; "
+            "give the base model that it was trained on"
+        )
+    return state
