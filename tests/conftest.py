@@ -16,6 +16,7 @@ from torch import nn
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.distill.dllm2rec_wrapper import find_program
+from src.teacher.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -126,6 +127,16 @@ def dllm2rec_folder() -> Path:
         return find_program()
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def ilora_folder() -> Path:
+    """The unmodified iLoRA, checked by the hash of its files."""
+    folder = find_code()
+    if folder is None:
+        pytest.skip(f"iLoRA is not checked out; set {FOLDER_VARIABLE} to a checkout of AkaliKong/iLoRA@{COMMIT}")
+    assert is_pinned(folder), f"{folder}: not the unmodified AkaliKong/iLoRA@{COMMIT}"
+    return folder
 
 
 @pytest.fixture

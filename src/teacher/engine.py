@@ -103,7 +103,7 @@ class NativeEngine:
             The first line of each answer, and the log-probability of its tokens, float32 [B].
         """
         with self.lora.gated(gates):
-            out = self.lora.model.generate(
+            out = self.lora.llm.generate(
                 inputs_embeds=self.inputs_embeds(batch),
                 attention_mask=batch.mask.long(),
                 max_new_tokens=_MAX_ANSWER_TOKENS,

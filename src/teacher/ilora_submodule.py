@@ -71,10 +71,10 @@ def is_pinned(folder: Path) -> bool:
 @functools.cache
 def load_code(folder: Path) -> ILoRACode:
     """Import the modelling code from `folder`; nothing of it stays in `sys.path` or `sys.modules`."""
-    with _scoped_imports(folder), _stock_peft_with_config_module():
+    with scoped_imports(folder, "model"), stock_peft_with_config_module():
         code = ILoRACode(*map(importlib.import_module, _PACKAGES))
         layers = importlib.import_module("model.peft.tuners.moelora")
-    _raise_swallowed_errors(layers)
+    raise_swallowed_errors(layers)
     return code
 
 
@@ -82,13 +82,13 @@ def load_code(folder: Path) -> ILoRACode:
 
 
 @contextmanager
-def _scoped_imports(folder: Path) -> Iterator[None]:
-    """Let `import model` find iLoRA, and only here.
+def scoped_imports(folder: Path, *names: str) -> Iterator[None]:
+    """Let top-level `names` be imported from `folder`, and only here.
 
-    Cause: its packages have top-level names (`model`) that any other code may use. It can go when upstream is an
+    Cause: its packages have names (`model`, `data`, ...) that any other code may use. It can go when upstream is an
     installable package.
     """
-    path, written, before = list(sys.path), sys.dont_write_bytecode, _modules_named("model")
+    path, written, before = list(sys.path), sys.dont_write_bytecode, _modules_named(names)
     for name in before:
         del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -97,18 +97,17 @@ def _scoped_imports(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:], sys.dont_write_bytecode = path, written
-        for name in _modules_named("model"):
+        for name in _modules_named(names):
             del sys.modules[name]
         sys.modules.update(before)
-        importlib.invalidate_caches()
 
 
-def _modules_named(top: str) -> dict[str, ModuleType]:
-    return {name: module for name, module in list(sys.modules.items()) if name.split(".")[0] == top}
+def _modules_named(tops: tuple[str, ...]) -> dict[str, ModuleType]:
+    return {name: module for name, module in list(sys.modules.items()) if name.split(".")[0] in tops}
 
 
 @contextmanager
-def _stock_peft_with_config_module() -> Iterator[None]:
+def stock_peft_with_config_module() -> Iterator[None]:
     """Offer `peft.utils.config` while the fork is imported.
 
     Cause: one file of the fork (`tuners/adaption_prompt.py`) imports PeftConfig and PeftType from the *stock* `peft`,
@@ -122,7 +121,7 @@ def _stock_peft_with_config_module() -> Iterator[None]:
         del sys.modules[name]
 
 
-def _raise_swallowed_errors(layers: ModuleType) -> None:
+def raise_swallowed_errors(layers: ModuleType) -> None:
     """Make a failing MoE-LoRA layer raise.
 
     Cause: its `forward` catches every exception, prints it and returns zeros of its *input's* shape, so a wrong number
@@ -136,7 +135,7 @@ def _raise_swallowed_errors(layers: ModuleType) -> None:
     layers.print = fail  # type: ignore[attr-defined]
 
 
-def _freeze_layer_gating(model: nn.Module) -> None:
+def freeze_layer_gating(model: nn.Module) -> None:
     """Exclude the per-layer gating modules from training.
 
     Cause: each MoE-LoRA layer has a gating module of its own, marked trainable, that nothing calls with the shared
@@ -146,6 +145,15 @@ def _freeze_layer_gating(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if ".gating." in name:
             parameter.requires_grad_(False)
+
+
+def restore_generate(llm: PreTrainedModel) -> None:
+    """Give the LM its own `generate` back.
+
+    Cause: the fork replaces it on the instance by one that demands gates as arguments, which transformers 4.43 refuses
+    to pass on; `SubmoduleLora.gated` sets them instead. It can go when the fork leaves the LM alone.
+    """
+    del llm.generate
 
 
 class _FlatRouter(nn.Module):
@@ -245,7 +253,8 @@ def add_submodule_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: i
         gating="Dense",
     )
     model = code.peft.get_peft_model(llm, config)
-    _freeze_layer_gating(model)
+    freeze_layer_gating(model)
+    restore_generate(llm)
     # Upstream's `build_router` fixes four experts; the class does not.
     router = code.router.NLPRecommendationRouter(code.router.ResidualBlock, [3, 3, 3], 64, settings.num_experts)
     llm.router = _FlatRouter(router).to(llm.device)

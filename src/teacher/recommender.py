@@ -9,13 +9,14 @@ from torch import Tensor
 
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
-from src.core.logging import TensorBoardWriter
+from src.core.logging import LOGGER_NAME, TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
 from src.student.evaluator import history_mask
 from src.student.models import Student
 from src.student.trainer_baseline import train_baseline
+from src.teacher.upstream_recommender import read_pickled_sasrec
 
 
 class FrozenRecommender:
@@ -57,12 +58,33 @@ class FrozenRecommender:
         return scores.masked_fill(seen, float("-inf")).topk(count).indices.cpu().numpy()
 
 
-def load_recommender(folder: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:
-    """Read a student checkpoint as frozen recommender.
+def load_recommender(path: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:
+    """Read a student checkpoint's folder, or upstream's pickled `.pt`, as frozen recommender.
 
     Raises:
         UserError: it was trained on another dataset, or saw another split of it.
     """
+    return _upstreams(path, dataset, device) if path.is_file() else _ours(path, dataset, device)
+
+
+def _upstreams(path: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:
+    """Upstream's file names no dataset: the number of items has to do, and the name of the one that we number alike."""
+    model = read_pickled_sasrec(path)
+    if model.config.num_items != dataset.num_items:
+        raise UserError(
+            f"{path}: a recommender of {model.config.num_items} items, dataset {dataset.name} has {dataset.num_items}; "
+            "upstream's lastfm.pt goes with dataset=lastfm"
+        )
+    if dataset.name != "lastfm":
+        logging.getLogger(LOGGER_NAME).warning(
+            "%s: numbers its items as upstream's files do; whether dataset %s does so cannot be verified",
+            path,
+            dataset.name,
+        )
+    return FrozenRecommender(model, dataset, device)
+
+
+def _ours(folder: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:
     model, info = load_checkpoint(folder)
     if info.dataset_fingerprint != dataset.fingerprint:
         raise UserError(

@@ -1,0 +1,72 @@
+"""The native engine against kept numbers of iLoRA; needs no checkout. `golden_ilora.py` says how they were made."""
+
+import json
+
+import pytest
+import torch
+from golden_ilora import (
+    FILE,
+    ITEM_TABLE,
+    NEWLINE,
+    NUM_TOKENS,
+    USERS,
+    Tokenizer,
+    golden_values,
+    known_adapter,
+    make_batch,
+    norms,
+)
+
+from src.teacher.engine import NativeEngine
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def test_loss_logits_and_gradients(kept):
+    engine, batch = NativeEngine(known_adapter(), ITEM_TABLE), make_batch(with_answers=True)
+    lora = engine.lora
+    lora.model.train()
+    gates = lora.router(USERS)
+    with lora.gated(gates):
+        loss = engine.loss(batch, gates)
+        loss.backward()
+    lora.router.eval()
+    with torch.no_grad(), lora.gated(gates):
+        logits = lora.llm(inputs_embeds=engine.inputs_embeds(batch), attention_mask=batch.mask.long()).logits
+    found = norms(
+        {
+            name.replace(".modules_to_save.default.", ".").replace(".default.", "."): p.grad
+            for name, p in lora.model.named_parameters()
+            if p.requires_grad
+        }
+    )
+
+    assert loss.item() == pytest.approx(kept["loss"], rel=1e-5)
+    torch.testing.assert_close(logits[:, 10, ::6], torch.tensor(kept["logits"]), rtol=1e-5, atol=1e-5)
+    assert found == pytest.approx(kept["gradient_norms"], rel=1e-4)
+    assert min(found.values()) > 0
+
+
+def test_greedy_tokens(kept):
+    engine = NativeEngine(known_adapter(), ITEM_TABLE)
+    engine.lora.model.eval()
+    with torch.no_grad():
+        gates = engine.lora.router(USERS)
+        answers, _ = engine.generate(make_batch(with_answers=False), gates, Tokenizer(), NEWLINE)
+
+    for answer, wanted in zip(answers, kept["answers"], strict=True):
+        tokens = [int(token) for token in answer.split()]
+        assert len(wanted) == NUM_TOKENS and tokens[:NUM_TOKENS] == wanted[: len(tokens)]
+    assert len({tuple(wanted) for wanted in kept["answers"]}) > 1
+
+
+def test_the_original_still_gives_these_numbers(kept, ilora_folder):
+    fresh = golden_values(ilora_folder)
+
+    assert fresh["answers"] == kept["answers"]
+    assert fresh["loss"] == pytest.approx(kept["loss"], rel=1e-6)
+    torch.testing.assert_close(torch.tensor(fresh["logits"]), torch.tensor(kept["logits"]), rtol=1e-5, atol=1e-5)
+    assert fresh["gradient_norms"] == pytest.approx(kept["gradient_norms"], rel=1e-4)
