@@ -122,17 +122,21 @@ def stock_peft_with_config_module() -> Iterator[None]:
 
 
 def raise_swallowed_errors(layers: ModuleType) -> None:
-    """Make a failing MoE-LoRA layer raise.
+    """Let errors of a MoE-LoRA layer pass.
 
     Cause: its `forward` catches every exception, prints it and returns zeros of its *input's* shape, so a wrong number
-    of experts trains a model of noise. The `print` it calls there becomes one that raises. It can go when upstream lets
+    of experts trains a model of noise, and gradient checkpointing, which ends a recomputation by an exception, does not
+    end it. The `print` that it calls there becomes one that raises the exception again. It can go when upstream lets
     errors pass.
     """
 
-    def fail(message: str) -> None:
-        raise RuntimeError(f"iLoRA's layer failed: {message}") from sys.exception()
+    def pass_on(message: str) -> None:
+        error = sys.exception()
+        assert error is not None
+        error.add_note(f"in a MoE-LoRA layer of iLoRA: {message}")
+        raise error
 
-    layers.print = fail  # type: ignore[attr-defined]
+    layers.print = pass_on  # type: ignore[attr-defined]
 
 
 def freeze_layer_gating(model: nn.Module) -> None:

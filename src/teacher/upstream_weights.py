@@ -5,7 +5,6 @@ Upstream's names are those of its Lightning module: `llama_model.base_model.mode
 """
 
 import logging
-import pickle
 import re
 from pathlib import Path
 
@@ -68,11 +67,11 @@ def read_checkpoint(path: Path, wanted: dict[str, Tensor], logger: logging.Logge
         UserError: not such a checkpoint, or other weights or shapes than `wanted`.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = to_adapter(content["state_dict"])
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        upstream = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path}: not a readable checkpoint of iLoRA's training ({reason})") from error
+    state = to_adapter(upstream)
     missing = sorted(wanted.keys() - state.keys())
     statistics = [name for name in missing if _BUFFER.search(name)]
     lacking = [name for name in missing if name not in statistics]
