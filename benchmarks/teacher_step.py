@@ -1,0 +1,150 @@
+"""One training step of the teacher, native engine against iLoRA's own code, in one run; prints one JSON line.
+
+    ILORA_DIR=<checkout of AkaliKong/iLoRA@28e4737> python -m benchmarks.teacher_step
+
+Both adapt the same LLaMA with random weights (2 layers; on the CPU 512 wide in float32, on a GPU LLaMA-2-7B's 4,096 in
+bfloat16) with equal adapter weights (r 8, 4 experts, alpha 32, dropout .1), batches of 4 x 256 tokens, no gradient
+checkpointing. A step is router, forward, backward and Adam; steps alternate, medians are compared. Memory is what the
+adapted layers keep for the backward pass: bytes of distinct tensors saved in their forward passes, weights aside.
+"""
+
+import copy
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from src.teacher.config import LoraSettings
+from src.teacher.engine import AdaptedLM, NativeEngine
+from src.teacher.ilora_submodule import add_submodule_lora, find_code
+from src.teacher.moe_lora import TARGET_MODULES, add_gated_lora
+from src.teacher.prompts import IGNORED, PromptBatch
+
+BATCH_SIZE, LENGTH, ANSWER, REC_SIZE, VOCAB, NUM_LAYERS = 4, 256, 12, 64, 2000, 2
+STEPS, WARM_UP = 12, 2
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WIDTHS = {"cpu": (512, 1376, 8), "cuda": (4096, 11008, 32)}[DEVICE.type]
+
+
+def make_llm() -> PreTrainedModel:
+    torch.manual_seed(0)
+    width, inner, heads = WIDTHS
+    sizes = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": heads}
+    llm = LlamaForCausalLM(LlamaConfig(VOCAB, **sizes, num_hidden_layers=NUM_LAYERS))
+    return llm.to(DEVICE, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
+
+
+def make_batch() -> PromptBatch:
+    ids = torch.randint(VOCAB, (BATCH_SIZE, LENGTH))
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, -ANSWER:] = ids[:, -ANSWER:]
+    is_marker = torch.zeros_like(ids, dtype=torch.bool)
+    is_marker[:, 20:200:6] = True
+    markers = torch.randint(100, (int(is_marker.sum()),))
+    return PromptBatch(ids, torch.ones_like(is_marker), is_marker, markers, labels).to(DEVICE)
+
+
+class Step:
+    """A training step of one engine."""
+
+    def __init__(self, lora: AdaptedLM, batch: PromptBatch, users: Tensor, items: Tensor) -> None:
+        self.engine, self.batch, self.users = NativeEngine(lora, items), batch, users
+        self.optimizer = torch.optim.Adam(lora.parameter_groups(1e-4, 1e-5))
+        lora.model.train()
+
+    def loss(self) -> float:
+        lora = self.engine.lora
+        self.optimizer.zero_grad(set_to_none=True)
+        gates = lora.router(self.users)
+        with lora.gated(gates):
+            loss = self.engine.loss(self.batch, gates)
+            loss.backward()
+        self.optimizer.step()
+        return loss.item()  # waits for the GPU
+
+    def seconds(self) -> float:
+        begin = time.perf_counter()
+        self.loss()
+        return time.perf_counter() - begin
+
+    def saved_bytes(self) -> int:
+        """What the adapted layers keep for the backward pass of one step."""
+        with counted(adapted_layers(self.engine.lora.llm), self.engine.lora.model) as sizes:
+            self.loss()
+        return sum(sizes.values())
+
+
+def adapted_layers(llm: PreTrainedModel) -> list[nn.Module]:
+    return [module for name, module in llm.named_modules() if name.split(".")[-1] in TARGET_MODULES]
+
+
+@contextmanager
+def counted(layers: list[nn.Module], model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes by storage of the tensors that autograd saves while one of `layers` runs forward, parameters aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+    inside = [False]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if inside[0] and storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    def enter(*args: object) -> None:
+        inside[0] = True
+
+    def leave(*args: object) -> None:
+        inside[0] = False
+
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave) for layer in layers]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes
+    for handle in handles:
+        handle.remove()
+
+
+def main() -> None:
+    if find_code() is None:
+        raise SystemExit("set ILORA_DIR to a checkout of AkaliKong/iLoRA@28e4737")
+    llm, batch, settings = make_llm(), make_batch(), LoraSettings(r=8, alpha=32, dropout=0.1, num_experts=4)
+    users, items = torch.randn(BATCH_SIZE, REC_SIZE, device=DEVICE), torch.randn(100, REC_SIZE, device=DEVICE)
+    native = add_gated_lora(copy.deepcopy(llm), settings, REC_SIZE)
+    submodule = add_submodule_lora(llm, settings, REC_SIZE)
+    submodule.load_state(native.state())
+    steps = {"native": Step(native, batch, users, items), "submodule": Step(submodule, batch, users, items)}
+
+    losses = {}
+    for name, step in steps.items():
+        torch.manual_seed(1)  # equal dropout
+        losses[name] = step.loss()
+    saved = {name: step.saved_bytes() / 2**20 for name, step in steps.items()}
+    seconds = {name: [] for name in steps}
+    for _ in range(STEPS):
+        for name, step in steps.items():
+            seconds[name].append(step.seconds())
+    speed = {name: BATCH_SIZE * LENGTH / statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+    result = {
+        "native_tokens_per_s": round(speed["native"], 1),
+        "submodule_tokens_per_s": round(speed["submodule"], 1),
+        "speed_ratio": round(speed["native"] / speed["submodule"], 2),
+        "native_adapter_mib": round(saved["native"], 1),
+        "submodule_adapter_mib": round(saved["submodule"], 1),
+        "memory_ratio": round(saved["native"] / saved["submodule"], 2),
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "loss_difference": float(f"{abs(losses['native'] - losses['submodule']) / losses['submodule']:.1e}"),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
