@@ -77,3 +77,19 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
             "give the base model that it was trained on"
         )
     return state
+
+
+def check_fits(path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compare names and shapes of weights read from `path` with those of a model.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    for name in sorted(wanted.keys() | state.keys()):
+        have = tuple(state[name].shape) if name in state else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(
+                f"{path}: {name} holds {have}, this model wants {want}; use the teacher.lora settings, the base model "
+                "and the recommender that it was trained with"
+            )

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.paths import project_path
-from src.teacher.adapter_file import read_adapter
+from src.teacher.adapter_file import check_fits, read_adapter
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import AdaptedLM
 from src.teacher.ilora_submodule import (
@@ -56,6 +56,7 @@ def add_adapter(
     if settings.init_adapter is not None:
         path = project_path(settings.init_adapter)
         state = read_adapter(path, lora.base) if path.is_dir() else read_checkpoint(path, lora.state(), logger)
+        check_fits(path, state, lora.state())
         lora.load_state(state)
         logger.info("the adapter starts from %s", path)
     return lora

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.git_info import PROJECT_ROOT
-from src.teacher.adapter_file import BaseModel, describe_base, read_adapter, write_adapter
+from src.teacher.adapter_file import BaseModel, check_fits, describe_base, read_adapter, write_adapter
 from src.teacher.config import LoraSettings
 from src.teacher.moe_lora import TARGET_MODULES, lora_config, parameter_groups, saved_settings
 from src.teacher.upstream_weights import from_adapter, to_adapter
@@ -270,10 +270,11 @@ def load_submodule_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec
     """Read a saved adapter for inference.
 
     Raises:
-        UserError: the adapter is damaged or belongs to another base model.
+        UserError: the adapter is damaged, or of another base model, or of other settings.
     """
     state = read_adapter(Path(folder), describe_base(llm))
     lora = add_submodule_lora(llm, saved_settings(Path(folder), num_experts), rec_size)
+    check_fits(Path(folder), state, lora.state())
     lora.load_state(state)
     lora.model.requires_grad_(False).eval()
     return lora

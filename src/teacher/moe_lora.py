@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.teacher.adapter_file import BaseModel, describe_base, read_adapter, write_adapter
+from src.teacher.adapter_file import BaseModel, check_fits, describe_base, read_adapter, write_adapter
 from src.teacher.config import LoraSettings
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -177,10 +177,11 @@ def load_gated_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_siz
     """Read a saved adapter for inference.
 
     Raises:
-        UserError: the adapter is damaged or belongs to another base model.
+        UserError: the adapter is damaged, or of another base model, or of other settings.
     """
     state = read_adapter(Path(folder), describe_base(llm))
     lora = add_gated_lora(llm, saved_settings(Path(folder), num_experts), rec_size)
+    check_fits(Path(folder), state, lora.state())
     lora.load_state(state)
     lora.model.requires_grad_(False).eval()
     return lora

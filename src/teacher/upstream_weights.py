@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.teacher.adapter_file import check_fits
 
 _LLM, _OURS = "llama_model.", "base_model.model."
 _PROJECTOR = {"mlp_proj.0": "inner", "mlp_proj.2": "outer"}
@@ -72,23 +73,14 @@ def read_checkpoint(path: Path, wanted: dict[str, Tensor], logger: logging.Logge
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path}: not a readable checkpoint of iLoRA's training ({reason})") from error
     state = to_adapter(upstream)
-    missing = sorted(wanted.keys() - state.keys())
-    statistics = [name for name in missing if _BUFFER.search(name)]
-    lacking = [name for name in missing if name not in statistics]
-    if lacking and all(".projector." in name for name in lacking):
+    statistics = {name: wanted[name] for name in wanted.keys() - state.keys() if _BUFFER.search(name)}
+    if not any(".projector." in name for name in state):
         raise UserError(f"{path}: has no projector; upstream drops it from a checkpoint that follows a [PH] batch")
-    for name in sorted({*lacking, *(state.keys() - wanted.keys())}):
-        raise UserError(f"{path}: {name} is in {'this model' if name in wanted else 'the checkpoint'} only")
-    for name, value in state.items():
-        if value.shape != wanted[name].shape:
-            raise UserError(
-                f"{path}: {name} holds {tuple(value.shape)}, this model wants {tuple(wanted[name].shape)}; "
-                "use the base model, teacher.lora and recommender of the checkpoint"
-            )
+    check_fits(path, {**statistics, **state}, wanted)
     if statistics:
         logger.warning(
             "%s: lacks the router's BatchNorm statistics (upstream does not save them); they start anew, so that gates "
             "differ from those of its training until ours has estimated them",
             path,
         )
-    return {**wanted, **state}
+    return {**statistics, **state}

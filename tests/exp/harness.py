@@ -37,6 +37,7 @@ TINY_STUDENT = [
 ]
 TINY_TEACHER = [
     "teacher=ilora_tiny",
+    "teacher.engine=native",
     "teacher.batch_size=16",
     "teacher.micro_batch_size=8",
     "teacher.max_train_rows=64",

@@ -34,6 +34,7 @@ def dataset(make_dataset) -> SequenceDataset:
 def make_config() -> TeacherConfig:
     return TeacherConfig(
         name="ilora_tiny",
+        engine="native",
         max_history=3,
         num_candidates=5,
         batch_size=4,

@@ -237,7 +237,7 @@ def test_an_upstream_checkpoint_loads_with_a_warning(lora, make_lora, tmp_path, 
     "changes, message",
     [
         ({"router.conv1.weight": torch.zeros(16, 1, 5)}, r"router\.conv\.weight holds \(16, 1, 5\), this model wants"),
-        ({"router.conv1.weight": None}, r"router\.conv\.weight is in this model only"),
+        ({"router.conv1.weight": None}, r"router\.conv\.weight holds nothing, this model wants \(16, 1, 3\)"),
         ({"router.strange.weight": torch.zeros(1)}, r"strange\.weight: not a weight of iLoRA's router or projector"),
         (
             {f"projector.mlp_proj.{i}.{n}": None for i in (0, 2) for n in ("weight", "bias")},
@@ -273,6 +273,20 @@ def test_an_adapter_of_another_base_model_is_refused(lora, build_llm, config, tm
         UserError, match=r"an adapter of the base model llm \(.{12}\), this run's .* is other \(.{12}\)"
     ):
         load_adapter("native", other, tmp_path / "adapter", config, REC_SIZE)
+
+
+def test_an_adapter_of_other_settings_is_refused(lora, llm_folder, config, tmp_path, logger):
+    lora.save(tmp_path / "adapter")
+    llm = load_llm(llm_folder, "float32", CPU)[1]
+    with pytest.raises(
+        UserError, match=r"adapter: .*projector\.inner\.weight holds \(16, 8\), this model wants \(16, 5\)"
+    ):
+        load_adapter("native", llm, tmp_path / "adapter", config, 5)
+    config.init_adapter, config.lora = str(tmp_path / "adapter"), LoraSettings(r=2, alpha=6, num_experts=2)
+    with pytest.raises(
+        UserError, match=r"lora_A\.weight holds \(4, .*\), this model wants \(2, .*use the teacher\.lora"
+    ):
+        add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
 
 
 def test_the_base_model_is_recognised_in_any_dtype(lora, llm_folder, config, tmp_path):
