@@ -11,12 +11,21 @@ from src.core.errors import UserError
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write(temporary)` make the file beside `path`, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write(temporary)` make the file beside `path`, then move it into place.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to; what was at `path` is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); files written before are whole, make room or "
+            "choose another folder and start the stage again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,21 @@ def time_block(name: str, time_file: Path) -> Iterator[None]:
         times: dict[str, Any] = read_json(time_file) if time_file.is_file() else {}
         times[name] = round(times.get(name, 0.0) + seconds, 3)
         write_json(time_file, times)
+
+
+@contextmanager
+def row_progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar over rows, of which `done` were there before; yields a function that counts more of them."""
+    begin, count = time.perf_counter(), 0
+    with progress_bar() as bar:
+        task = bar.add_task(name, total=total, completed=done, info="")
+
+        def advance(rows: int) -> None:
+            nonlocal count
+            count += rows
+            bar.update(task, advance=rows, info=f"{count / (time.perf_counter() - begin):.1f} rows/s")
+
+        yield advance
 
 
 def progress_bar() -> Progress:

@@ -5,11 +5,12 @@
 | `all_embeddings.pt` | float32 [num_items, llm_dim] |
 | `myrank_train.txt` | num_rows lines of top_n item ids, best first |
 | `confidence_train.txt` | num_rows lines of top_n distances of those items, ascending |
-| `row_stats.npz` | per row: raw best distance, answer log-probability, valid flag |
+| `row_stats.npz` | per row: raw best distance, answer log-probability, valid flag, whether it is in-sample |
 | `manifest.json` | what the files belong to and how they were made |
 """
 
-from dataclasses import asdict, dataclass
+import io
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class Manifest:
     """Where a teacher's files come from.
 
     Attributes:
-        in_sample_rows: rows among the exported ones that the teacher was trained on.
+        leaks_target: whether the target was among the candidates that the teacher chose from.
+        in_sample_rows: rows among the exported ones that the teacher was trained on: their rankings are in-sample.
         sha256: hash of each data file.
+        made_with: all settings that the rankings depend on.
     """
 
     format_version: int
@@ -54,6 +57,8 @@ class Manifest:
     seed: int
     git_commit: str
     sha256: dict[str, str]
+    leaks_target: bool = False
+    made_with: dict[str, Any] = field(default_factory=dict)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -99,7 +104,10 @@ def write_teacher_files(
         with path.open("wb") as file:
             np.savez_compressed(file, **row_stats)
 
-    write_atomic(folder / EMBEDDINGS_FILE, lambda path: torch.save(embeddings.float().contiguous(), path))
+    # Through memory: torch writes the name of the file into it, which would make the bytes differ from run to run.
+    buffer = io.BytesIO()
+    torch.save(embeddings.float().contiguous(), buffer)
+    write_atomic(folder / EMBEDDINGS_FILE, lambda path: path.write_bytes(buffer.getbuffer()))
     write_atomic(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d"))
     write_atomic(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g"))
     write_atomic(folder / ROW_STATS_FILE, write_npz)

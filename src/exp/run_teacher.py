@@ -11,7 +11,8 @@ from src.teacher.ilora_backend import require_free_export
 
 def run(cfg: DictConfig) -> float:
     stage = begin_stage(cfg, "teacher")
-    require_free_export(teacher_outputs_dir(cfg), stage.settings.general.overwrite)
+    adapter = stage.folder.model_dir("teacher") / "adapter"
+    require_free_export(teacher_outputs_dir(cfg), stage.settings.general.overwrite, adapter)
     teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device)
     writer = stage.tensorboard
     with time_block("teacher_train_time_total", stage.folder.time_file):

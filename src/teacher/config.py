@@ -8,6 +8,7 @@ from src.teacher.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
+CANDIDATES = ("retrieval", "sampled", "none")
 CONFIDENCES = ("minmax", "raw")
 ENGINES = ("auto", "native", "submodule")
 
@@ -38,24 +39,35 @@ class ExportSettings:
     """What is written for the student.
 
     Attributes:
-        method: `likelihood` ranks the retrieved candidates by minus the mean log-probability of their
-            titles; `generate` lets the LLM answer and ranks all items by the L2 distance of their
+        method: `likelihood` ranks the candidates by minus the mean log-probability of their titles;
+            `generate` lets the LLM answer and ranks all items by the L2 distance of their
             embeddings to the answer's (BIGRec's grounding).
+        candidates: what a prompt offers. `retrieval`: the frozen recommender's best items, so that the target
+            plays no part; `sampled`: the target among random items, as iLoRA has it; `none`: nothing.
         top_n: items per row.
         confidence: `minmax` normalises a row's distances over what was ranked, `raw` keeps them.
-        batch_size: rows per forward pass.
+        batch_tokens: tokens of a forward pass, padding included; bounds the memory.
     """
 
     method: str = "likelihood"
+    candidates: str = "retrieval"
     top_n: int = 10
     confidence: str = "minmax"
-    batch_size: int = 16
+    batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
         check(self.method in EXPORT_METHODS, "teacher.export.method", self.method, _one_of(EXPORT_METHODS))
         check(self.confidence in CONFIDENCES, "teacher.export.confidence", self.confidence, _one_of(CONFIDENCES))
         check(self.top_n >= 1, "teacher.export.top_n", self.top_n, "an integer >= 1")
-        check(self.batch_size >= 1, "teacher.export.batch_size", self.batch_size, "an integer >= 1")
+        check(self.batch_tokens >= 1, "teacher.export.batch_tokens", self.batch_tokens, "an integer >= 1")
+        allowed = CANDIDATES if self.method == "generate" else CANDIDATES[:2]
+        check(
+            self.candidates in allowed,
+            "teacher.export.candidates",
+            self.candidates,
+            f"{_one_of(allowed)} with teacher.export.method={self.method}"
+            + ("" if self.method == "generate" else ", which ranks what the prompt offers"),
+        )
 
 
 @dataclass
@@ -101,7 +113,8 @@ class TeacherConfig:
             null trains one.
         batch_size: rows per optimizer step (micro-batches accumulate up to it).
         max_history: titles of the history in a prompt, the last ones.
-        max_train_rows: rows the teacher trains on, drawn once; null takes all.
+        max_train_rows: rows the teacher trains on, drawn once; null takes all. The rankings of the others are
+            out-of-sample.
         max_eval_rows: test rows the teacher is evaluated on, drawn once; null takes all.
         save_interval: epochs between checkpoints.
         recommender: how the frozen recommender is trained.

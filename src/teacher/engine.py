@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.teacher.adapter_file import BaseModel
+from src.teacher.answer_tree import AnswerTrees, build_trees
 from src.teacher.llm import positions
 from src.teacher.prompts import IGNORED, PromptBatch
 
@@ -99,35 +100,43 @@ class NativeEngine:
     ) -> tuple[list[str], Tensor]:
         """Greedy answers of left-padded prompts without answers.
 
+        The output layer sees the last position only. A row that has ended leaves the batch, so that the longest
+        answer holds up nobody.
+
         Returns:
             The first line of each answer, and the log-probability of its tokens, float32 [B].
         """
-        with self.lora.gated(gates):
-            out = self.lora.llm.generate(
-                inputs_embeds=self.inputs_embeds(batch),
-                attention_mask=batch.mask.long(),
-                max_new_tokens=_MAX_ANSWER_TOKENS,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                eos_token_id=[tokenizer.eos_token_id, newline_id],
-                pad_token_id=tokenizer.pad_token_id,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        texts = tokenizer.batch_decode(out.sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        tokens = torch.stack(out.logits, 1).float().log_softmax(-1).gather(2, out.sequences[..., None])[..., 0]
-        log_probs = tokens.masked_fill(out.sequences == tokenizer.pad_token_id, 0.0).sum(1)
+        stop = torch.tensor([tokenizer.eos_token_id, newline_id], device=batch.ids.device)
+        rows = torch.arange(len(batch.ids), device=batch.ids.device)  # those that go on
+        answers: list[list[int]] = [[] for _ in rows]
+        log_probs = torch.zeros(len(rows), device=rows.device)
+        embeds, mask, cache = self.inputs_embeds(batch), batch.mask, DynamicCache()
+        for _ in range(_MAX_ANSWER_TOKENS):
+            hidden = self._extend(cache, embeds, mask.long(), positions(mask)[:, -embeds.shape[1] :], gates)
+            logits = self.lora.llm.lm_head(hidden[:, -1]).float()  # [rows, vocab]
+            token = logits.argmax(-1)
+            log_probs[rows] += _token_log_prob(logits, token)
+            for row, value in zip(rows.tolist(), token.tolist(), strict=True):
+                answers[row].append(value)
+            going = ~torch.isin(token, stop)
+            if not going.any():
+                break
+            if not going.all():
+                cache.batch_select_indices(going)
+                rows, token, mask, gates = rows[going], token[going], mask[going], gates[going]
+            embeds = self.lora.llm.get_input_embeddings()(token)[:, None]
+            mask = F.pad(mask, (0, 1), value=True)
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip().split("\n")[0].strip() for text in texts], log_probs
 
     @torch.no_grad()
     def candidate_log_probs(
         self, batch: PromptBatch, gates: Tensor, answers: list[list[list[int]]]
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of every candidate's answer given its row's prompt, in one forward pass.
+        """Log-probabilities of every candidate's answer given its row's prompt.
 
-        The candidates' tokens follow the prompt in one sequence; a mask lets each candidate see the prompt and
-        itself only, and its positions go on from the prompt's end, so that the prefix is computed once.
+        The prompt is computed once, then all candidates in one pass over its cache: as a tree in which common
+        beginnings are one branch, with a mask that lets each token see the prompt and its own branch only.
 
         Args:
             batch: left-padded prompts without answers, S wide.
@@ -137,61 +146,49 @@ class NativeEngine:
         Returns:
             total float32 [B, C] (sum over the answer's tokens) and mean float32 [B, C].
         """
-        device = batch.ids.device
-        suffix, owner, offset = (part.to(device) for part in _lay_out(answers))  # each [B, A]
-        embeds = self.inputs_embeds(batch)
-        embeds = torch.cat([embeds, self.lora.llm.get_input_embeddings()(suffix.clamp(min=0))], 1)
-        length = batch.mask.sum(1, keepdim=True)
-        position = torch.cat([positions(batch.mask), length + offset], 1)
-        mask = _candidate_mask(batch.mask, owner, offset)
-        blocked = torch.zeros(mask.shape, dtype=embeds.dtype, device=device)
-        blocked.masked_fill_(~mask, torch.finfo(embeds.dtype).min)
-        with self.lora.gated(gates):
-            hidden = self.lora.llm.model(
-                inputs_embeds=embeds, attention_mask=blocked[:, None], position_ids=position, use_cache=False
-            ).last_hidden_state
-        return self._sum_log_probs(hidden, suffix, owner, offset, len(answers[0]))
-
-    def _sum_log_probs(
-        self, hidden: Tensor, suffix: Tensor, owner: Tensor, offset: Tensor, num_candidates: int
-    ) -> tuple[Tensor, Tensor]:
-        """Score each suffix token from the position before it; a candidate's first from the prompt's end."""
-        start = hidden.shape[1] - suffix.shape[1]
-        before = torch.arange(start - 1, hidden.shape[1] - 1, device=hidden.device).expand_as(suffix)
-        before = torch.where(offset == 0, start - 1, before)  # [B, A]
-        real = owner >= 0
-        row = torch.arange(len(suffix), device=hidden.device)[:, None].expand_as(suffix)[real]
-        logits = self.lora.llm.lm_head(hidden[row, before[real]]).float()  # [answer tokens, vocab]
-        token = -F.cross_entropy(logits, suffix[real], reduction="none")
-        total = torch.zeros(len(suffix), num_candidates, device=hidden.device)
+        trees, cache = build_trees(answers).to(batch.ids.device), DynamicCache()
+        before = self._extend(cache, self.inputs_embeds(batch), batch.mask.long(), positions(batch.mask), gates)
+        visible = torch.cat([batch.mask[:, None].expand(-1, trees.token.shape[1], -1), trees.visible()], 2)
+        blocked = torch.zeros(visible.shape, dtype=before.dtype, device=before.device)  # [B, A, S + A]
+        blocked.masked_fill_(~visible, torch.finfo(before.dtype).min)
+        embeds = self.lora.llm.get_input_embeddings()(trees.token)
+        position = batch.mask.sum(1, keepdim=True) + trees.depth
+        inside = self._extend(cache, embeds, blocked[:, None], position, gates)
+        hidden = torch.cat([before[:, -1:], inside], 1)  # [B, 1 + A, llm_dim]
+        total = torch.zeros(len(answers), len(answers[0]), device=hidden.device)
         count = torch.zeros_like(total)
-        total.index_put_((row, owner[real]), token, accumulate=True)
-        count.index_put_((row, owner[real]), torch.ones_like(token), accumulate=True)
+        scores = self._scored(hidden, trees)
+        place = (trees.row, trees.candidate)
+        total.index_put_(place, scores, accumulate=True)
+        count.index_put_(place, torch.ones_like(scores), accumulate=True)
         return total, total / count
 
+    def _scored(self, hidden: Tensor, trees: AnswerTrees) -> Tensor:
+        """Log-probability of each scored token, float32 [T], from the prompt ends and nodes [B, 1 + A, llm_dim].
 
-def _lay_out(answers: list[list[list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Concatenate each row's answers: token, owning candidate and place in it, int64 [B, A], -1 (0) beyond."""
-    width = max(sum(map(len, row)) for row in answers)
-    token = torch.full((len(answers), width), -1)
-    owner, offset = token.clone(), torch.zeros_like(token)
-    for i, row in enumerate(answers):
-        lengths = torch.tensor([len(answer) for answer in row])
-        flat = torch.tensor([t for answer in row for t in answer])
-        token[i, : len(flat)] = flat
-        owner[i, : len(flat)] = torch.repeat_interleave(torch.arange(len(row)), lengths)
-        begin = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        offset[i, : len(flat)] = torch.arange(len(flat)) - begin
-    return token, owner, offset
+        Every hidden state goes through the output layer once, however many answers branch there.
+        """
+        source, follows = torch.unique(trees.row * hidden.shape[1] + trees.source + 1, return_inverse=True)
+        logits = self.lora.llm.lm_head(hidden.flatten(0, 1)[source]).float()  # [sources, vocab]
+        return logits[follows, trees.target] - logits.logsumexp(-1)[follows]
+
+    def _extend(self, cache: Cache, embeds: Tensor, mask: Tensor, position: Tensor, gates: Tensor) -> Tensor:
+        """Run N more positions and keep their keys and values in `cache`: hidden states [B, N, llm_dim].
+
+        Args:
+            embeds: [B, N, llm_dim]; position: int64 [B, N].
+            mask: int64 [B, S] over all positions so far, or a float [B, 1, N, S] to add to the attention scores.
+        """
+        with self.lora.gated(gates):
+            return self.lora.llm.model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
 
 
-def _candidate_mask(prompt: Tensor, owner: Tensor, offset: Tensor) -> Tensor:
-    """Who sees whom: bool [B, S + A, S + A] from prompt bool [B, S] and the suffix's owner, offset [B, A]."""
-    causal = torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril()
-    top = causal & prompt[:, None]  # [B, S, S]
-    same = (owner[:, :, None] == owner[:, None]) & (offset[:, :, None] >= offset[:, None])  # [B, A, A]
-    left = prompt[:, None].expand(-1, owner.shape[1], -1)  # [B, A, S]
-    right = torch.zeros(len(prompt), prompt.shape[1], owner.shape[1], dtype=torch.bool, device=prompt.device)
-    mask = torch.cat([torch.cat([top, right], 2), torch.cat([left, same], 2)], 1)
-    # A padded query would see nothing and its softmax would be NaN: let it see itself.
-    return mask | torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+def _token_log_prob(logits: Tensor, token: Tensor) -> Tensor:
+    """Log-probability of one token a row: float [N, vocab], int64 [N] -> float [N]."""
+    return logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)

@@ -3,15 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
-from src.core.data_utils import Rows
-from src.core.logging import progress_bar
-from src.teacher.sampling import fixed_candidates
+from src.core.data_utils import Rows, SequenceDataset
+from src.core.logging import row_progress
+from src.core.metrics import metrics_from_ranks
+from src.student.evaluator import Evaluation
+from src.teacher.export import Ranking
+from src.teacher.inference import EVALUATION_TEMPLATE, answer_tokens, candidate_items, candidate_log_probs, run_rows
+from src.teacher.prompts import PromptBatch
 from src.teacher.training import TeacherParts
-
-EVALUATION_TEMPLATE = 0
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,72 @@ def _interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-@torch.no_grad()
 def generate_answers(parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int) -> Answers:
     """Let the teacher answer rows with the target among fixed random candidates, markers carrying embeddings."""
-    config, lora = parts.config, parts.engine.lora
-    texts, titles, targets, likeliest = [], [], [], []
-    with progress_bar() as bar:
-        task = bar.add_task("answers", total=len(index), info="")
-        for begin in range(0, len(index), config.export.batch_size):
-            batch = index[begin : begin + config.export.batch_size]
-            histories = [rows.history(i) for i in batch]
-            candidates = fixed_candidates(
-                seed, batch, parts.dataset.num_items, config.num_candidates, histories, rows.targets[batch]
-            )
-            prompts = [
-                parts.builder.prompt(h[-config.max_history :], c, EVALUATION_TEMPLATE, embed=True)
-                for h, c in zip(histories, candidates, strict=True)
-            ]
-            gates = lora.router(parts.recommender.users(rows, batch))
-            prompt_batch = parts.builder.batch(prompts).to(lora.llm.device)
-            texts += parts.engine.generate(prompt_batch, gates, parts.builder.tokenizer, parts.builder.newline_id)[0]
-            choices = [[parts.builder.answer(int(item)) for item in row] for row in candidates]
-            log_probs, _ = parts.engine.candidate_log_probs(prompt_batch, gates, choices)
-            best = log_probs.argmax(1).cpu().numpy()
-            likeliest += [parts.dataset.titles[i] for i in candidates[np.arange(len(batch)), best]]
-            titles += [[parts.dataset.titles[i] for i in row] for row in candidates]
-            targets += [parts.dataset.titles[i] for i in rows.targets[batch]]
-            bar.update(task, advance=len(batch))
-    return Answers(texts, titles, targets, likeliest)
+    builder, titles = parts.builder, np.array(parts.dataset.titles, dtype=object)
+    candidates = candidate_items(parts, rows, index, seed, "sampled")
+
+    def answer(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> dict[str, np.ndarray]:
+        texts, _ = parts.engine.generate(batch, gates, builder.tokenizer, builder.newline_id)
+        log_probs, _ = candidate_log_probs(parts, batch, gates, offered)
+        likeliest = np.take_along_axis(offered, log_probs.argmax(1)[:, None], 1)[:, 0]
+        return {"text": np.array(texts, dtype=object), "likeliest": likeliest}
+
+    with row_progress("answers", len(index)) as advance:
+        done = run_rows(parts, rows, index, candidates, answer, answer_tokens(parts, candidates), advance)
+    return Answers(
+        done["text"].tolist(),
+        titles[candidates].tolist(),
+        titles[rows.targets[index]].tolist(),
+        titles[done["likeliest"]].tolist(),
+    )
+
+
+def full_ranking(ranking: Ranking, dataset: SequenceDataset, index: np.ndarray, ks: list[int]) -> Evaluation:
+    """Metrics of test rows whose rankings hold some items only: a target that is missing counts as last.
+
+    With the history removed, its items above the target don't count (the target never is removed).
+
+    Args:
+        index: the test rows int64 [N] that were ranked.
+    """
+    test = dataset.test
+    targets, columns = test.targets[index], np.arange(ranking.items.shape[1])
+    found = ranking.items == targets[:, None]
+    is_found, place = found.any(1), found.argmax(1)
+    seen = [np.setdiff1d(test.history(i), target) for i, target in zip(index, targets, strict=True)]
+    seen_above = [np.isin(row[columns < at], s).sum() for row, at, s in zip(ranking.items, place, seen, strict=True)]
+    last = dataset.num_items - 1
+    better = np.where(is_found, place, last)
+    masked = np.where(is_found, place - seen_above, last - np.array([len(s) for s in seen]))
+    equal = np.ones_like(better)
+    ranks = {"user": test.user[index].astype(np.int64), "target": targets, "better": better, "equal": equal}
+    ranks |= {"better_masked": masked, "equal_masked": equal}
+    return Evaluation(metrics_from_ranks(better, equal, ks), metrics_from_ranks(masked, equal, ks), ranks)
+
+
+def examples(
+    parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int, answers: Answers, ranked: np.ndarray
+) -> str:
+    """A Markdown page to read: prompts, answers, and the items that the teacher ranks first.
+
+    Args:
+        index: row numbers int64 [N], the first of those that `answers` (with this seed) are of.
+        ranked: int64 [N, C], best first; made with the export's prompts, which offer other candidates.
+    """
+    titles = parts.dataset.titles
+    lines = ["# Answers of the teacher on test rows", ""]
+    for i, offered in enumerate(candidate_items(parts, rows, index, seed, "sampled")):
+        history = rows.history(index[i])[-parts.config.max_history :]
+        chosen = named_candidate(answers.texts[i], answers.candidates[i])
+        verdict = "invalid" if chosen is None else "right" if chosen == answers.targets[i] else "wrong"
+        lines += [
+            f"## Test row {index[i]}: {verdict}",
+            f"- prompt: {parts.builder.text(history, offered, EVALUATION_TEMPLATE, embed=True)}",
+            f"- answer: {answers.texts[i]}",
+            f"- likeliest candidate: {answers.likeliest[i]}",
+            f"- target: {answers.targets[i]}",
+            f"- ranking ({parts.config.export.method}): {'; '.join(titles[item] for item in ranked[i])}",
+            "",
+        ]
+    return "\n".join(lines)

@@ -1,5 +1,10 @@
-"""Ranking rows with the teacher, for the student's training rows and for evaluation."""
+"""Ranking rows with the teacher, for the student's training rows and for evaluation.
 
+In two steps: the LLM scores the rows (hours on a GPU, so `shards.py` keeps what is done), and the scores become
+rankings. A score is an answer in words (`generate`) or the ranked candidates (`likelihood`).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +12,15 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import Rows
-from src.core.logging import progress_bar
-from src.teacher.evaluation import EVALUATION_TEMPLATE
+from src.core.logging import row_progress
+from src.teacher.inference import answer_tokens, candidate_items, candidate_log_probs, run_rows
 from src.teacher.llm import encode_texts
+from src.teacher.prompts import PromptBatch
 from src.teacher.training import TeacherParts
+
+_DISTANCES_AT_ONCE = 1 << 24
+
+Scores = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,87 +52,96 @@ def base_embeddings(parts: TeacherParts, texts: list[str]) -> Tensor:
     """Embeddings of texts by the base LLM, adapter off: float32 [len(texts), llm_dim]."""
     lora = parts.engine.lora
     with lora.model.disable_adapter():
-        return encode_texts(lora.llm, parts.builder.tokenizer, texts, parts.config.export.batch_size)
+        return encode_texts(lora.llm, parts.builder.tokenizer, texts, parts.config.export.batch_tokens)
 
 
-def rank_rows(parts: TeacherParts, rows: Rows, index: np.ndarray, embeddings: Tensor, seed: int, count: int) -> Ranking:
+def rank_rows(
+    parts: TeacherParts, rows: Rows, index: np.ndarray, embeddings: Tensor, seed: int, candidates: str, count: int
+) -> Ranking:
     """Rank items for some rows by `teacher.export.method`.
-
-    The prompt's candidates are the frozen recommender's best items, none of the history: the target
-    plays no part in choosing them.
 
     Args:
         index: row numbers int64 [N].
         embeddings: base embeddings of all titles, float32 [num_items, llm_dim] (for `generate`).
+        candidates: what the prompts offer, see `candidate_items`.
         count: items to keep per row.
     """
-    config = parts.config
-    rank = _rank_by_likelihood if config.export.method == "likelihood" else _rank_by_answer
-    results = []
-    with progress_bar() as bar:
-        task = bar.add_task("ranking rows", total=len(index), info="")
-        for begin in range(0, len(index), config.export.batch_size):
-            batch = index[begin : begin + config.export.batch_size]
-            results.append(rank(parts, rows, batch, embeddings, seed, count))
-            bar.update(task, advance=len(batch))
-    return Ranking(*(np.concatenate([getattr(r, f) for r in results]) for f in Ranking.__dataclass_fields__))
+    with row_progress("ranking rows", len(index)) as advance:
+        scores = score_rows(parts, rows, index, seed, candidates, advance)
+    return to_ranking(parts, scores, embeddings, count)
 
 
-def _candidates(parts: TeacherParts, rows: Rows, batch: np.ndarray, seed: int) -> np.ndarray:
-    """Retrieved items in an order that depends on seed and row only, so that the place tells nothing: int64 [B, C]."""
-    best = parts.recommender.retrieve(rows, batch, parts.config.num_candidates)
-    return np.stack([np.random.default_rng([seed, int(i)]).permutation(c) for i, c in zip(batch, best, strict=True)])
+def score_rows(
+    parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int, candidates: str, advance: Callable[[int], None]
+) -> Scores:
+    """What the LLM does for some rows.
+
+    Returns:
+        `log_prob` float32 [N] of the best answer, and either `answer` str [N], or `items` int64 [N, C], best first,
+        and their `distances` float32 [N, C].
+    """
+    items = candidate_items(parts, rows, index, seed, candidates)
+
+    def answer(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
+        texts, log_prob = parts.engine.generate(batch, gates, parts.builder.tokenizer, parts.builder.newline_id)
+        return {"answer": np.array([_unquoted(text) for text in texts]), "log_prob": log_prob.cpu().numpy()}
+
+    def compare(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
+        total, mean = candidate_log_probs(parts, batch, gates, offered)
+        order = np.argsort(-mean, axis=1, kind="stable")
+        ordered = {"items": offered, "distances": -mean, "log_prob": total}
+        scores = {name: np.take_along_axis(values, order, 1) for name, values in ordered.items()}
+        return {**scores, "log_prob": scores["log_prob"][:, 0]}
+
+    if parts.config.export.method == "generate":
+        return run_rows(parts, rows, index, items, answer, np.zeros(len(index), dtype=int), advance)
+    return run_rows(parts, rows, index, items, compare, answer_tokens(parts, items), advance)
 
 
-def _prompts(parts: TeacherParts, rows: Rows, batch: np.ndarray, candidates: np.ndarray):
-    prompts = [
-        parts.builder.prompt(rows.history(i)[-parts.config.max_history :], c, EVALUATION_TEMPLATE, embed=True)
-        for i, c in zip(batch, candidates, strict=True)
-    ]
-    return parts.builder.batch(prompts).to(parts.engine.lora.llm.device)
+def to_ranking(parts: TeacherParts, scores: Scores, embeddings: Tensor, count: int) -> Ranking:
+    """The best `count` items of each row."""
+    if parts.config.export.method == "generate":
+        return _ground(parts, scores, embeddings, count)
+    items, distances = scores["items"], scores["distances"]
+    valid = np.ones(len(items), dtype=bool)
+    return Ranking(items[:, :count], distances[:, :count], distances[:, [0, -1]], scores["log_prob"], valid)
 
 
-@torch.no_grad()
-def _rank_by_likelihood(
-    parts: TeacherParts, rows: Rows, batch: np.ndarray, embeddings: Tensor, seed: int, count: int
-) -> Ranking:
-    candidates = _candidates(parts, rows, batch, seed)
-    gates = parts.engine.lora.router(parts.recommender.users(rows, batch))
-    answers = [[parts.builder.answer(int(item)) for item in row] for row in candidates]
-    total, mean = parts.engine.candidate_log_probs(_prompts(parts, rows, batch, candidates), gates, answers)
-    distance, total = -mean.cpu().numpy(), total.cpu().numpy()
-    order = np.argsort(distance, axis=1, kind="stable")
-    ordered = np.take_along_axis(distance, order, 1)
-    return Ranking(
-        np.take_along_axis(candidates, order, 1)[:, :count],
-        ordered[:, :count],
-        ordered[:, [0, -1]],
-        np.take_along_axis(total, order, 1)[:, 0],
-        np.ones(len(batch), dtype=bool),
-    )
+# --- from answers to items ----------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def _rank_by_answer(
-    parts: TeacherParts, rows: Rows, batch: np.ndarray, embeddings: Tensor, seed: int, count: int
-) -> Ranking:
-    candidates = _candidates(parts, rows, batch, seed)
-    gates = parts.engine.lora.router(parts.recommender.users(rows, batch))
-    texts, log_probs = parts.engine.generate(
-        _prompts(parts, rows, batch, candidates), gates, parts.builder.tokenizer, parts.builder.newline_id
-    )
-    distance = torch.cdist(base_embeddings(parts, [_unquoted(text) for text in texts]), embeddings)
-    count = min(count, distance.shape[1])
-    nearest = distance.topk(count, largest=False)
+def _ground(parts: TeacherParts, scores: Scores, embeddings: Tensor, count: int) -> Ranking:
+    """Rank all items by the distance of their embeddings to the answer's; equal answers are ranked once."""
+    answers, place = np.unique(scores["answer"], return_inverse=True)
+    encoded, device = encode_answers(parts, answers.tolist(), embeddings), parts.engine.lora.llm.device
+    items, distances, spread = _nearest(encoded.to(device), embeddings.to(device), count)
     known = {_unquoted(title).casefold() for title in parts.dataset.titles}
-    spread = torch.stack([distance.min(1).values, distance.max(1).values], 1)
-    return Ranking(
-        nearest.indices.numpy(),
-        nearest.values.numpy(),
-        spread.numpy(),
-        log_probs.cpu().numpy(),
-        np.array([_unquoted(text).casefold() in known for text in texts]),
-    )
+    valid = np.array([answer.casefold() in known for answer in answers.tolist()])
+    return Ranking(items[place], distances[place], spread[place], scores["log_prob"], valid[place])
+
+
+def encode_answers(parts: TeacherParts, answers: list[str], embeddings: Tensor) -> Tensor:
+    """Base embeddings of distinct answers, float32 [len(answers), llm_dim]; a title's is looked up."""
+    item = {title: i for i, title in enumerate(parts.dataset.titles)}
+    other = [answer for answer in answers if answer not in item]
+    table = torch.cat([embeddings, base_embeddings(parts, other)]) if other else embeddings
+    item |= {answer: len(embeddings) + i for i, answer in enumerate(other)}
+    return table[[item[answer] for answer in answers]]
+
+
+def _nearest(queries: Tensor, embeddings: Tensor, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Items int64 [N, count] nearest to each query, their distances, and the extremes over all items [N, 2]."""
+    # Distances don't change, but squares of what all embeddings have in common would swamp them in float32.
+    center = embeddings.mean(0)
+    queries, embeddings = queries - center, embeddings - center
+    items, distances, spread = [], [], []
+    for chunk in queries.split(max(1, _DISTANCES_AT_ONCE // len(embeddings))):
+        distance = torch.cdist(chunk, embeddings)
+        nearest = distance.topk(min(count, len(embeddings)), largest=False)
+        items.append(nearest.indices.cpu().numpy())
+        distances.append(nearest.values.cpu().numpy())
+        spread.append(torch.stack([distance.min(1).values, distance.max(1).values], 1).cpu().numpy())
+    return np.concatenate(items), np.concatenate(distances), np.concatenate(spread)
 
 
 def _unquoted(text: str) -> str:

@@ -1,10 +1,14 @@
 """iLoRA as a teacher: training, evaluation and export around either engine."""
 
+import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig
 
 from src.core.data_utils import Rows, SequenceDataset
@@ -12,21 +16,22 @@ from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
 from src.core.logging import LOGGER_NAME, TensorBoardWriter
-from src.core.metrics import MetricsConfig, metrics_from_ranks
+from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import parse_section
 from src.core.teacher_files import read_manifest, write_teacher_files
-from src.student.evaluator import Evaluation, write_evaluation
+from src.student.evaluator import write_evaluation
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import NativeEngine
 from src.teacher.engines import add_adapter, choose_engine, load_adapter
-from src.teacher.evaluation import answer_metrics, generate_answers
-from src.teacher.export import Ranking, base_embeddings, rank_rows
+from src.teacher.evaluation import answer_metrics, examples, full_ranking, generate_answers
+from src.teacher.export import Ranking, Scores, base_embeddings, rank_rows, score_rows, to_ranking
 from src.teacher.interfaces import ITeacherRecommender
 from src.teacher.llm import check_llm_folder, load_llm
 from src.teacher.prompts import PromptBuilder
 from src.teacher.recommender import FrozenRecommender, load_recommender, train_recommender
+from src.teacher.shards import read_shards, remove_shards, shard_folder, write_shards
 from src.teacher.tiny_llm import build_tiny_llm
 from src.teacher.training import TeacherParts, train_adapter, training_rows
 
@@ -150,11 +155,10 @@ class ILoRATeacher(ITeacherRecommender):
         index = self._sampled(self.dataset.test, self.settings.max_eval_rows)
         answers = generate_answers(parts, self.dataset.test, index, seed)
         result = answer_metrics(answers)
-        embeddings = base_embeddings(parts, self.dataset.titles)
-        count = min(max(*metrics.ks, self.settings.num_candidates), self.dataset.num_items)
-        ranking = rank_rows(parts, self.dataset.test, index, embeddings, seed, count)
-        evaluation = _full_ranking(ranking, self.dataset, index, metrics.ks)
-        self._write_examples(index, answers.texts, answers.targets, answers.candidates)
+        ranking = self._rank_test_rows(parts, index, seed, max(metrics.ks))
+        evaluation = full_ranking(ranking, self.dataset, index, metrics.ks)
+        page = examples(parts, self.dataset.test, index[:_SAMPLE_ANSWERS], seed, answers, ranking.items[:, :10])
+        write_text(self.folder.root / "metrics" / "teacher_examples.md", page)
         about = {
             "model": self.settings.name,
             "dataset": self.dataset.name,
@@ -183,39 +187,57 @@ class ILoRATeacher(ITeacherRecommender):
             evaluation.metrics_masked[metrics.monitor],
         )
 
-    def _write_examples(
-        self, index: np.ndarray, texts: list[str], targets: list[str], candidates: list[list[str]]
-    ) -> None:
-        """A readable sample of histories, candidates and answers."""
-        lines = ["# Answers of the teacher on test rows", ""]
-        for i, row in enumerate(index[:_SAMPLE_ANSWERS]):
-            history = self.dataset.test.history(int(row))[-self.settings.max_history :]
-            lines += [
-                f"## Test row {row}: {'right' if texts[i].casefold() == targets[i].casefold() else 'wrong'}",
-                f"- history: {'; '.join(self.dataset.titles[item] for item in history)}",
-                f"- candidates: {'; '.join(candidates[i])}",
-                f"- answer: {texts[i]}",
-                f"- target: {targets[i]}",
-                "",
-            ]
-        write_text(self.folder.root / "metrics" / "teacher_examples.md", "\n".join(lines))
+    def _rank_test_rows(self, parts: TeacherParts, index: np.ndarray, seed: int, depth: int) -> Ranking:
+        """The export's way on test rows, deep enough for `depth` items without the history.
+
+        A prompt that offers the target would give it away, so `sampled` candidates are replaced by retrieved ones.
+        """
+        export, rows = self.settings.export, self.dataset.test
+        by_answer = export.method == "generate"
+        embeddings = base_embeddings(parts, self.dataset.titles) if by_answer else torch.empty(0)
+        longest = int((rows.pos - rows.start)[index].max())
+        count = min(depth + longest, self.dataset.num_items) if by_answer else self.settings.num_candidates
+        candidates = "retrieval" if export.candidates == "sampled" else export.candidates
+        return rank_rows(parts, rows, index, embeddings, seed, candidates, count)
 
     def export_for_dllm2rec(self, cfg: DictConfig, logger: logging.Logger) -> None:
         """Rank every training row and write the files of `src/core/teacher_files.py`.
 
+        What is done is kept in `models/teacher/shards` until the files are written. Several processes (`accelerate
+        launch`) each take their share of the shards, and the main one writes the files.
+
         Raises:
             UserError: another teacher's export is there and `general.overwrite` is off.
         """
-        target = teacher_outputs_dir(cfg)
+        target, seed, train = teacher_outputs_dir(cfg), cfg.general.seed, self.dataset.train
+        parts, export = self._loaded(), self.settings.export
+        made_with = self._export_settings(parts, seed)
+        manifest = None if cfg.general.overwrite else read_manifest(target)
+        if manifest is not None and manifest.made_with == made_with:
+            logger.info("%s: holds this export already", target)
+            return
         require_free_export(target, cfg.general.overwrite)
-        parts, seed, export = self._loaded(), cfg.general.seed, self.settings.export
-        train = self.dataset.train
+
+        def score(index: np.ndarray, advance: Callable[[int], None]) -> dict[str, np.ndarray]:
+            return score_rows(parts, train, index, seed, export.candidates, advance)
+
+        folder = shard_folder(self.folder.model_dir("teacher") / "shards", made_with)
+        process = PartialState()
+        logger.info("exporting %d rows by %s, candidates: %s", len(train), export.method, export.candidates)
+        write_shards(folder, len(train), score, logger, process.process_index, process.num_processes)
+        process.wait_for_everyone()
+        if process.is_main_process:
+            self._write_files(target, read_shards(folder, len(train)), made_with)
+            remove_shards(folder)
+            logger.info("wrote %s (%d rows, %d items)", target, len(train), self.dataset.num_items)
+
+    def _write_files(self, target: Path, scores: Scores, made_with: dict[str, Any]) -> None:
+        """The teacher's files from the scores of all training rows."""
+        parts, export, num_rows = self._loaded(), self.settings.export, len(self.dataset.train)
         embeddings = base_embeddings(parts, self.dataset.titles)
-        top_n = min(export.top_n, self.dataset.num_items)
-        logger.info("exporting %d rows by %s", len(train), export.method)
-        ranking = rank_rows(parts, train, np.arange(len(train)), embeddings, seed, top_n)
-        learnt = training_rows(self.dataset, self.settings.max_train_rows, seed)
-        manifest = write_teacher_files(
+        ranking = to_ranking(parts, scores, embeddings, min(export.top_n, self.dataset.num_items))
+        learnt = training_rows(self.dataset, self.settings.max_train_rows, made_with["seed"])
+        write_teacher_files(
             target,
             embeddings,
             ranking.items,
@@ -224,52 +246,70 @@ class ILoRATeacher(ITeacherRecommender):
                 "raw_best_distance": ranking.distances[:, 0],
                 "log_prob": ranking.log_prob,
                 "valid": ranking.valid,
+                "in_sample": np.isin(np.arange(num_rows), learnt),
             },
             {
                 "dataset": self.dataset.name,
                 "dataset_fingerprint": self.dataset.fingerprint,
-                "engine": parts.engine.lora.name,
+                "engine": made_with["engine"],
                 "method": export.method,
-                "candidates": f"retrieval ({self.settings.num_candidates})",
+                "candidates": export.candidates,
+                "leaks_target": export.candidates == "sampled",
                 "confidence": export.confidence,
                 "base_model": self._base_model_name(),
-                "adapter_sha256": sha256_file(self._adapter_dir / "adapter_model.safetensors"),
+                "adapter_sha256": made_with["adapter_sha256"],
                 "in_sample_rows": len(learnt),
-                "seed": seed,
+                "seed": made_with["seed"],
                 "git_commit": git_commit(),
+                "made_with": made_with,
             },
         )
-        logger.info("wrote %s (%d rows, %d items, top %d)", target, manifest.num_rows, manifest.num_items, top_n)
+
+    def _export_settings(self, parts: TeacherParts, seed: int) -> dict[str, Any]:
+        """All that the rankings depend on; two exports with equal settings are the same."""
+        settings = self.settings
+        return {
+            "dataset_fingerprint": self.dataset.fingerprint,
+            "titles_sha256": hashlib.sha256("\n".join(self.dataset.titles).encode()).hexdigest(),
+            "engine": parts.engine.lora.name,
+            "base_model": self._base_model_name(),
+            "dtype": settings.dtype,
+            "adapter_sha256": sha256_file(self._adapter_dir / "adapter_model.safetensors"),
+            "recommender_sha256": _weights_sha256(parts.recommender.model),
+            "prompt_template": settings.prompt_template,
+            "max_history": settings.max_history,
+            "num_candidates": settings.num_candidates,
+            "seed": seed,
+            "method": settings.export.method,
+            "candidates": settings.export.candidates,
+            "top_n": settings.export.top_n,
+            "confidence": settings.export.confidence,
+        }
 
     def _base_model_name(self) -> str:
         return "ilora_tiny" if self.settings.tiny is not None else self._llm_dir.name
 
 
-def require_free_export(folder: Path, overwrite: bool) -> None:
-    """Refuse to replace a finished export unless told to; called before the training, too, which costs hours."""
-    manifest = read_manifest(folder) if not overwrite else None
-    if manifest is not None:
-        raise UserError(
-            f"{folder}: holds the export of another teacher ({manifest.base_model}, seed {manifest.seed}, "
-            f"{manifest.num_rows} rows); set general.overwrite=true to replace it, or another paths.teacher_outputs_dir"
-        )
+def require_free_export(folder: Path, overwrite: bool, adapter_dir: Path | None = None) -> None:
+    """Refuse to replace a finished export unless told to; called before the training, too, which costs hours.
 
-
-def _full_ranking(ranking: Ranking, dataset: SequenceDataset, index: np.ndarray, ks: list[int]) -> Evaluation:
-    """Metrics of rankings that hold some items only: a target that is missing counts as last.
-
-    Retrieval leaves the history out of the candidates, so shown and masked are the same.
+    Args:
+        adapter_dir: an export of the adapter in it is welcome: a stage that is started again made it.
     """
-    targets = dataset.test.targets[index]
-    found = ranking.items == targets[:, None]
-    better = np.where(found.any(1), found.argmax(1), dataset.num_items - 1)
-    equal = np.ones_like(better)
-    metrics = metrics_from_ranks(better, equal, ks)
-    ranks = {
-        "user": dataset.test.user[index].astype(np.int64),
-        "target": targets,
-        "better": better,
-        "equal": equal,
-    }
-    ranks |= {"better_masked": better, "equal_masked": equal}
-    return Evaluation(metrics, metrics, ranks)
+    manifest = read_manifest(folder) if not overwrite else None
+    if manifest is None:
+        return
+    adapter = adapter_dir / "adapter_model.safetensors" if adapter_dir is not None else None
+    if adapter is not None and adapter.is_file() and sha256_file(adapter) == manifest.adapter_sha256:
+        return
+    raise UserError(
+        f"{folder}: holds the export of another teacher ({manifest.base_model}, seed {manifest.seed}, "
+        f"{manifest.num_rows} rows); set general.overwrite=true to replace it, or another paths.teacher_outputs_dir"
+    )
+
+
+def _weights_sha256(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AddedToken,
     AutoConfig,
@@ -16,6 +18,7 @@ from transformers import (
 
 from src.core.errors import UserError
 from src.core.files import read_json
+from src.teacher.batching import token_batches
 from src.teacher.moe_lora import TARGET_MODULES
 from src.teacher.prompts import MARKERS, PAD_TOKEN
 
@@ -100,29 +103,29 @@ def _add_markers(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
 
 @torch.no_grad()
 def encode_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_tokens: int
 ) -> Tensor:
-    """Embed each text: the last layer's hidden state at its last token, float32 [len(texts), llm_dim].
+    """Embed each text: the last layer's hidden state at its last token, float32 [len(texts), llm_dim] on the CPU.
 
     BIGRec's item embedding: the text alone, BOS first. `model` must be the base LLM, adapter off.
+
+    Args:
+        batch_tokens: tokens of a forward pass, padding included.
     """
-    rows = []
-    for begin in range(0, len(texts), batch_size):
-        ids = [tokenizer(text).input_ids for text in texts[begin : begin + batch_size]]
-        width = max(map(len, ids))
-        padded = torch.full((len(ids), width), tokenizer.pad_token_id)
-        mask = torch.zeros(len(ids), width, dtype=torch.bool)
-        for i, row in enumerate(ids):
-            padded[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = True
+    ids = [torch.tensor(tokenizer(text).input_ids) for text in texts]
+    result = torch.empty(len(texts), model.config.hidden_size)
+    for batch in token_batches(np.array([len(row) for row in ids], dtype=int), batch_tokens):
+        rows = [ids[i].flip(0) for i in batch]  # flipped twice: padding on the left
+        padded = pad_sequence(rows, batch_first=True, padding_value=-1).flip(1)
+        mask = padded >= 0
         hidden = model.model(
-            input_ids=padded.to(model.device),
+            input_ids=padded.clamp(min=0).to(model.device),
             attention_mask=mask.long().to(model.device),
             position_ids=positions(mask).to(model.device),
             use_cache=False,
         ).last_hidden_state
-        rows.append(hidden[:, -1].float().cpu())
-    return torch.cat(rows)
+        result[torch.from_numpy(batch)] = hidden[:, -1].float().cpu()
+    return result
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from src.teacher.templates import TEMPLATES
+from src.teacher.templates import OPEN_TEMPLATES, TEMPLATES
 
 PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
 MARKERS = (PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER)
@@ -64,6 +64,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.titles = titles
         self.templates = TEMPLATES[template]
+        self.open_template = OPEN_TEMPLATES[template]
         self.embedding_ids = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
         self.placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.bos_id = tokenizer.bos_token_id
@@ -78,9 +79,10 @@ class PromptBuilder:
         return list(self._cached(text))
 
     def text(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> str:
-        """The prompt as text, markers included."""
+        """The prompt as text, markers included; without candidates it is an open question."""
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
-        return self.templates[template].format(
+        wording = self.templates[template] if len(candidates) else self.open_template
+        return wording.format(
             history=", ".join(f"{self.titles[i]} {history_marker}" for i in history),
             candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
         )

@@ -1,4 +1,4 @@
-"""The wording of the prompts: three per kind of item, `{history}` before `{candidates}`."""
+"""The wording of the prompts: three per kind of item, `{history}` before `{candidates}`, and one without candidates."""
 
 
 def _templates(noun: str, verb: str) -> list[str]:
@@ -10,9 +10,15 @@ def _templates(noun: str, verb: str) -> list[str]:
     ]
 
 
-TEMPLATES = {
-    "default": _templates("item", "chose"),
-    "movie": _templates("movie", "watched"),
-    "artist": _templates("artist", "listened to"),
-    "game": _templates("game", "played"),
+def _open_template(noun: str, verb: str) -> str:
+    return f"A user {verb} these {noun}s: {{history}}. Which {noun} is next? Next {noun}:"
+
+
+_KINDS = {
+    "default": ("item", "chose"),
+    "movie": ("movie", "watched"),
+    "artist": ("artist", "listened to"),
+    "game": ("game", "played"),
 }
+TEMPLATES = {name: _templates(*kind) for name, kind in _KINDS.items()}
+OPEN_TEMPLATES = {name: _open_template(*kind) for name, kind in _KINDS.items()}

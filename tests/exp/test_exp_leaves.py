@@ -836,7 +836,20 @@ def _confidence(bench: Bench) -> None:
     assert (scaled[:, 0] == 0).all() and (raw[:, 0] > 0).all()
 
 
-def _export_batch_size(bench: Bench) -> None:
+def _export_candidates(bench: Bench) -> None:
+    manifests = []
+    for kind in ("retrieval", "sampled"):
+        folder = bench.teach(f"teacher.export.candidates={kind}").export()
+        manifests.append((read_manifest(folder).candidates, read_manifest(folder).leaks_target))
+    assert manifests == [("retrieval", False), ("sampled", True)]
+    one, other = (
+        np.loadtxt(bench.teach(f"teacher.export.candidates={kind}").export() / "myrank_train.txt")
+        for kind in ("retrieval", "sampled")
+    )
+    assert (one != other).any()
+
+
+def _export_batch_tokens(bench: Bench) -> None:
     calls: list[int] = []
     original = NativeEngine.candidate_log_probs
 
@@ -845,8 +858,8 @@ def _export_batch_size(bench: Bench) -> None:
         return original(self, batch, gates, answers)
 
     bench.patch.setattr(NativeEngine, "candidate_log_probs", counted)
-    for size, expected in ((40, [40]), (16, [16, 16, 8])):
-        taught = bench.teach(f"teacher.export.batch_size={size}")
+    for tokens, expected in ((100_000, [40]), (1, [1] * 40)):
+        taught = bench.teach(f"teacher.export.batch_tokens={tokens}")
         calls.clear()  # the validation after the training asks for probabilities, too
         taught.export()
         assert calls == expected
@@ -997,7 +1010,8 @@ EFFECTS: dict[str, Effect] = {
     "teacher.export.method": _export_method,
     "teacher.export.top_n": _top_n,
     "teacher.export.confidence": _confidence,
-    "teacher.export.batch_size": _export_batch_size,
+    "teacher.export.candidates": _export_candidates,
+    "teacher.export.batch_tokens": _export_batch_tokens,
     "teacher.tiny.vocab_size": _vocab_size,
     "teacher.tiny.hidden_size": _llm_config("hidden_size", "hidden_size", (16, 24)),
     "teacher.tiny.num_layers": _llm_config("num_layers", "num_hidden_layers", (1, 2)),

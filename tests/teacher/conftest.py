@@ -44,7 +44,7 @@ def make_config() -> TeacherConfig:
         dtype="float32",
         gradient_checkpointing=False,
         lora=LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2),
-        export=ExportSettings(top_n=4, batch_size=3),
+        export=ExportSettings(top_n=4, batch_tokens=300),
         tiny=TinySettings(400, 16, 2, 2, pretrain_steps=2, pretrain_batch_size=2),
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.teacher.engine import NativeEngine, _lay_out
+from src.teacher.engine import NativeEngine
 from src.teacher.moe_lora import GatedLora
 from src.teacher.prompts import IGNORED, Prompt
 from src.teacher.training import TeacherParts
@@ -123,14 +123,6 @@ def test_scores_do_not_depend_on_the_order_of_candidates_or_rows(parts):
     )
 
     torch.testing.assert_close(turned, total.flip(0, 1), atol=1e-4, rtol=0)
-
-
-def test_lay_out_by_hand():
-    token, owner, offset = _lay_out([[[7, 8, 9], [5]], [[1], [2]]])
-
-    assert token.tolist() == [[7, 8, 9, 5], [1, 2, -1, -1]]
-    assert owner.tolist() == [[0, 0, 0, 1], [0, 1, -1, -1]]
-    assert offset.tolist() == [[0, 1, 2, 0], [0, 0, 0, 0]]
 
 
 # --- generation ---------------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from src.core.errors import UserError
-from src.teacher.export import Ranking, base_embeddings, rank_rows
+from src.teacher.config import ExportSettings
+from src.teacher.engine import NativeEngine
+from src.teacher.export import Ranking, base_embeddings, encode_answers, rank_rows, score_rows, to_ranking
+from src.teacher.inference import candidate_items
 from src.teacher.llm import load_llm
 from src.teacher.recommender import FrozenRecommender, load_recommender
 
@@ -21,11 +24,11 @@ def generating(parts):
     return replace(parts, config=replace(parts.config, export=export))
 
 
-def rank(parts, index=None, batch_size: int = 3, count: int = COUNT) -> Ranking:
-    parts.config.export.batch_size = batch_size
+def rank(parts, index=None, batch_tokens: int = 300, count: int = COUNT, candidates: str = "retrieval") -> Ranking:
+    parts.config.export.batch_tokens = batch_tokens
     rows = parts.dataset.train
     index = np.arange(len(rows)) if index is None else index
-    return rank_rows(parts, rows, index, base_embeddings(parts, parts.dataset.titles), SEED, count)
+    return rank_rows(parts, rows, index, base_embeddings(parts, parts.dataset.titles), SEED, candidates, count)
 
 
 # --- by likelihood ------------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ def test_likelihood_ranking_is_minus_the_mean_log_probability(parts):
 
 def test_ranking_does_not_depend_on_the_batch(parts):
     index = np.array([5, 2, 17, 8])
-    one, four = rank(parts, index, batch_size=1), rank(parts, index, batch_size=4)
+    one, four = rank(parts, index, batch_tokens=1), rank(parts, index, batch_tokens=4000)
     assert np.array_equal(one.items, four.items)
     np.testing.assert_allclose(one.distances, four.distances, atol=1e-4)
     assert np.array_equal(rank(parts).items[index], one.items)
@@ -80,8 +83,8 @@ def test_the_target_plays_no_part(parts):
     items[rows.pos[last]] = (items[rows.pos[last]] + 1) % 24
     embeddings = base_embeddings(parts, parts.dataset.titles)
 
-    first = rank_rows(parts, rows, np.array([last]), embeddings, SEED, COUNT)
-    second = rank_rows(parts, changed, np.array([last]), embeddings, SEED, COUNT)
+    first = rank_rows(parts, rows, np.array([last]), embeddings, SEED, "retrieval", COUNT)
+    second = rank_rows(parts, changed, np.array([last]), embeddings, SEED, "retrieval", COUNT)
 
     assert rows.targets[last] != changed.targets[last]
     assert np.array_equal(first.items, second.items)
@@ -111,25 +114,55 @@ def test_minmax_confidences_lie_between_0_and_1(parts):
 # --- by generation ------------------------------------------------------------------------------------------
 
 
+def scores_of(*answers: str) -> dict[str, np.ndarray]:
+    return {"answer": np.array(answers), "log_prob": -np.arange(len(answers), dtype=np.float32)}
+
+
 def test_generated_answers_are_grounded_by_embedding_distance(generating):
     parts = generating
     titles = parts.dataset.titles
-    said = [titles[3].upper(), f'"{titles[10]}"', "nothing of the sort"]
-    parts.engine.generate = lambda batch, *args: (said[: len(batch.ids)], torch.arange(len(batch.ids)) * -1.0)
+    said = [titles[3].upper(), titles[10], "nothing of the sort"]
+    embeddings = base_embeddings(parts, titles)
 
-    ranking = rank(parts, np.array([0, 1, 2]), count=24)
+    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
 
-    table = base_embeddings(parts, titles).numpy()
-    answers = base_embeddings(parts, [said[0], titles[10], said[2]]).numpy()
+    table, answers = embeddings.numpy(), base_embeddings(parts, said).numpy()
     for i in range(3):
         distance = np.sqrt(((table - answers[i]) ** 2).sum(1))
         np.testing.assert_allclose(ranking.distances[i], np.sort(distance), atol=1e-3)
         np.testing.assert_allclose(distance[ranking.items[i]], ranking.distances[i], atol=1e-3)
         np.testing.assert_allclose(ranking.spread[i], [distance.min(), distance.max()], atol=1e-3)
-    assert ranking.items[1, 0] == 10  # the quotes are not part of the title
+    assert ranking.items[1, 0] == 10
     assert ranking.log_prob.tolist() == [0.0, -1.0, -2.0]
-    assert ranking.valid[[0, 2]].tolist() == [True, False]
+    assert ranking.valid.tolist() == [True, True, False]
     assert ((ranking.confidences("minmax") >= 0) & (ranking.confidences("minmax") <= 1)).all()
+
+
+def test_distances_survive_what_all_embeddings_have_in_common(generating):
+    """Squares of 1e4 leave nothing of differences of 0.1 in float32: |1e4 - (1e4 + 0.1 k)|."""
+    embeddings = torch.full((24, 16), 1e4)
+    embeddings[:, 0] += torch.arange(24) * 0.125
+    ranking = to_ranking(generating, scores_of(generating.dataset.titles[2]), embeddings, 3)
+    assert ranking.items[0, 0] == 2
+    assert ranking.distances[0] == pytest.approx([0.0, 0.125, 0.125], abs=1e-4)
+
+
+def test_an_answer_is_encoded_once_and_a_title_never(generating, monkeypatch):
+    parts, titles = generating, generating.dataset.titles
+    embeddings = base_embeddings(parts, titles)
+    encoded: list[list[str]] = []
+
+    def recorded(parts, texts):
+        encoded.append(texts)
+        return base_embeddings(parts, texts)
+
+    monkeypatch.setattr("src.teacher.export.base_embeddings", recorded)
+    said = [titles[5], "Stoned", titles[0], "Stoned", titles[5], "A Lamp"]
+    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
+
+    assert encoded == [["A Lamp", "Stoned"]]
+    assert np.array_equal(ranking.items[[1, 0]], ranking.items[[3, 4]])
+    torch.testing.assert_close(encode_answers(parts, said[:1], embeddings), base_embeddings(parts, said[:1]))
 
 
 def test_a_quoted_title_is_a_valid_answer(generating):
@@ -138,11 +171,84 @@ def test_a_quoted_title_is_a_valid_answer(generating):
     assert rank(parts, np.array([0])).valid.tolist() == [True]
 
 
-def test_generation_runs(generating):
-    ranking = rank(generating, np.array([0, 5]))
-    assert ranking.items.shape == (2, COUNT)
-    assert (np.diff(ranking.distances, axis=1) >= 0).all()
-    assert (ranking.log_prob < 0).all()
+def test_generation_does_not_depend_on_the_batch(generating, make_lora, monkeypatch):
+    """An adapter so large that answers differ from row to row; batches of one row against all rows in one."""
+    monkeypatch.setattr("src.teacher.engine._MAX_ANSWER_TOKENS", 8)  # an untrained LM never stops
+    engine = NativeEngine(make_lora(scale=0.45), generating.recommender.item_table)
+    parts = replace(generating, engine=engine)
+    scores = []
+    for tokens in (1, 100_000):
+        parts.config.export.batch_tokens = tokens
+        scores.append(score_rows(parts, parts.dataset.train, np.arange(24), SEED, "retrieval", lambda rows: None))
+
+    assert len(set(scores[0]["answer"])) > 3
+    assert scores[0]["answer"].tolist() == scores[1]["answer"].tolist()
+    np.testing.assert_allclose(scores[0]["log_prob"], scores[1]["log_prob"], atol=1e-3)
+    embeddings = base_embeddings(parts, parts.dataset.titles)
+    one, all_rows = (to_ranking(parts, s, embeddings, COUNT) for s in scores)
+    assert np.array_equal(one.items, all_rows.items)
+    assert (np.diff(one.distances, axis=1) >= 0).all()
+    assert (one.log_prob < 0).all()
+
+
+def test_batches_keep_to_their_tokens(parts, monkeypatch):
+    sizes: list[int] = []
+    score = parts.engine.candidate_log_probs
+
+    def recorded(batch, gates, answers):
+        answer_tokens = max(sum(map(len, row)) for row in answers)
+        sizes.append(len(answers) * (batch.ids.shape[1] + answer_tokens))
+        return score(batch, gates, answers)
+
+    monkeypatch.setattr(parts.engine, "candidate_log_probs", recorded)
+    rank(parts, batch_tokens=900)
+    assert max(sizes) <= 900
+    assert 1 < len(sizes) < 24
+
+
+# --- candidates ---------------------------------------------------------------------------------------------
+
+
+def test_sampled_candidates_hold_the_target_and_retrieved_ones_need_not(parts):
+    rows, index = parts.dataset.train, np.arange(24)
+    sampled = candidate_items(parts, rows, index, SEED, "sampled")
+    retrieved = candidate_items(parts, rows, index, SEED, "retrieval")
+    assert sampled.shape == retrieved.shape == (24, 5)
+    assert (sampled == rows.targets[:, None]).sum(1).tolist() == [1] * 24
+    assert not (retrieved == rows.targets[:, None]).any(1).all()
+    assert set(rank(parts, candidates="sampled", count=5).items[7].tolist()) == set(sampled[7].tolist())
+
+
+def test_without_candidates_the_prompt_is_an_open_question(generating):
+    parts, seen = generating, []
+    assert candidate_items(parts, parts.dataset.train, np.arange(3), SEED, "none").shape == (3, 0)
+    generate = parts.engine.generate
+
+    def recorded(batch, *args):
+        seen.extend(parts.builder.tokenizer.batch_decode(batch.ids))
+        return generate(batch, *args)
+
+    parts.engine.generate = recorded
+    rank(parts, np.array([4, 9]), candidates="none")
+    assert len(seen) == 2
+    assert all("[HistoryEmb]" in text and "[CansEmb]" not in text and "candidates" not in text for text in seen)
+
+
+def test_likelihood_needs_candidates():
+    ExportSettings(method="generate", candidates="none")
+    with pytest.raises(
+        UserError, match="candidates='none': must be one of retrieval, sampled with .*=likelihood, which ranks what"
+    ):
+        ExportSettings(candidates="none")
+
+
+def test_too_little_gpu_memory_says_what_to_lower(parts, monkeypatch):
+    def full(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(parts.engine, "candidate_log_probs", full)
+    with pytest.raises(UserError, match=r"teacher.export.batch_tokens=9000: 24 rows of up to \d+ tokens .*; lower it"):
+        rank(parts, batch_tokens=9000)
 
 
 # --- embeddings ---------------------------------------------------------------------------------------------
@@ -165,7 +271,7 @@ def test_embeddings_are_the_last_hidden_state_at_the_last_token(parts, llm_folde
 def test_embeddings_do_not_depend_on_the_batch(parts):
     titles = parts.dataset.titles
     expected = base_embeddings(parts, titles)
-    parts.config.export.batch_size = 1
+    parts.config.export.batch_tokens = 1
     torch.testing.assert_close(base_embeddings(parts, titles), expected, atol=1e-5, rtol=0)
 
 

@@ -257,7 +257,7 @@ def test_generation_may_export_more_than_it_shows():
         (ExportSettings, {"method": "x"}, "teacher.export.method='x': must be one of likelihood, generate"),
         (ExportSettings, {"confidence": "x"}, "teacher.export.confidence='x': must be one of minmax, raw"),
         (ExportSettings, {"top_n": 0}, "teacher.export.top_n=0"),
-        (ExportSettings, {"batch_size": 0}, "teacher.export.batch_size=0"),
+        (ExportSettings, {"batch_tokens": 0}, "teacher.export.batch_tokens=0"),
         (TinySettings, {"vocab_size": 100}, "teacher.tiny.vocab_size=100: must be an integer >= 300"),
         (TinySettings, {"num_heads": 3}, "teacher.tiny.num_heads=3: must be a number whose double divides"),
         (TinySettings, {"num_layers": 0}, "teacher.tiny.num_layers=0"),

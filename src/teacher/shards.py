@@ -1,0 +1,100 @@
+"""Finished parts of an export, so that a killed one goes on where it stopped.
+
+A folder belongs to one set of settings: its name is their hash. A shard is computed from its own rows alone, so
+it comes out the same in whichever process and order the shards are made.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.errors import UserError
+from src.core.files import write_atomic, write_json
+from src.core.logging import row_progress
+
+SHARD_ROWS = 1024
+
+Score = Callable[[np.ndarray, Callable[[int], None]], dict[str, np.ndarray]]
+
+
+def shard_folder(parent: Path, settings: dict[str, Any]) -> Path:
+    """Where the shards of these settings lie; `settings.json` there tells what they are."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    folder = parent / digest[:16]
+    write_json(folder / "settings.json", settings)
+    return folder
+
+
+def write_shards(
+    folder: Path, num_rows: int, score: Score, logger: logging.Logger, index: int = 0, count: int = 1
+) -> None:
+    """Make the shards that process `index` of `count` owns (index, index + count, ...) and that are not there yet.
+
+    Args:
+        score: from row numbers int64 [n] and a function that counts finished rows to arrays of length n.
+    """
+    own = range(index, _num_shards(num_rows), count)
+    missing = [number for number in own if not _path(folder, number).is_file()]
+    total, todo = (sum(len(_rows(number, num_rows)) for number in numbers) for numbers in (own, missing))
+    if len(missing) < len(own):
+        logger.info("export: %d of %d rows are there already (%s)", total - todo, total, folder)
+    begin, done = time.perf_counter(), 0
+    with row_progress("exporting rows", total, total - todo) as advance:
+        for number in missing:
+            rows = _rows(number, num_rows)
+            arrays = score(rows, advance)
+            write_atomic(_path(folder, number), lambda path, arrays=arrays: _write(path, arrays))
+            done += len(rows)
+            rate = done / (time.perf_counter() - begin)
+            logger.info(
+                "export: %d/%d rows, %.1f rows/s, %.0f s left", total - todo + done, total, rate, (todo - done) / rate
+            )
+
+
+def read_shards(folder: Path, num_rows: int) -> dict[str, np.ndarray]:
+    """All shards as one.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    shards = [_read(_path(folder, number)) for number in range(_num_shards(num_rows))]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def remove_shards(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _num_shards(num_rows: int) -> int:
+    return -(-num_rows // SHARD_ROWS)
+
+
+def _rows(number: int, num_rows: int) -> np.ndarray:
+    return np.arange(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, num_rows))
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npz"
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # a file object: numpy would append .npz to a name
+        np.savez(file, **arrays)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing part of the export; start the stage again in the same folder")
+    try:
+        with np.load(path) as arrays:  # arrays only: pickles stay closed
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged part of an export ({error}); delete it and start the stage again") from error
