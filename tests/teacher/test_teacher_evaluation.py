@@ -5,7 +5,15 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from src.teacher.evaluation import Answers, answer_metrics, generate_answers, named_candidate
+from src.teacher.evaluation import (
+    Answers,
+    answer_metrics,
+    examples,
+    full_ranking,
+    generate_answers,
+    named_candidate,
+)
+from src.teacher.export import Ranking
 
 TITLES = ["Red Lamp", "Stone", "The Long Road (2)"]
 
@@ -88,3 +96,47 @@ def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
     assert (alone.texts, alone.candidates) == (answers.texts[2:3], answers.candidates[2:3])
     assert alone.likeliest == answers.likeliest[2:3]
     assert generate_answers(parts, dataset.test, index, seed=8).candidates != answers.candidates
+
+
+def make_ranking(items: list[list[int]]) -> Ranking:
+    rows = len(items)
+    zeros = np.zeros((rows, len(items[0])), dtype=np.float32)
+    return Ranking(np.array(items), zeros, zeros[:, :2], zeros[:, 0], np.ones(rows, dtype=bool))
+
+
+def test_full_ranking_by_hand(make_dataset):
+    """User 0: history 0 1 2 3, target 4. User 1: history 5 6 7 5, target 5, which is in its own history."""
+    dataset = make_dataset([[0, 1, 2, 3, 4], [5, 6, 7, 5, 5]], num_items=9)
+    items = [[2, 8, 0, 4, 7], [6, 5, 7, 0, 1]]
+
+    evaluation = full_ranking(make_ranking(items), dataset, np.arange(2), [1, 3])
+
+    # Above the targets stand 3 items, two of them seen, and 1 item, which is seen.
+    assert evaluation.ranks["better"].tolist() == [3, 1]
+    assert evaluation.ranks["better_masked"].tolist() == [1, 0]
+    assert evaluation.metrics["recall@3"] == 1 / 2
+    assert evaluation.metrics_masked["recall@3"] == 1.0
+    assert evaluation.metrics_masked["recall@1"] == 1 / 2
+    assert evaluation.metrics_masked["ndcg@3"] == pytest.approx((1 / np.log2(3) + 1) / 2)
+
+
+def test_a_target_that_is_not_ranked_counts_as_last(make_dataset):
+    dataset = make_dataset([[0, 1, 2, 3, 4], [5, 6, 7, 5, 5]], num_items=9)
+    evaluation = full_ranking(make_ranking([[8, 7], [8, 7]]), dataset, np.arange(2), [1])
+    assert evaluation.ranks["better"].tolist() == [8, 8]
+    assert evaluation.ranks["better_masked"].tolist() == [4, 6]  # histories of 4 other items, and of 2
+
+
+def test_examples_show_prompt_answer_and_ranking(parts, dataset):
+    index = np.array([4, 0, 3])
+    answers = generate_answers(parts, dataset.test, index, seed=7)
+    answers = Answers([answers.targets[0], "nothing", ""], answers.candidates, answers.targets, answers.likeliest)
+
+    page = examples(parts, dataset.test, index[:2], 7, answers, np.array([[3, 9], [1, 2]]))
+
+    first, second = page.split("## Test row ")[1:]
+    assert first.startswith("4: right") and second.startswith("0: invalid")
+    for title in [*answers.candidates[0], *(dataset.titles[i] for i in dataset.test.history(4)[-3:])]:
+        assert title in first.split("- answer")[0]
+    assert f"- ranking (likelihood): {dataset.titles[3]}; {dataset.titles[9]}" in first
+    assert "- answer: nothing" in second

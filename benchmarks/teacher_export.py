@@ -1,0 +1,167 @@
+"""The teacher's export beside the plain way, on a small LLaMA built from the sample data; prints one JSON line.
+
+    python -m benchmarks.teacher_export [--rows 256] [--rounds 3] [--candidates retrieval]
+
+Plain: batches of 8 rows in row order, left-padded, Hugging Face's `generate` with full logits, every answer encoded,
+distances to all items. Both sides rank the same rows in turns; a side's time is its fastest round, the ratio is the
+median over the rounds. The benchmark fails if one row is ranked differently. `likelihood` is the export's other
+method. On the CPU, and on the GPU where there is one.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
+from src.core.logging import LoggingConfig
+from src.core.logging import tensorboard_writer as make_writer
+from src.core.metrics import MetricsConfig
+from src.student.config import StudentConfig
+from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
+from src.teacher.engine import NativeEngine
+from src.teacher.export import base_embeddings, rank_rows
+from src.teacher.inference import EVALUATION_TEMPLATE, candidate_items
+from src.teacher.llm import load_llm
+from src.teacher.moe_lora import add_gated_lora
+from src.teacher.prompts import PromptBuilder
+from src.teacher.recommender import train_recommender
+from src.teacher.tiny_llm import build_tiny_llm
+from src.teacher.training import TeacherParts, train_adapter, training_rows
+
+LOGGER = logging.getLogger("benchmark")
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample"
+SEED, TOP_N, PLAIN_BATCH, MAX_NEW_TOKENS = 42, 10, 8, 64
+
+
+def build_teacher(folder: Path, candidates: str) -> TeacherParts:
+    """The quickstart's teacher: it answers with titles, as one does that is worth exporting."""
+    dataset = load_dataset(DatasetConfig(name="sample", raw_dir=str(SAMPLE)), folder / "data", LOGGER)
+    config = TeacherConfig(
+        name="ilora_tiny",
+        batch_size=32,
+        micro_batch_size=32,
+        lr=2e-3,
+        num_epochs=1,
+        dtype="float32",
+        recommender=StudentConfig("sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
+        export=ExportSettings(method="generate", candidates=candidates),
+        tiny=TinySettings(hidden_size=96, pretrain_steps=450),
+    )
+    cpu, writer = torch.device("cpu"), make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
+    config.recommender.max_seq_len = dataset.max_seq_len
+    recommender = train_recommender(
+        config.recommender, dataset, MetricsConfig(), folder / "recommender", SEED, cpu, LOGGER, writer
+    )
+    build_tiny_llm(config, dataset, folder / "llm", SEED, cpu, LOGGER, writer)
+    tokenizer, llm = load_llm(folder / "llm", "float32", cpu)
+    lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
+    builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
+    parts = TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)
+    train_adapter(parts, training_rows(dataset, 1600, SEED), SEED, lambda epoch: None, LOGGER, writer)
+    return parts
+
+
+@torch.no_grad()
+def rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor) -> np.ndarray:
+    """Items int64 [N, TOP_N], the straightforward way."""
+    rows, ranked = parts.dataset.train, []
+    tokenizer, lora = parts.builder.tokenizer, parts.engine.lora
+    for begin in range(0, len(index), PLAIN_BATCH):
+        batch = index[begin : begin + PLAIN_BATCH]
+        offered = candidate_items(parts, rows, batch, SEED, parts.config.export.candidates)
+        prompts = parts.builder.batch(
+            [
+                parts.builder.prompt(rows.history(i)[-parts.config.max_history :], c, EVALUATION_TEMPLATE, embed=True)
+                for i, c in zip(batch, offered, strict=True)
+            ]
+        ).to(lora.llm.device)
+        with lora.gated(lora.router(parts.recommender.users(rows, batch))):
+            tokens = lora.model.generate(
+                inputs_embeds=parts.engine.inputs_embeds(prompts),
+                attention_mask=prompts.mask.long(),
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=[tokenizer.eos_token_id, parts.builder.newline_id],
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        answers = [text.strip().split("\n")[0].strip("\"' ") for text in texts]
+        distance = torch.cdist(base_embeddings(parts, answers), embeddings)
+        ranked.append(distance.topk(TOP_N, largest=False).indices.numpy())
+    return np.concatenate(ranked)
+
+
+def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    begin = time.perf_counter()
+    result = action()
+    return time.perf_counter() - begin, result
+
+
+def compare(parts: TeacherParts, index: np.ndarray, rounds: int) -> dict[str, float]:
+    rows, kind = parts.dataset.train, parts.config.export.candidates
+    embeddings = base_embeddings(parts, parts.dataset.titles)
+    scoring = replace(parts, config=replace(parts.config, export=ExportSettings(candidates="retrieval")))
+    sides: dict[str, Callable[[], np.ndarray]] = {
+        "plain": lambda: rank_plainly(parts, index, embeddings),
+        "generate": lambda: rank_rows(parts, rows, index, embeddings, SEED, kind, TOP_N).items,
+        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings, SEED, "retrieval", TOP_N).items,
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        items = {}
+        for name, action in sides.items():
+            taken, items[name] = seconds(action)
+            times[name].append(taken)
+    equal = int((items["plain"] == items["generate"]).all(1).sum())
+    if equal != len(index):
+        raise SystemExit(f"{len(index) - equal} of {len(index)} rows are ranked differently")
+    ratios = [plain / ours for plain, ours in zip(times["plain"], times["generate"], strict=True)]
+    result = {f"{name}_rows_s": round(len(index) / min(taken), 1) for name, taken in times.items()}
+    return {**result, "ratio": round(statistics.median(ratios), 2), "equal_rows": equal}
+
+
+def moved(parts: TeacherParts, device: torch.device) -> TeacherParts:
+    """The same teacher on another device."""
+    parts.engine.lora.model.to(device)
+    parts.recommender.model.to(device)
+    parts.recommender.device = device
+    return replace(parts, engine=NativeEngine(parts.engine.lora, parts.recommender.item_table))
+
+
+def prompt_tokens(parts: TeacherParts, dataset: SequenceDataset, index: np.ndarray) -> float:
+    offered = candidate_items(parts, dataset.train, index, SEED, parts.config.export.candidates)
+    lengths = [
+        len(parts.builder.prompt(dataset.train.history(i)[-parts.config.max_history :], c, 0, embed=True).ids)
+        for i, c in zip(index, offered, strict=True)
+    ]
+    return round(float(np.mean(lengths)), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--candidates", choices=("retrieval", "none"), default="retrieval")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        parts = build_teacher(Path(folder), arguments.candidates)
+        index = np.random.default_rng(SEED).choice(len(parts.dataset.train), arguments.rows, replace=False)
+        result: dict[str, object] = {"prompt_tokens": prompt_tokens(parts, parts.dataset, index)}
+        result["cpu"] = compare(parts, index, arguments.rounds)
+        if torch.cuda.is_available():
+            result["cuda"] = compare(moved(parts, torch.device("cuda")), index, arguments.rounds)
+    print(json.dumps({**result, "threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main()
