@@ -27,7 +27,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_text("ne")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"text.txt: cannot be written \(disk full\); files written before are whole"):
         write_atomic(path, half)
 
     assert path.read_text() == "old"

@@ -181,7 +181,7 @@ def test_an_interrupted_export_leaves_no_manifest(folder, dataset, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savetxt", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         write_teacher_files(folder, EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
     assert read_manifest(folder) is None
 

@@ -137,7 +137,7 @@ def test_encoded_texts_do_not_depend_on_their_company(llm_folder):
     tokenizer, model = load_llm(llm_folder, "float32", CPU)
     texts = ["Stone", "The Long Road (2) and on", ""]
 
-    together = encode_texts(model, tokenizer, texts, batch_size=3)
+    together = encode_texts(model, tokenizer, texts, batch_tokens=100)
 
-    alone = torch.cat([encode_texts(model, tokenizer, [text], batch_size=1) for text in texts])
+    alone = torch.cat([encode_texts(model, tokenizer, [text], batch_tokens=1) for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
