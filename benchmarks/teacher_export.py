@@ -5,7 +5,8 @@
 Plain: batches of 8 rows in row order, left-padded, Hugging Face's `generate` with full logits, every answer encoded,
 distances to all items. Both sides rank the same rows in turns; a side's time is its fastest round, the ratio is the
 median over the rounds. The benchmark fails if one row is ranked differently. `likelihood` is the export's other
-method. On the CPU, and on the GPU where there is one.
+method, `prompts_only` runs the prompts through the LLM and stops: what neither side can do without. On the CPU, and on
+the GPU where there is one.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
 from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
@@ -30,10 +33,10 @@ from src.student.config import StudentConfig
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
 from src.teacher.engine import NativeEngine
 from src.teacher.export import base_embeddings, rank_rows
-from src.teacher.inference import EVALUATION_TEMPLATE, candidate_items
-from src.teacher.llm import load_llm
-from src.teacher.moe_lora import add_gated_lora
-from src.teacher.prompts import PromptBuilder
+from src.teacher.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
+from src.teacher.llm import load_llm, positions
+from src.teacher.moe_lora import GatedLora, add_gated_lora
+from src.teacher.prompts import PromptBatch, PromptBuilder
 from src.teacher.recommender import train_recommender
 from src.teacher.tiny_llm import build_tiny_llm
 from src.teacher.training import TeacherParts, train_adapter, training_rows
@@ -71,9 +74,27 @@ def build_teacher(folder: Path, candidates: str) -> TeacherParts:
     return parts
 
 
-@torch.no_grad()
 def rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor) -> np.ndarray:
     """Items int64 [N, TOP_N], the straightforward way."""
+    with peft_layers(parts.engine.lora), torch.no_grad():
+        return _rank_plainly(parts, index, embeddings)
+
+
+@contextmanager
+def peft_layers(lora: GatedLora) -> Iterator[None]:
+    """The adapter's layers as stock peft computes them, without the inference path of `GatedLora`."""
+    layers = [module for module in lora.model.modules() if isinstance(module, LoraLinear)]
+    fast = [layer.forward for layer in layers]
+    for layer in layers:
+        del layer.forward  # what GatedLora put in front of the class's own
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, fast, strict=True):
+            layer.forward = forward
+
+
+def _rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor) -> np.ndarray:
     rows, ranked = parts.dataset.train, []
     tokenizer, lora = parts.builder.tokenizer, parts.engine.lora
     for begin in range(0, len(index), PLAIN_BATCH):
@@ -101,6 +122,24 @@ def rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor) -> 
     return np.concatenate(ranked)
 
 
+def run_prompts(parts: TeacherParts, index: np.ndarray) -> np.ndarray:
+    """The prompts' last hidden states, in the export's batches."""
+    lora = parts.engine.lora
+
+    def work(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> dict[str, np.ndarray]:
+        with lora.gated(gates):
+            hidden = lora.llm.model(
+                inputs_embeds=parts.engine.inputs_embeds(batch),
+                attention_mask=batch.mask.long(),
+                position_ids=positions(batch.mask),
+            ).last_hidden_state
+        return {"hidden": hidden[:, -1].cpu().numpy()}
+
+    offered = candidate_items(parts, parts.dataset.train, index, SEED, parts.config.export.candidates)
+    nothing = np.zeros(len(index), dtype=int)
+    return run_rows(parts, parts.dataset.train, index, offered, work, nothing, lambda rows: None)["hidden"]
+
+
 def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     begin = time.perf_counter()
     result = action()
@@ -115,6 +154,7 @@ def compare(parts: TeacherParts, index: np.ndarray, rounds: int) -> dict[str, fl
         "plain": lambda: rank_plainly(parts, index, embeddings),
         "generate": lambda: rank_rows(parts, rows, index, embeddings, SEED, kind, TOP_N).items,
         "likelihood": lambda: rank_rows(scoring, rows, index, embeddings, SEED, "retrieval", TOP_N).items,
+        "prompts_only": lambda: run_prompts(parts, index),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):

@@ -5,11 +5,14 @@ A_e dropout(x) with r/n rows of A and columns of B per expert. Here A and B stay
 r), and a hook multiplies the r numbers between them by the gates, each repeated r/n times.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -86,6 +89,22 @@ class GatedLora:
         for name, module in model.named_modules():
             if name.endswith(".lora_A.default"):
                 module.register_forward_hook(self._scale_rank)
+            if isinstance(module, LoraLinear):
+                module.forward = functools.partial(self._layer, module, module.forward)
+
+    def _layer(self, layer: LoraLinear, forward: Callable[..., Tensor], inputs: Tensor) -> Tensor:
+        """A layer's output [B, S, out]; at inference the adapter's part is added within its last product.
+
+        `forward`, peft's own, makes four passes over [B, S, out] for that, in float32 whatever the LM's type is. Told
+        by the mode, because reentrant checkpointing trains under `no_grad`, too.
+        """
+        if layer.training or torch.is_grad_enabled() or layer.disable_adapters:
+            return forward(inputs)
+        output = layer.base_layer(inputs)
+        down, up = (module["default"].weight.to(output.dtype) for module in (layer.lora_A, layer.lora_B))
+        inner = self._scale_rank(layer, (), nn.functional.linear(inputs, down))  # [B, S, r]
+        output.view(-1, output.shape[-1]).addmm_(inner.flatten(0, 1), up.T, alpha=layer.scaling["default"])
+        return output
 
     def _scale_rank(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self._gates is None:

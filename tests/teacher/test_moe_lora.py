@@ -55,6 +55,42 @@ def test_every_kind_of_layer_follows_the_formula(make_lora, r, experts):
         assert (y - layer.base_layer(x)).abs().max() > 1e-3  # the adapter does something
 
 
+def test_inference_is_what_peft_computes(lora):
+    """With gradients peft's own layer runs."""
+    for name, layer in layers_of(lora).items():
+        x = inputs_of(layer)
+        with lora.gated(GATES):
+            plain = layer(x)
+            with torch.no_grad():
+                fast = layer(x)
+        torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-6, msg=name)
+        with torch.no_grad(), lora.model.disable_adapter():
+            assert torch.equal(layer(x), layer.base_layer(x))
+
+
+def test_inference_in_bfloat16_is_as_exact_as_peft(lora):
+    for name, layer in layers_of(lora).items():
+        x = inputs_of(layer)
+        with torch.no_grad(), lora.gated(GATES):
+            exact = layer(x)
+        layer.base_layer.to(torch.bfloat16)
+        with lora.gated(GATES):
+            plain = layer(x.bfloat16())
+            with torch.no_grad():
+                fast = layer(x.bfloat16())
+        assert plain.dtype == fast.dtype == torch.bfloat16
+        assert (fast - exact).abs().max() <= 2 * (plain - exact).abs().max(), name
+
+
+def test_dropout_stays_on_in_training_without_gradients(make_lora):
+    """Reentrant checkpointing runs the first forward under `no_grad`."""
+    lora = make_lora(LoraSettings(r=4, alpha=6, dropout=0.5, num_experts=2))
+    layer = layers_of(lora)["q_proj"].train()
+    x = inputs_of(layer)
+    with torch.no_grad(), lora.gated(GATES):
+        assert not torch.equal(layer(x), layer(x))
+
+
 @torch.no_grad()
 def test_gates_of_one_are_a_plain_lora(lora):
     layer = layers_of(lora)["q_proj"]
