@@ -145,7 +145,7 @@ def _pretrain(
             if (step + 1) % _LOG_EVERY == 0:
                 bar.update(task, info=f"loss {loss.item():.3f}")
                 tb_writer.add_scalar("pretrain/loss", loss.item(), step + 1)
-            if (step + 1) % (10 * _LOG_EVERY) == 0:
+            if (step + 1) % (2 * _LOG_EVERY) == 0:
                 logger.info("pretraining step %d/%d: loss %.3f", step + 1, tiny.pretrain_steps, loss.item())
     model.eval()
 
