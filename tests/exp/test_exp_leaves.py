@@ -1014,7 +1014,7 @@ EFFECTS: dict[str, Effect] = {
     "teacher.export.batch_tokens": _export_batch_tokens,
     "teacher.tiny.vocab_size": _vocab_size,
     "teacher.tiny.hidden_size": _llm_config("hidden_size", "hidden_size", (16, 24)),
-    "teacher.tiny.num_layers": _llm_config("num_layers", "num_hidden_layers", (1, 2)),
+    "teacher.tiny.num_layers": _llm_config("num_layers", "num_hidden_layers", (3, 4)),
     "teacher.tiny.num_heads": _llm_config("num_heads", "num_attention_heads", (2, 4)),
     "teacher.tiny.pretrain_steps": _other_llm("teacher.tiny.pretrain_steps=2"),
     "teacher.tiny.pretrain_batch_size": _other_llm("teacher.tiny.pretrain_batch_size=2"),

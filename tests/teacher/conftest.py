@@ -1,4 +1,4 @@
-"""A teacher small enough to check by hand: hidden 16, two layers, two pretraining steps."""
+"""A teacher small enough to check by hand: hidden 16, three layers, two pretraining steps."""
 
 import logging
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def make_config() -> TeacherConfig:
         gradient_checkpointing=False,
         lora=LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2),
         export=ExportSettings(top_n=4, batch_tokens=300),
-        tiny=TinySettings(400, 16, 2, 2, pretrain_steps=2, pretrain_batch_size=2),
+        tiny=TinySettings(400, 16, 3, 2, pretrain_steps=2, pretrain_batch_size=2),
     )
 
 

@@ -259,8 +259,8 @@ def test_generation_may_export_more_than_it_shows():
         (ExportSettings, {"top_n": 0}, "teacher.export.top_n=0"),
         (ExportSettings, {"batch_tokens": 0}, "teacher.export.batch_tokens=0"),
         (TinySettings, {"vocab_size": 100}, "teacher.tiny.vocab_size=100: must be an integer >= 300"),
-        (TinySettings, {"num_heads": 3}, "teacher.tiny.num_heads=3: must be a number whose double divides"),
-        (TinySettings, {"num_layers": 0}, "teacher.tiny.num_layers=0"),
+        (TinySettings, {"num_heads": 3}, "teacher.tiny.num_heads=3: must be a number whose fourfold divides"),
+        (TinySettings, {"num_layers": 2}, "teacher.tiny.num_layers=2: must be an integer >= 3"),
         (TinySettings, {"pretrain_lr": 0.0}, "teacher.tiny.pretrain_lr=0.0: must be a number > 0"),
     ],
 )
