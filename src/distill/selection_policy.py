@@ -44,7 +44,6 @@ class SelectionPolicy(Protocol):
         """Weights in [0, 1], float or bool [B], on the batch's device; a mask is the special case."""
         ...
 
-
     def state_dict(self) -> dict[str, Any]:
         """What the policy remembers from step to step, for an interrupted training."""
         ...

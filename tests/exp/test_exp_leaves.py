@@ -34,6 +34,7 @@ from src.distill.trainer_distill import train_distilled
 from src.exp import recommend, run_distill, run_eval_all, run_student_baseline
 from src.exp.settings import Settings, parse_settings
 from src.student import serving
+from src.student.resume import Resume
 from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
@@ -169,6 +170,7 @@ class Bench:
             CPU,
             QUIET,
             Recorder(),
+            Resume(folder / "last_state.pt"),
         )
         return self._trained(folder, result)
 
@@ -620,6 +622,18 @@ def _other_distillation(*overrides: str) -> Effect:
     return effect
 
 
+def _student_save_interval(bench: Bench) -> None:
+    """With a learning rate that improves nothing: each epoch, or the first (the best) and the last."""
+    saves: list[Path] = []
+    bench.patch.setattr(Resume, "save", lambda self, progress, parts: saves.append(self.file))
+    counts = []
+    for interval in (1, 9):
+        saves.clear()
+        bench.train("student.num_epochs=4", "student.lr=1e-30", f"student.save_interval={interval}")
+        counts.append(len(saves))
+    assert counts == [4, 2]
+
+
 def _other_confidence(bench: Bench) -> None:
     one, other = (bench.distil(f"distill.confidence=per_{name}") for name in ("candidate", "sequence"))
     assert one.losses != other.losses
@@ -939,6 +953,7 @@ EFFECTS: dict[str, Effect] = {
     "student.tied_output": _two_trainings("student.tied_output=true", "student.tied_output=false"),
     "student.batching": _two_trainings("student.batching=packed", "student.batching=rows"),
     "student.mixed_precision": _other_training("student.mixed_precision=true"),
+    "student.save_interval": _student_save_interval,
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),

@@ -107,7 +107,7 @@ def test_the_state_is_saved_by_interval_at_the_end_and_with_what_save_best_repla
 
 def test_a_damaged_state_is_named(train, tmp_path) -> None:
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 half a file")
-    with pytest.raises(UserError, match=r"cut\.pt: cannot go on from this state \(.+\); delete it to train from the st"):
+    with pytest.raises(UserError, match=r"cut\.pt: cannot go on from this state \(.+\); delete it to train"):
         train("cut")
 
 
