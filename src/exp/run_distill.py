@@ -36,7 +36,7 @@ def _hash(stage: Stage) -> str | None:
 
 def train(stage: Stage) -> float:
     """Train and test the student with the teacher's files; returns the best validation value."""
-    return train_with(stage, _teacher_outputs(stage), _init_checkpoint(stage))
+    return train_with(stage, teacher_outputs(stage), _init_checkpoint(stage))
 
 
 def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | None) -> float:
@@ -67,7 +67,7 @@ def _run_original(stage: Stage) -> float:
     monitor = settings.metrics.monitor
     check_settings(settings.distill, settings.student, settings.general.seed, settings.active.strategy, monitor)
     require_full_batch(settings.distill.batch_size, len(dataset.train))
-    program, outputs = find_program(), _teacher_outputs(stage)
+    program, outputs = find_program(), teacher_outputs(stage)
     stage.replace_result()
     work = folder.model_dir(stage.name)
     write_files(work, dataset, outputs)
@@ -87,7 +87,7 @@ def _run_original(stage: Stage) -> float:
     return result.metrics("valid")[monitor]
 
 
-def _teacher_outputs(stage: Stage) -> TeacherOutputs:
+def teacher_outputs(stage: Stage) -> TeacherOutputs:
     """The teacher's files, or nothing where the settings use no part of them."""
     distill = stage.settings.distill
     if not (distill.needs_ranking or distill.needs_embeddings):

@@ -163,50 +163,58 @@ def run_stage(
     Raises:
         UserError: the folder holds a result that was made from something else, and `general.overwrite` is off.
     """
-    folder, why = run_folder(), ""
-    if folder.is_finished(name):
-        finished, why = _compare(cfg, name, files)
+    why = ""
+    if run_folder().is_finished(name):
+        stage = _look_at(cfg, name)
+        finished, why = compare(stage, files)
         if finished is not None:
-            print(f"stage {name}: skipped: complete and unchanged ({folder.root})", file=sys.stderr)
+            print(f"stage {name}: skipped: complete and unchanged ({stage.folder.root})", file=sys.stderr)
             return finished
     stage = begin_stage(cfg, name)
     if why:
         stage.logger.info("stage %s: run again: %s", name, why)
-    return record_stage(stage, work, files(stage))
+    return record_stage(stage, work, files)
 
 
-def record_stage(stage: Stage, work: Callable[[Stage], float], files: dict[str, str | None]) -> float:
+def record_stage(
+    stage: Stage, work: Callable[[Stage], float], files: Callable[[Stage], dict[str, str | None]]
+) -> float:
     """Run the stage and record what its result was made from."""
-    stage = replace(stage, made_from=made_from(stage.cfg, stage.name, stage.dataset, files))
+    stage = replace(stage, made_from=made_from(stage.cfg, stage.name, stage.dataset, files(stage)))
     value = work(stage)
     Record(stage.made_from, value).write(stage.folder.record_file(stage.name))
     stage.folder.last_state_file(stage.name).unlink(missing_ok=True)
     return value
 
 
-def _compare(cfg: DictConfig, name: str, files: Callable[[Stage], dict[str, str | None]]) -> tuple[float | None, str]:
-    """The value of the folder's finished stage if it is unchanged; else None and why to run it again.
+def compare(stage: Stage, files: Callable[[Stage], dict[str, str | None]]) -> tuple[float | None, str]:
+    """The value of a finished stage if it is unchanged; else None and why to run it again.
 
-    Nothing in the folder is touched.
+    Raises:
+        UserError: see `run_stage`.
     """
-    settings, folder = parse_settings(cfg), run_folder()
+    folder, name = stage.folder, stage.name
     record = read_record(folder.record_file(name))
     if record is not None and record.value is None:
         return None, "it was interrupted"
     why = "it has no record of its settings"
     if record is not None:
-        silent = logging.getLogger(f"{LOGGER_NAME}.silent")
-        silent.disabled = True
-        stage = Stage(name, cfg, settings, folder, "", torch.device("cpu"), _load_data(cfg, settings, silent), silent)
-        why = "; ".join(changes(record.made_from, made_from(cfg, name, stage.dataset, files(stage))))
+        why = "; ".join(changes(record.made_from, made_from(stage.cfg, name, stage.dataset, files(stage))))
         if not why:
             return record.value, ""
-    if not settings.general.overwrite:
+    if not stage.settings.general.overwrite:
         raise UserError(
             f"{folder.root}: stage {name} is finished there ({folder.eval_file(name).name} exists), and {why}; use "
             "another hydra.run.dir, or general.overwrite=true to run it again"
         )
     return None, why
+
+
+def _look_at(cfg: DictConfig, name: str) -> Stage:
+    """A stage whose folder is only looked at: no log, no snapshot."""
+    settings, silent = parse_settings(cfg), logging.getLogger(f"{LOGGER_NAME}.silent")
+    silent.disabled = True
+    return Stage(name, cfg, settings, run_folder(), "", torch.device("cpu"), _load_data(cfg, settings, silent), silent)
 
 
 def run_folder() -> RunFolder:
