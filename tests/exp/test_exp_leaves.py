@@ -924,7 +924,7 @@ def _arm_teacher(bench: Bench) -> None:
 
 
 def _arm_setting(bench: Bench) -> None:
-    """Each arm's values differ from those of the distillation they are put on; the leaves themselves are tried above."""
+    """An arm's values differ from those of the distillation; the leaves they change are tried above."""
     cfg = compose_config(bench.choice)
     for name, arm in cfg.arms.trained.items():
         for key, value in arm.get("distill", {}).items():
