@@ -8,6 +8,10 @@
 #
 # Every argument is a Hydra override and goes to all four stages. The folder is a new <paths.result_root>/result_<timestamp>
 # unless hydra.run.dir is given. A relative path is relative to the project root. Sweeps (-m) are for the single scripts.
+#
+# Started again on a folder (hydra.run.dir=...), it skips the stages that are complete and were made from the same settings,
+# data and teacher files, and goes on with the one that was interrupted. Each stage says what it does and why. A finished stage
+# whose settings differ is only replaced with general.overwrite=true. The evaluation takes seconds and always runs.
 set -euo pipefail
 # shellcheck source=cmd/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
@@ -53,13 +57,17 @@ done
 if [[ $run_dir == *\$\{* ]]; then
     die "hydra.run.dir=$run_dir: give a plain path; every stage would resolve the \${...} anew and get a folder of its own"
 fi
-run_dir=${run_dir:-$(quote "$(new_run_dir "$result_root")")}
+given=("$@")
+if [[ -z $run_dir ]]; then
+    run_dir=$(quote "$(new_run_dir "$result_root")")
+    given=("hydra.run.dir=$run_dir" "$@")
+fi
 
 require_installed
 number=0
 for stage in "${STAGES[@]}"; do
     number=$((number + 1))
-    overrides=("hydra.run.dir=$run_dir" "$@")
+    overrides=("${given[@]}")
     if [[ $stage == run_eval_all ]]; then
         overrides=("eval.run_dir=$run_dir" "${overrides[@]}")
     fi
@@ -68,8 +76,8 @@ for stage in "${STAGES[@]}"; do
     bash "cmd/$stage.sh" "${overrides[@]}" || code=$?
     if ((code != 0)); then
         say "" "error: stage $number/${#STAGES[@]} ($stage) failed with exit code $code; its messages are above." \
-            "What was finished before is kept in $run_dir. Repeat the stage, then run those after it in the same folder:" \
-            "  bash cmd/$stage.sh$(printf ' %q' "${overrides[@]}")"
+            "What was done so far is kept in $run_dir. To go on from there:" \
+            "  bash cmd/run_all_pipeline.sh$(printf ' %q' "${given[@]}")"
         exit "$code"
     fi
 done

@@ -95,20 +95,27 @@ def tensorboard_writer(folder: Path, settings: LoggingConfig) -> TensorBoardWrit
 
 
 @contextmanager
-def time_block(name: str, time_file: Path) -> Iterator[None]:
+def time_block(name: str, time_file: Path) -> Iterator[Callable[[], None]]:
     """Measure the block and merge `{name: seconds}` into `time_file`.
 
     A second block of the same name adds up, because a resumed stage continues the first. The time counts
-    even if the block fails: it was spent.
+    even if the block fails: it was spent. The function that the block gets adds the time so far, so that it is
+    not lost with a process that is killed.
     """
     start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds = time.perf_counter() - start
+
+    def add() -> None:
+        nonlocal start
+        now = time.perf_counter()
         times: dict[str, Any] = read_json(time_file) if time_file.is_file() else {}
-        times[name] = round(times.get(name, 0.0) + seconds, 3)
+        times[name] = round(times.get(name, 0.0) + now - start, 3)
+        start = now
         write_json(time_file, times)
+
+    try:
+        yield add
+    finally:
+        add()
 
 
 @contextmanager

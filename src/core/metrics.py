@@ -60,11 +60,7 @@ def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None)
 
 
 def metrics_from_ranks(better: np.ndarray, equal: np.ndarray, ks: list[int]) -> dict[str, float]:
-    """Mean metrics over rows.
-
-    With the target on 0-based position p, uniform on better .. better + equal - 1:
-    Recall@K = HitRatio@K = P(p < K), divided by the one relevant item; NDCG@K = E[1 / log2(p + 2); p < K],
-    divided by the ideal 1; MRR = E[1 / (p + 1)].
+    """Mean metrics over rows; `metric_per_row` has the formulas.
 
     Args:
         better, equal: int [N] from `rank_counts`.
@@ -75,16 +71,32 @@ def metrics_from_ranks(better: np.ndarray, equal: np.ndarray, ks: list[int]) -> 
     """
     if len(better) == 0:
         raise UserError("evaluation: there are no rows to evaluate")
+    names = [f"{name}@{k}" for k in ks for name in _NAMES] + ["mrr"]
+    return {name: float(metric_per_row(name, better, equal).mean()) for name in names}
+
+
+def metric_per_row(name: str, better: np.ndarray, equal: np.ndarray) -> np.ndarray:
+    """One metric of each row: float [N].
+
+    With the target on 0-based position p, uniform on better .. better + equal - 1:
+    Recall@K = HitRatio@K = P(p < K), divided by the one relevant item; NDCG@K = E[1 / log2(p + 2); p < K],
+    divided by the ideal 1; MRR = E[1 / (p + 1)].
+
+    Args:
+        name: `recall@K`, `hit_ratio@K`, `ndcg@K` or `mrr`.
+        better, equal: int [N] from `rank_counts`.
+
+    >>> metric_per_row("recall@2", np.array([0, 1, 2]), np.array([1, 2, 1])).tolist()
+    [1.0, 0.5, 0.0]
+    """
     better, equal = better.astype(np.int64), equal.astype(np.int64)
-    result: dict[str, float] = {}
-    for k in ks:
-        hit = np.clip(k - better, 0, equal) / equal
-        gain = _prefix_mean(1.0 / np.log2(np.arange(2, k + 2)), better, equal)
-        result[f"recall@{k}"] = result[f"hit_ratio@{k}"] = float(hit.mean())
-        result[f"ndcg@{k}"] = float(gain.mean())
-    longest = int((better + equal).max())
-    result["mrr"] = float(_prefix_mean(1.0 / np.arange(1, longest + 1), better, equal).mean())
-    return result
+    kind, _, k = name.partition("@")
+    if kind == "mrr":
+        longest = int((better + equal).max(initial=0))
+        return _prefix_mean(1.0 / np.arange(1, longest + 1), better, equal)
+    if kind == "ndcg":
+        return _prefix_mean(1.0 / np.log2(np.arange(2, int(k) + 2)), better, equal)
+    return np.clip(int(k) - better, 0, equal) / equal
 
 
 def _prefix_mean(gains: np.ndarray, better: np.ndarray, equal: np.ndarray) -> np.ndarray:

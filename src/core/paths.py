@@ -52,6 +52,10 @@ class RunFolder:
     def model_dir(self, stage: str) -> Path:
         return self.root / "models" / stage
 
+    def last_state_file(self, stage: str) -> Path:
+        """What an interrupted training goes on from."""
+        return self.model_dir(stage) / "last_state.pt"
+
     def log_file(self, stage: str) -> Path:
         name = {"baseline": "train_student_baseline", "eval": "eval_all"}.get(stage, f"train_{stage}")
         return self.root / "logs" / f"{name}.log"
@@ -82,6 +86,10 @@ class RunFolder:
 
     def snapshot_dir(self, stage: str) -> Path:
         return self.root / ".hydra" / stage
+
+    def record_file(self, stage: str) -> Path:
+        """What the stage was made from, and whether it is complete."""
+        return self.snapshot_dir(stage) / "record.json"
 
     def is_finished(self, stage: str) -> bool:
         """Whether a stage was completed here: it writes its evaluation last.

@@ -4,7 +4,7 @@ A new policy is a class with `select`, an entry in `POLICIES`, and a YAML in `co
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +44,24 @@ class SelectionPolicy(Protocol):
         """Weights in [0, 1], float or bool [B], on the batch's device; a mask is the special case."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the policy remembers from step to step, for an interrupted training."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
 
 class SelectionPolicyAll:
     """Distils every sample."""
 
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
         return torch.ones_like(batch.target, dtype=torch.bool)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 @dataclass

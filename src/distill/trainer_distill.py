@@ -31,6 +31,7 @@ from src.student.config import FitSettings, StudentConfig
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
 from src.student.objectives import LOSSES, BaseLoss, LossSettings, Scored
+from src.student.resume import Resume
 from src.student.training import FitResult, train_student
 
 PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
@@ -147,6 +148,7 @@ class DistillConfig:
             student.patience,
             student.batching,
             student.mixed_precision,
+            student.save_interval,
         )
 
 
@@ -243,12 +245,14 @@ def train_distilled(
     device: torch.device,
     logger: logging.Logger,
     tb_writer: TensorBoardWriter,
+    resume: Resume | None = None,
 ) -> FitResult:
     """Train a student with a teacher; its best epoch, folded, is in `folder` afterwards.
 
     Args:
         outputs: what `load_teacher_outputs` read; only what `settings` needs is used.
         init_checkpoint: folder of the student to start from, or None for a fresh one.
+        resume: where an interrupted training goes on from.
     """
     set_seed(seed)
     model = build_model(student.model_config(dataset.num_items))
@@ -297,6 +301,8 @@ def train_distilled(
         device,
         logger,
         tb_writer,
+        resume,
+        {"negatives": base_loss, "policy": policy},
     )
 
 

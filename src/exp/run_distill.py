@@ -13,7 +13,8 @@ from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, fi
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
 from src.exp.lookup import find_run
-from src.exp.stage import Stage, begin_stage, run_entry_point
+from src.exp.record import checkpoint_hash, teacher_files_hash
+from src.exp.stage import Stage, run_entry_point, run_stage
 from src.exp.students import finish
 from src.student.datamodule import require_full_batch
 from src.student.training import FitResult, save_history
@@ -21,19 +22,33 @@ from src.student.training import FitResult, save_history
 
 def run(cfg: DictConfig) -> float:
     if cfg.distill.engine == "submodule":
-        return _run_original(begin_stage(cfg, "dllm2rec_upstream"))
-    stage = begin_stage(cfg, "distill")
-    settings = stage.settings
-    outputs = _teacher_outputs(stage)
-    init_checkpoint = _init_checkpoint(stage)
-    writer = stage.tensorboard
-    with time_block("distill_student_train_time", stage.folder.time_file):
+        return run_stage(cfg, "dllm2rec_upstream", _run_original, lambda stage: {"the teacher's files": _hash(stage)})
+    return run_stage(cfg, "distill", train, _files)
+
+
+def _files(stage: Stage) -> dict[str, str | None]:
+    return {"the teacher's files": _hash(stage), "the initial weights": checkpoint_hash(_init_checkpoint(stage))}
+
+
+def _hash(stage: Stage) -> str | None:
+    return teacher_files_hash(teacher_outputs_dir(stage.cfg))
+
+
+def train(stage: Stage) -> float:
+    """Train and test the student with the teacher's files; returns the best validation value."""
+    return train_with(stage, teacher_outputs(stage), _init_checkpoint(stage))
+
+
+def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | None) -> float:
+    """Train and test the student with this teacher; returns the best validation value."""
+    settings, writer = stage.settings, stage.tensorboard
+    with stage.training("distill_student_train_time") as resume:
         result = train_distilled(
             settings.distill,
             settings.student,
             stage.dataset,
             outputs,
-            build_selection_policy(cfg.active),
+            build_selection_policy(stage.cfg.active),
             init_checkpoint,
             settings.metrics,
             stage.folder.model_dir("distill"),
@@ -41,6 +56,7 @@ def run(cfg: DictConfig) -> float:
             stage.device,
             stage.logger,
             writer,
+            resume,
         )
     return finish(stage, result, writer)
 
@@ -51,9 +67,10 @@ def _run_original(stage: Stage) -> float:
     monitor = settings.metrics.monitor
     check_settings(settings.distill, settings.student, settings.general.seed, settings.active.strategy, monitor)
     require_full_batch(settings.distill.batch_size, len(dataset.train))
-    program = find_program()
+    program, outputs = find_program(), teacher_outputs(stage)
+    stage.replace_result()
     work = folder.model_dir(stage.name)
-    write_files(work, dataset, _teacher_outputs(stage))
+    write_files(work, dataset, outputs)
     stage.logger.info("histories are cut to their last 10 items, as the original program has it")
     words = arguments(settings.distill, settings.student, stage.device)
     stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
@@ -70,7 +87,7 @@ def _run_original(stage: Stage) -> float:
     return result.metrics("valid")[monitor]
 
 
-def _teacher_outputs(stage: Stage) -> TeacherOutputs:
+def teacher_outputs(stage: Stage) -> TeacherOutputs:
     """The teacher's files, or nothing where the settings use no part of them."""
     distill = stage.settings.distill
     if not (distill.needs_ranking or distill.needs_embeddings):

@@ -2,16 +2,19 @@
 
 from omegaconf import DictConfig
 
-from src.core.logging import time_block
-from src.exp.stage import begin_stage, run_entry_point
+from src.exp.stage import Stage, run_entry_point, run_stage
 from src.exp.students import finish
 from src.student.trainer_baseline import train_baseline
 
 
 def run(cfg: DictConfig) -> float:
-    stage = begin_stage(cfg, "baseline")
+    return run_stage(cfg, "baseline", train)
+
+
+def train(stage: Stage) -> float:
+    """Train and test the student; returns the best validation value."""
     writer = stage.tensorboard
-    with time_block("student_baseline_train_time", stage.folder.time_file):
+    with stage.training("student_baseline_train_time") as resume:
         result = train_baseline(
             stage.settings.student,
             stage.dataset,
@@ -21,6 +24,7 @@ def run(cfg: DictConfig) -> float:
             stage.device,
             stage.logger,
             writer,
+            resume,
         )
     return finish(stage, result, writer)
 

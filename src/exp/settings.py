@@ -41,6 +41,33 @@ class EvalConfig:
     run_dir: str | None = None
 
 
+TEACHERS = ("files", "recommender", "random")
+
+
+@dataclass
+class ArmConfig:
+    """A distillation beside another: who teaches, and which settings of `distill` and `active` differ."""
+
+    teacher: str = "files"
+    distill: dict[str, Any] = field(default_factory=dict)
+    active: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.teacher in TEACHERS, "arms.trained.<name>.teacher", self.teacher, f"one of {', '.join(TEACHERS)}")
+
+
+@dataclass
+class ArmsConfig:
+    """`arms`: what `run_arms` trains beside the baseline, and for which seeds."""
+
+    run_dir: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    trained: dict[str, ArmConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(len(self.seeds) == len(set(self.seeds)) > 0, "arms.seeds", self.seeds, "a list of different integers")
+
+
 @dataclass
 class RecommendConfig:
     """`recommend`: a question to a trained student."""
@@ -69,6 +96,7 @@ class Settings:
     metrics: MetricsConfig
     eval: EvalConfig
     recommend: RecommendConfig
+    arms: ArmsConfig
 
 
 _SCHEMAS = {name: entry.type for name, entry in Settings.__dataclass_fields__.items()}

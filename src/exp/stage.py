@@ -5,10 +5,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -21,10 +22,12 @@ from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.git_info import PROJECT_ROOT, save_git_info
-from src.core.logging import LOGGER_NAME, TensorBoardWriter, init_logger, tensorboard_writer
+from src.core.logging import LOGGER_NAME, TensorBoardWriter, init_logger, tensorboard_writer, time_block
 from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
+from src.exp.record import Record, changes, made_from, read_record
 from src.exp.settings import Settings, known_keys, parse_settings
+from src.student.resume import Resume
 
 StageFunction = Callable[[DictConfig], float | None]
 
@@ -89,7 +92,11 @@ def one_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage that has begun."""
+    """A stage that has begun.
+
+    Attributes:
+        made_from: what its result depends on (`record.made_from`); empty where no record is kept.
+    """
 
     name: str
     cfg: DictConfig
@@ -99,10 +106,30 @@ class Stage:
     device: torch.device
     dataset: SequenceDataset
     logger: logging.Logger
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tensorboard(self) -> TensorBoardWriter:
         return tensorboard_writer(self.folder.tensorboard_dir(self.name), self.settings.logging)
+
+    @contextmanager
+    def training(self, time_name: str) -> Iterator[Resume]:
+        """The time that a student's training takes, and where it keeps its last state."""
+        self.replace_result()
+        with time_block(time_name, self.folder.time_file) as add_time:
+            yield Resume(self.folder.last_state_file(self.name), add_time)
+
+    def replace_result(self) -> None:
+        """To be called once everything is checked: from here on an earlier result of the stage counts no more."""
+        folder, name = self.folder, self.name
+        before = read_record(folder.record_file(name))
+        different = changes(before.made_from, self.made_from) if before else []
+        if different and folder.last_state_file(name).is_file():
+            self.logger.info("stage %s: starts from the beginning: %s", name, "; ".join(different))
+        if different or before is None:
+            folder.last_state_file(name).unlink(missing_ok=True)
+        folder.eval_file(name).unlink(missing_ok=True)
+        Record(self.made_from).write(folder.record_file(name))
 
     def about(self, model: str, num_users: int, checkpoint: Path) -> dict[str, object]:
         """The head of an evaluation file."""
@@ -121,21 +148,94 @@ class Stage:
         }
 
 
-def begin_stage(cfg: DictConfig, name: str) -> Stage:
-    """Check the settings, refuse to overwrite, open the log, snapshot configuration and commit, load the data."""
-    settings = parse_settings(cfg)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    if folder.is_finished(name) and not settings.general.overwrite:
+def run_stage(
+    cfg: DictConfig,
+    name: str,
+    work: Callable[[Stage], float],
+    files: Callable[[Stage], dict[str, str | None]] = lambda stage: {},
+) -> float:
+    """Run a stage, unless its folder holds its result, made from the same settings, data and files.
+
+    Args:
+        work: does it, writes the evaluation last and returns the best validation value.
+        files: hashes of what it reads besides the data set, by a name for messages.
+
+    Raises:
+        UserError: the folder holds a result that was made from something else, and `general.overwrite` is off.
+    """
+    why = ""
+    if run_folder().is_finished(name):
+        stage = _look_at(cfg, name)
+        finished, why = compare(stage, files)
+        if finished is not None:
+            print(f"stage {name}: skipped: complete and unchanged ({stage.folder.root})", file=sys.stderr)
+            return finished
+    stage = begin_stage(cfg, name)
+    if why:
+        stage.logger.info("stage %s: run again: %s", name, why)
+    return record_stage(stage, work, files)
+
+
+def record_stage(
+    stage: Stage, work: Callable[[Stage], float], files: Callable[[Stage], dict[str, str | None]]
+) -> float:
+    """Run the stage and record what its result was made from."""
+    stage = replace(stage, made_from=made_from(stage.cfg, stage.name, stage.dataset, files(stage)))
+    value = work(stage)
+    Record(stage.made_from, value).write(stage.folder.record_file(stage.name))
+    stage.folder.last_state_file(stage.name).unlink(missing_ok=True)
+    return value
+
+
+def compare(stage: Stage, files: Callable[[Stage], dict[str, str | None]]) -> tuple[float | None, str]:
+    """The value of a finished stage if it is unchanged; else None and why to run it again.
+
+    Raises:
+        UserError: see `run_stage`.
+    """
+    folder, name = stage.folder, stage.name
+    record = read_record(folder.record_file(name))
+    if record is not None and record.value is None:
+        return None, "it was interrupted"
+    why = "it has no record of its settings"
+    if record is not None:
+        why = "; ".join(changes(record.made_from, made_from(stage.cfg, name, stage.dataset, files(stage))))
+        if not why:
+            return record.value, ""
+    if not stage.settings.general.overwrite:
         raise UserError(
-            f"{folder.root}: stage {name} is finished there ({folder.eval_file(name).name} exists); use another "
-            "hydra.run.dir, or general.overwrite=true to run it again"
+            f"{folder.root}: stage {name} is finished there ({folder.eval_file(name).name} exists), and {why}; use "
+            "another hydra.run.dir, or general.overwrite=true to run it again"
         )
+    return None, why
+
+
+def _look_at(cfg: DictConfig, name: str) -> Stage:
+    """A stage whose folder is only looked at: no log, no snapshot."""
+    settings, silent = parse_settings(cfg), logging.getLogger(f"{LOGGER_NAME}.silent")
+    silent.disabled = True
+    return Stage(name, cfg, settings, run_folder(), "", torch.device("cpu"), _load_data(cfg, settings, silent), silent)
+
+
+def run_folder() -> RunFolder:
+    """The run folder of this job."""
+    return RunFolder(Path(HydraConfig.get().runtime.output_dir))
+
+
+def begin_stage(cfg: DictConfig, name: str) -> Stage:
+    """Check the settings, open the log, snapshot configuration and commit, load the data."""
+    settings, folder = parse_settings(cfg), run_folder()
     logger = init_logger(folder.log_file(name), settings.logging)
     logger.info("stage %s in %s", name, folder.root)
     _save_configuration(cfg, folder, name)
     commit = save_git_info(folder.root)
     device = resolve_device(settings.general.device, logger)
     set_seed(settings.general.seed)
+    return Stage(name, cfg, settings, folder, commit, device, _load_data(cfg, settings, logger), logger)
+
+
+def _load_data(cfg: DictConfig, settings: Settings, logger: logging.Logger) -> SequenceDataset:
+    """The data set; the student's window is cut to its windows."""
     dataset = load_dataset(settings.dataset, data_dir(cfg), logger)
     if settings.student.max_seq_len > dataset.max_seq_len:
         logger.info(
@@ -144,7 +244,7 @@ def begin_stage(cfg: DictConfig, name: str) -> Stage:
             dataset.max_seq_len,
         )
         settings.student.max_seq_len = dataset.max_seq_len
-    return Stage(name, cfg, settings, folder, commit, device, dataset, logger)
+    return dataset
 
 
 def _save_configuration(cfg: DictConfig, folder: RunFolder, stage: str) -> None:

@@ -21,6 +21,7 @@ class FitSettings:
         patience: epochs without a better validation value after which training stops.
         batching: one of `datamodule.LOADERS`.
         mixed_precision: forward passes of training in bfloat16, weights stay float32.
+        save_interval: epochs between saves of the state that an interrupted training goes on from.
     """
 
     batch_size: int
@@ -31,6 +32,7 @@ class FitSettings:
     patience: int
     batching: str = "rows"
     mixed_precision: bool = False
+    save_interval: int = 1
 
 
 @dataclass
@@ -42,7 +44,7 @@ class StudentConfig:
         num_filters, filter_sizes: Caser's.
         num_blocks: SASRec's blocks, or layers of the GRU; num_heads, norm: SASRec's (`models.Block`).
         tied_output: score items by their input embeddings.
-        batching, mixed_precision: see `FitSettings`.
+        batching, mixed_precision, save_interval: see `FitSettings`.
     """
 
     name: str
@@ -68,11 +70,12 @@ class StudentConfig:
     tied_output: bool = False
     batching: str = "rows"
     mixed_precision: bool = False
+    save_interval: int = 1
 
     def __post_init__(self) -> None:
         check(self.name in MODELS, "student.name", self.name, f"one of {', '.join(MODELS)}")
         sizes = ("emb_size", "hidden_size", "max_seq_len", "num_filters", "num_blocks", "num_heads")
-        for key in (*sizes, "batch_size", "num_epochs", "patience", "num_negatives"):
+        for key in (*sizes, "batch_size", "num_epochs", "patience", "num_negatives", "save_interval"):
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
         self._check_caser()
         self._check_options()
@@ -139,4 +142,5 @@ class StudentConfig:
             self.patience,
             self.batching,
             self.mixed_precision,
+            self.save_interval,
         )

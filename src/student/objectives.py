@@ -73,6 +73,13 @@ class BaseLoss:
         self.propensity = propensity(dataset.train.targets, dataset.num_items).to(device)
         self._generator = generator(seed, "negatives")
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the stream of negatives is."""
+        return {"negatives": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["negatives"])
+
     def __call__(self, model: Student, batch: Batch, candidates: Tensor | None = None) -> Scored:
         """The loss of a batch, and the scores of `candidates` (int64 [B, K]) on the way.
 

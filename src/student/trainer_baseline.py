@@ -16,6 +16,7 @@ from src.student.config import StudentConfig
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
 from src.student.objectives import BaseLoss
+from src.student.resume import Resume
 from src.student.training import FitResult, train_student
 
 
@@ -28,8 +29,9 @@ def train_baseline(
     device: torch.device,
     logger: logging.Logger,
     tb_writer: TensorBoardWriter,
+    resume: Resume | None = None,
 ) -> FitResult:
-    """Train a fresh student; its best epoch is in `folder` afterwards."""
+    """Train a fresh student, or go on with an interrupted training; its best epoch is in `folder` afterwards."""
     set_seed(seed)
     model = build_model(student.model_config(dataset.num_items))
     base_loss = BaseLoss(student.loss_settings(), dataset, student.max_seq_len, seed, device)
@@ -54,4 +56,6 @@ def train_baseline(
         device,
         logger,
         tb_writer,
+        resume,
+        {"negatives": base_loss},
     )

@@ -5,7 +5,7 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from src.student.config import FitSettings
 from src.student.datamodule import Batch, Loader, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
+from src.student.resume import GeneratorState, Resume, Stateful
 
 
 class Objective(Protocol):
@@ -40,6 +41,19 @@ class FitResult:
     best_value: float = float("-inf")
     history: list[dict[str, float]] = field(default_factory=list)
 
+    def add(self, epoch: int, losses: dict[str, float], metrics: dict[str, float], monitor: str) -> bool:
+        """Record an epoch; returns whether it is the best so far."""
+        self.history.append({"epoch": epoch, **losses, **{f"valid/{k}": v for k, v in metrics.items()}})
+        improved = metrics[monitor] > self.best_value
+        if improved:
+            self.best_epoch, self.best_value = epoch, metrics[monitor]
+        return improved
+
+    def is_over(self, settings: FitSettings) -> bool:
+        """Whether the last epoch is reached, or the patience at its end."""
+        epochs = len(self.history)
+        return epochs >= settings.num_epochs or epochs - self.best_epoch >= settings.patience
+
 
 def train_student(
     model: Student,
@@ -52,9 +66,17 @@ def train_student(
     device: torch.device,
     logger: logging.Logger,
     tb_writer: TensorBoardWriter,
+    resume: Resume | None = None,
+    parts: dict[str, Stateful] | None = None,
 ) -> FitResult:
-    """Fit `model` on the training rows under `objective`, watched on the validation rows."""
+    """Fit `model` on the training rows under `objective`, watched on the validation rows.
+
+    Args:
+        resume: where the last state is kept, and gone on from if there is one; None keeps none.
+        parts: what the objective remembers from step to step.
+    """
     model.to(device)
+    shuffle = generator(seed, "shuffle")
     loader = build_train_loader(
         settings.batching,
         dataset.train,
@@ -62,13 +84,16 @@ def train_student(
         dataset.pad_id,
         settings.batch_size,
         device,
-        generator(seed, "shuffle"),
+        shuffle,
     )
+    parts = {"shuffle": GeneratorState(shuffle), **(parts or {})}
 
     def validate() -> dict[str, float]:
         return evaluate_model(model, dataset.valid, dataset, metrics.ks, device).metrics
 
-    return fit(model, loader, objective, validate, save_best, metrics.monitor, settings, logger, tb_writer)
+    return fit(
+        model, loader, objective, validate, save_best, metrics.monitor, settings, logger, tb_writer, resume, parts
+    )
 
 
 def fit(
@@ -81,6 +106,8 @@ def fit(
     settings: FitSettings,
     logger: logging.Logger,
     tb_writer: TensorBoardWriter,
+    resume: Resume | None = None,
+    parts: dict[str, Stateful] | None = None,
 ) -> FitResult:
     """Train with Adam and early stopping; the best epoch is chosen on validation only.
 
@@ -88,35 +115,47 @@ def fit(
         objective: loss of a batch; parameters it owns must be part of `model`.
         validate: metrics on the validation rows with the model as it is.
         save_best: called with (epoch, value) whenever `monitor` improves.
+        resume, parts: see `train_student`. The state is saved every `save_interval` epochs, after the last one, and
+            with each better epoch, so that it never lags behind what `save_best` has replaced.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or the last state is damaged.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    result = FitResult()
+    parts = {"model": model, "optimizer": optimizer, **(parts or {})}
+    result = _go_on(resume, parts, logger)
     with progress_bar() as bar:
-        task = bar.add_task("training", total=settings.num_epochs * len(loader), info="")
-        for epoch in range(1, settings.num_epochs + 1):
-            start = time.perf_counter()
+        done = len(result.history) * len(loader)
+        task = bar.add_task("training", total=settings.num_epochs * len(loader), completed=done, info="")
+        while not result.is_over(settings):
+            epoch, start = len(result.history) + 1, time.perf_counter()
             losses = _train_epoch(model, loader, objective, optimizer, settings, lambda: bar.advance(task))
             rows_per_second = loader.num_rows / (time.perf_counter() - start)
             _require_finite(losses, epoch)
             metrics = validate()
-            record = {"epoch": epoch, **losses, **{f"valid/{k}": v for k, v in metrics.items()}}
-            result.history.append(record)
-            for name, value in record.items():
+            improved = result.add(epoch, losses, metrics, monitor)
+            for name, value in result.history[-1].items():
                 tb_writer.add_scalar(name, value, epoch)
-            improved = metrics[monitor] > result.best_value
             if improved:
-                result.best_epoch, result.best_value = epoch, metrics[monitor]
                 save_best(epoch, metrics[monitor])
+            if resume and (improved or epoch % settings.save_interval == 0 or result.is_over(settings)):
+                resume.save(asdict(result), parts)
             info = f"loss {losses['loss']:.4f}, {monitor} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
             bar.update(task, info=info)
             logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
-            if epoch - result.best_epoch >= settings.patience:
-                logger.info("no better %s for %d epochs: stopping", monitor, settings.patience)
-                break
+    if len(result.history) < settings.num_epochs:
+        logger.info("no better %s for %d epochs: stopping", monitor, settings.patience)
     logger.info("best epoch %d: validation %s %.4f", result.best_epoch, monitor, result.best_value)
+    return result
+
+
+def _go_on(resume: Resume | None, parts: dict[str, Stateful], logger: logging.Logger) -> FitResult:
+    """The result up to where an interrupted training was saved; an empty one for a new training."""
+    progress = resume.load(parts) if resume else None
+    if progress is None:
+        return FitResult()
+    result = FitResult(**progress)
+    logger.info("going on after epoch %d: %s", len(result.history), resume.file)
     return result
 
 

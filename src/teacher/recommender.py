@@ -42,8 +42,11 @@ class FrozenRecommender:
         return self.model.encode(*self._windows(rows, index))
 
     @torch.no_grad()
-    def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
-        """The `count` best items of each row, best first, none of its history: int64 [B, count].
+    def rank(self, rows: Rows, index: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` best items of each row, best first, none of its history.
+
+        Returns:
+            Items int64 [B, count], and minus their log-probabilities among all items, float32 [B, count], ascending.
 
         Raises:
             UserError: a row's history leaves fewer than `count` items.
@@ -55,7 +58,12 @@ class FrozenRecommender:
             raise UserError(
                 f"teacher.num_candidates={count}: the longest history leaves {free} items; use at most {free}"
             )
-        return scores.masked_fill(seen, float("-inf")).topk(count).indices.cpu().numpy()
+        best = scores.masked_fill(seen, float("-inf")).topk(count)
+        return best.indices, scores.logsumexp(1, keepdim=True) - best.values
+
+    def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
+        """The items of `rank` alone: int64 [B, count]."""
+        return self.rank(rows, index, count)[0].cpu().numpy()
 
 
 def load_recommender(path: Path, dataset: SequenceDataset, device: torch.device) -> FrozenRecommender:

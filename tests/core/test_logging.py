@@ -53,6 +53,16 @@ def test_time_counts_when_the_block_fails(tmp_path, clock):
     assert read_json(file) == {"train": 1.0 + 2.0, "other": 7.0}
 
 
+def test_time_so_far_outlives_a_kill_and_is_counted_once(tmp_path, clock):
+    file = tmp_path / "time.json"
+    with time_block("train", file) as add_time:
+        clock[0] += 2.0
+        add_time()
+        assert read_json(file) == {"train": 2.0}  # what a kill would leave
+        clock[0] += 3.0
+    assert read_json(file) == {"train": 5.0}
+
+
 def test_logger_appends_to_its_file(tmp_path):
     for text in ("first", "second"):
         logger = init_logger(tmp_path / "logs" / "stage.log", LoggingConfig())

@@ -20,6 +20,7 @@ from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import ItemEmbedding, ModelConfig, build_model
 from src.student.objectives import BaseLoss, LossSettings
+from src.student.resume import Resume
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def outputs(tiny_dataset) -> TeacherOutputs:
 def run(tiny_dataset, outputs, logger, tb_writer, tmp_path):
     """Train with a teacher; returns the result and the folder."""
 
-    def train(name, settings, policy=None, init=None, config=None, teacher=outputs, seed=SEED):
+    def train(name, settings, policy=None, init=None, config=None, teacher=outputs, seed=SEED, resume=None):
         result = train_distilled(
             settings,
             config or student(),
@@ -78,6 +79,7 @@ def run(tiny_dataset, outputs, logger, tb_writer, tmp_path):
             CPU,
             logger,
             tb_writer,
+            resume,
         )
         return result, tmp_path / name
 
@@ -467,3 +469,49 @@ def test_a_packed_batch_has_the_distillation_of_its_rows(
     )
     for parameter, gradient in row_gradients.items():
         torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-3, atol=1e-6, msg=parameter)
+
+
+# --- an interrupted training --------------------------------------------------------------------------------
+
+
+class Counting(SelectionPolicyAll):
+    """Selects every third row that it sees, however the batches fall: it has to remember."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def select(self, batch, teacher_info, student_info):
+        place = self.seen + torch.arange(len(batch.target))
+        self.seen += len(batch.target)
+        return place % 3 == 0
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.mark.parametrize("batching", ["rows", "packed"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"embedding": "align"}, {"loss": "bce_dros", "candidate_loss": "official"}], ids=str
+)
+def test_a_distillation_that_was_cut_off_ends_as_one_that_was_not(run, tmp_path, monkeypatch, batching, changes):
+    def train(name):
+        resume = Resume(tmp_path / f"{name}.pt")
+        return run(name, distill(**changes), Counting(), config=student(batching=batching), resume=resume)
+
+    whole, folder = train("whole")
+    adam = torch.optim.Adam
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        steps, step = iter(range(9)), adam.step  # of 4 an epoch: in the middle of the third
+        patch.setattr(adam, "step", lambda self: step(self) if next(steps, None) is not None else _cut_off())
+        train("cut")
+    result, again = train("cut")
+
+    assert len(result.history) == 4 and result == whole
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def _cut_off():
+    raise KeyboardInterrupt

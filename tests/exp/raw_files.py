@@ -43,7 +43,7 @@ def _amazon_games(folder: Path, num_users: int) -> None:
 
 def _lastfm(folder: Path, num_users: int) -> None:
     windows = [
-        {"seq": [u % NUM_ITEMS, (u + 1) % NUM_ITEMS, NUM_ITEMS], "len_seq": 2, "next": (u + 2) % NUM_ITEMS}
+        {"seq": [*((u + i) % NUM_ITEMS for i in range(3)), NUM_ITEMS], "len_seq": 3, "next": (u + 3) % NUM_ITEMS}
         for u in range(3 * num_users)
     ]
     for name in ("train_data.df", "Val_data.df", "Test_data.df"):

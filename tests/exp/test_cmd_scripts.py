@@ -120,12 +120,16 @@ def test_the_pipeline_takes_the_folder_it_is_given(project, argument, run_dir) -
 
 
 def test_the_pipeline_stops_at_the_stage_that_fails_and_says_how_to_go_on(project) -> None:
-    code, calls, printed = call(
-        project, "run_all_pipeline", "dataset=sample", "hydra.run.dir=r", fail="hydra.run.dir=r"
-    )
+    code, calls, printed = call(project, "run_all_pipeline", "dataset=sample", "hydra.run.dir=r", fail="dataset=sample")
     assert code == 3 and calls == []
     assert "error: stage 1/4 (run_teacher_train) failed with exit code 3" in printed
-    assert "bash cmd/run_teacher_train.sh hydra.run.dir=r dataset=sample" in printed
+    assert "bash cmd/run_all_pipeline.sh dataset=sample hydra.run.dir=r\n" in printed
+
+
+def test_the_way_to_go_on_names_the_folder_that_was_made(project) -> None:
+    (project / "bin" / "poetry").write_text("#!/bin/sh\nexit 3\n")
+    _, _, printed = call(project, "run_all_pipeline", "student.lr=1")
+    assert re.search(r"run_all_pipeline.sh hydra.run.dir=result/result_\d{8}_\d{6} student.lr=1\n", printed)
 
 
 @pytest.mark.parametrize("arguments", [("-m",), ("--multirun",), ("hydra.run.dir=result/${now:%Y}",)])

@@ -56,7 +56,7 @@ def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipe
         "summary.md",
         "teacher_examples.md",
     }
-    assert not [path for path in pipeline.folder.rglob("*.part")]
+    assert not [path for name in ("*.part", "last_state.pt") for path in pipeline.folder.rglob(name)]
 
 
 def test_time_json_has_the_four_names_in_seconds(pipeline) -> None:
@@ -110,7 +110,9 @@ def test_git_info_names_our_commit_and_the_two_submodules(pipeline) -> None:
 @pytest.mark.parametrize("stage", [*STAGES, "eval"])
 def test_every_stage_keeps_its_configuration(pipeline, stage) -> None:
     folder = pipeline.folder / ".hydra"
-    assert {path.name for path in (folder / stage).iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    record = set() if stage == "eval" else {"record.json"}  # evaluating is never skipped
+    files = {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert {path.name for path in (folder / stage).iterdir()} == files | record
     config = OmegaConf.load(folder / stage / "config.yaml")
     assert (config.student.emb_size, config.dataset.name, config.distill["lambda"]) == (8, "sample", 0.7)
     assert "student.emb_size=8" in OmegaConf.load(folder / stage / "overrides.yaml")
@@ -288,7 +290,9 @@ def test_a_finished_stage_is_not_overwritten(pipeline, capsys, stage) -> None:
     code = run_here(FINISHED[stage], *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", "general.seed=7")
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(error) == 1
-    assert f"stage {stage} is finished there (eval_{stage}.json exists)" in error[0]
+    assert (
+        f"stage {stage} is finished there (eval_{stage}.json exists), and general.seed changed from 42 to 7" in error[0]
+    )
     assert "general.overwrite=true" in error[0]
     assert snapshot(pipeline.folder) == before
     assert snapshot(pipeline.teacher_outputs) == outputs

@@ -43,7 +43,7 @@ def processes(pipeline, data_dir, tmp_path_factory):
         "misspelt": ("run_student_baseline", small, ["student.lrr=1"], {}),
         "out of range": ("run_distill", small, ["student.lr=-1"], {}),
         "no raw files": ("run_student_baseline", [*TINY_STUDENT, *places(root / "empty", root)], [], {}),
-        "finished": ("run_student_baseline", finished, [], {"HYDRA_FULL_ERROR": "1"}),
+        "finished": ("run_student_baseline", finished, ["general.seed=7"], {"HYDRA_FULL_ERROR": "1"}),
     }
     before = snapshot(pipeline.folder)
     with ThreadPoolExecutor(2) as pool:

@@ -7,11 +7,13 @@ found by glob: a leaf without an entry fails, and so does an entry without a lea
 
 import io
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from harness import CONF, SAMPLE, TINY_STUDENT, TINY_TEACHER, compose_config, places, read, refusal, run_here
@@ -31,9 +33,10 @@ from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
-from src.exp import recommend, run_distill, run_eval_all, run_student_baseline
-from src.exp.settings import Settings, parse_settings
+from src.exp import recommend, run_arms, run_distill, run_eval_all, run_student_baseline
+from src.exp.settings import TEACHERS, Settings, parse_settings
 from src.student import serving
+from src.student.resume import Resume
 from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
@@ -169,6 +172,7 @@ class Bench:
             CPU,
             QUIET,
             Recorder(),
+            Resume(folder / "last_state.pt"),
         )
         return self._trained(folder, result)
 
@@ -620,6 +624,18 @@ def _other_distillation(*overrides: str) -> Effect:
     return effect
 
 
+def _student_save_interval(bench: Bench) -> None:
+    """With a learning rate that improves nothing: each epoch, or the first (the best) and the last."""
+    saves: list[Path] = []
+    bench.patch.setattr(Resume, "save", lambda self, progress, parts: saves.append(self.file))
+    counts = []
+    for interval in (1, 9):
+        saves.clear()
+        bench.train("student.num_epochs=4", "student.lr=1e-30", f"student.save_interval={interval}")
+        counts.append(len(saves))
+    assert counts == [4, 2]
+
+
 def _other_confidence(bench: Bench) -> None:
     one, other = (bench.distil(f"distill.confidence=per_{name}") for name in ("candidate", "sequence"))
     assert one.losses != other.losses
@@ -885,6 +901,49 @@ def _other_llm(*overrides: str) -> Effect:
     return effect
 
 
+# --- arms ---------------------------------------------------------------------------------------------------
+
+
+def _arms(bench: Bench, *overrides: str) -> Path:
+    """`run_arms` without arms: the baseline alone, for one seed unless said otherwise."""
+    folder, run_dir = bench.folder(), f"arms.run_dir={bench.pipeline.folder}"
+    where = places(bench.pipeline.data_dir, bench.pipeline.result_root, folder)
+    assert run_here(run_arms.run, *where, run_dir, "~arms.trained", "arms.seeds=[1]", *overrides) == 0
+    return folder
+
+
+def _arms_run_dir(bench: Bench) -> None:
+    other = bench.stage(run_distill.run, "student.dropout=0.9")
+    means = [pd.read_csv(_arms(bench, f"arms.run_dir={run}") / "metrics" / "arms.csv")["mean"][0] for run in (
+        bench.pipeline.folder, other
+    )]  # fmt: skip
+    assert means[0] != means[1]
+
+
+def _arms_seeds(bench: Bench) -> None:
+    folder = _arms(bench, "arms.seeds=[3,4]")
+    assert sorted(path.name for path in (folder / "arms" / "baseline").iterdir()) == ["seed_3", "seed_4"]
+
+
+def _arm_teacher(bench: Bench) -> None:
+    """Another teacher, another student; who else might teach is refused."""
+    weights = []
+    for teacher in TEACHERS:
+        folder = _arms(bench, f"+arms.trained={{one: {{teacher: {teacher}}}}}")
+        weights.append(load_file(folder / "arms" / "one" / "seed_1" / "models" / "distill" / "model.safetensors"))
+    assert not any(same(one, other) for one, other in zip(weights, weights[1:] + weights[:1], strict=True))
+    message = refusal(lambda: parse_settings(compose_config("+arms.trained.x.teacher=oracle")))
+    assert message.startswith("arms.trained.<name>.teacher='oracle': must be one of files, recommender, random")
+
+
+def _arm_setting(bench: Bench) -> None:
+    """An arm's values differ from those of the distillation; the leaves they change are tried above."""
+    cfg = compose_config(bench.choice)
+    for name, arm in cfg.arms.trained.items():
+        for key, value in arm.get("distill", {}).items():
+            assert cfg.distill[key] != value, f"{name}.{key}"
+
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 EFFECTS: dict[str, Effect] = {
@@ -897,6 +956,8 @@ EFFECTS: dict[str, Effect] = {
     "recommend.history": _recommend_history,
     "recommend.top_k": _recommend_top_k,
     "recommend.show_history": _recommend_show_history,
+    "arms.run_dir": _arms_run_dir,
+    "arms.seeds": _arms_seeds,
     "paths.data_dir": _data_dir,
     "paths.result_root": _result_root,
     "paths.teacher_outputs_dir": _teacher_outputs_dir,
@@ -952,6 +1013,7 @@ EFFECTS: dict[str, Effect] = {
     "student.tied_output": _two_trainings("student.tied_output=true", "student.tied_output=false"),
     "student.batching": _two_trainings("student.batching=packed", "student.batching=rows"),
     "student.mixed_precision": _other_training("student.mixed_precision=true"),
+    "student.save_interval": _student_save_interval,
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
@@ -1020,6 +1082,12 @@ EFFECTS: dict[str, Effect] = {
     "teacher.tiny.pretrain_batch_size": _other_llm("teacher.tiny.pretrain_batch_size=2"),
     "teacher.tiny.pretrain_lr": _other_llm("teacher.tiny.pretrain_lr=1e-1"),
 }
+
+
+EFFECTS |= {
+    leaf.key: _arm_setting for leaf in LEAVES if leaf.key.startswith("arms.trained.") and ".distill." in leaf.key
+}
+EFFECTS |= {leaf.key: _arm_teacher for leaf in LEAVES if re.fullmatch(r"arms\.trained\.\w+\.teacher", leaf.key)}
 
 
 def _check_teacher_name(bench: Bench) -> None:

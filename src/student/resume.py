@@ -1,0 +1,78 @@
+"""The last state of a training, from which it goes on as if nothing had happened."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from src.core.errors import UserError
+from src.core.files import write_atomic
+from src.core.seed import random_state, restore_random_state
+
+
+class Stateful(Protocol):
+    """Something that a training changes: a model, an optimizer, a policy."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, text, and lists, tuples and dictionaries of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class GeneratorState:
+    """A random generator as `Stateful`."""
+
+    generator: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["state"])
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a training keeps its last state.
+
+    The caller sees to it that a file found there is of the same training: same settings, same data, same teacher.
+
+    Attributes:
+        file: written whole or not at all; a training that finds it goes on from there.
+        on_save: called after each save.
+    """
+
+    file: Path
+    on_save: Callable[[], None] = lambda: None
+
+    def save(self, progress: dict[str, Any], parts: dict[str, Stateful]) -> None:
+        """Write `progress` (plain values), the state of every part, and the process's random generators."""
+        states = {name: part.state_dict() for name, part in parts.items()}
+        content = {"progress": progress, "parts": states, "random": random_state()}
+        write_atomic(self.file, lambda path: torch.save(content, path))
+        self.on_save()
+
+    def load(self, parts: dict[str, Stateful]) -> dict[str, Any] | None:
+        """Bring every part to where it was; returns `progress`, or None where nothing was saved.
+
+        Raises:
+            UserError: the file is damaged, or of another training.
+        """
+        if not self.file.is_file():
+            return None
+        try:
+            # On the CPU, where generators live; modules and optimizers move what they take over to their device.
+            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(content["parts"][name])
+            restore_random_state(content["random"])
+            return content["progress"]
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start"
+            ) from error

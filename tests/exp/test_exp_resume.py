@@ -1,0 +1,207 @@
+"""A run folder that is started again: what is complete and unchanged is skipped, what was interrupted goes on."""
+
+import os
+import shutil
+import subprocess
+from importlib import import_module
+
+import pytest
+import torch
+from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
+
+from src.exp import run_distill, run_student_baseline, run_teacher
+from src.exp.record import changes, read_record
+
+ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}
+
+
+def cut_off_at(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the `number`-th optimizer step fail as a Ctrl-C does."""
+    step, left = torch.optim.Adam.step, iter(range(number - 1))
+
+    def counted(self, *args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    patch.setattr(torch.optim.Adam, "step", counted)
+
+
+def without(folder, copy, stage: str):
+    """A copy of a run folder in which a stage has not begun."""
+    shutil.copytree(folder, copy)
+    for path in (*copy.glob(f"metrics/*_{stage}.*"), *copy.glob(f"logs/*{stage}.log")):
+        path.unlink()
+    for path in (copy / "models" / stage, copy / ".hydra" / stage, copy / "tb" / stage):
+        shutil.rmtree(path)
+    return copy
+
+
+def run_script(tmp_path, script: str, *arguments: str) -> None:
+    """A script of cmd/, its `poetry run python -m ...` in this process: most of a process is to import PyTorch."""
+    shutil.copytree(ROOT / "cmd", tmp_path / "project" / "cmd")
+    calls = tmp_path / "calls"
+    for name, text in {
+        "project/.venv/bin/python": "",
+        "bin/poetry": f'#!/bin/sh\nprintf "%s\\n" "$@" "" >>"{calls}"\n',
+        "site.sh": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "ENV_SHELL": str(tmp_path / "site.sh")}
+    command = ["bash", str(tmp_path / "project" / "cmd" / f"{script}.sh"), *arguments]
+    subprocess.run(command, env={**os.environ, **environment}, capture_output=True, timeout=60, check=True)
+    for call in calls.read_text().split("\n\n")[:-1]:
+        _, _, _, module, *overrides = call.splitlines()
+        assert run_here(import_module(module).run, *overrides) == 0
+
+
+def test_a_pipeline_killed_while_it_distils_ends_as_one_that_was_not(pipeline, tmp_path, capsys) -> None:
+    folder = without(pipeline.folder, tmp_path / "run", "distill")
+    before = snapshot(folder)
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        cut_off_at(patch, 5)  # of 3 an epoch: in the middle of the second
+        assert run_here(run_distill.run, *overrides) == 130
+    assert (folder / "models" / "distill" / "last_state.pt").is_file()
+    spent = read(folder / "metrics" / "time.json")["distill_student_train_time"]
+
+    run_script(tmp_path, "run_all_pipeline", *overrides)
+
+    printed = capsys.readouterr().err
+    for stage in ("teacher", "baseline"):
+        assert f"stage {stage}: skipped: complete and unchanged" in printed
+    assert "going on after epoch 1" in printed
+    whole, again = snapshot(pipeline.folder), snapshot(folder)
+    assert {name for name in before if name.startswith(("models/", ".hydra/teacher", ".hydra/baseline"))} <= {
+        name for name in before if again[name] == before[name]
+    }
+    same = [f"models/distill/{name}" for name in ("model.safetensors", "config.json")]
+    same += [f"metrics/{name}" for name in ("history_distill.csv", "eval_distill.json", "summary.csv")]
+    assert {name: whole[name] for name in same} == {name: again[name] for name in same}
+    assert {n for n in whole if not n.startswith("tb/")} == {n for n in again if not n.startswith("tb/")}
+    assert read(folder / "metrics" / "time.json")["distill_student_train_time"] > spent
+
+
+NO_EFFECT = {
+    "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
+    "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),
+    "distill": ("student.lr=1", "student.num_epochs=3", "general.experiment_name=other", "general.overwrite=true"),
+}
+
+
+@pytest.mark.parametrize("stage", NO_EFFECT)
+def test_a_complete_stage_is_skipped_and_returns_its_value(pipeline, capsys, stage) -> None:
+    """Settings that its numbers do not depend on may differ."""
+    before, values = snapshot(pipeline.folder), []
+
+    def run(cfg) -> float:
+        values.append(ENTRY_POINTS[stage](cfg))
+        return values[-1]
+
+    assert run_here(run, *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", *NO_EFFECT[stage]) == 0
+    assert capsys.readouterr().err == f"stage {stage}: skipped: complete and unchanged ({pipeline.folder})\n"
+    assert values == [read(pipeline.folder / ".hydra" / stage / "record.json")["value"]]
+    if stage != "teacher":
+        assert values == [read(pipeline.folder / "models" / stage / "config.json")["info"]["valid_value"]]
+    assert snapshot(pipeline.folder) == before
+
+
+CHANGED = [
+    ("baseline", ["student.lr=1e-2"], "student.lr changed from 0.001 to 0.01; use another hydra.run.dir"),
+    ("baseline", ["student=gru4rec"], "student.name changed from sasrec to gru4rec"),
+    (
+        "distill",
+        ["distill.alpha=3", "metrics.ks=[10]"],
+        "metrics.ks changed from [1, 5, 10, 20] to [10]; distill.alpha",
+    ),
+    ("distill", ["distill.init=baseline"], "the initial weights changed from None to "),
+    ("teacher", ["teacher.lr=1"], "teacher.lr changed from 0.002 to 1"),
+    ("teacher", ["dataset.max_train_rows=500"], "the data set changed from "),
+]
+
+
+@pytest.mark.parametrize(("stage", "overrides", "message"), CHANGED, ids=str)
+def test_a_finished_stage_of_other_settings_is_refused_and_says_what_differs(
+    pipeline, capsys, stage, overrides, message
+) -> None:
+    before = snapshot(pipeline.folder)
+    assert run_here(ENTRY_POINTS[stage], *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", *overrides) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"stage {stage} is finished there (eval_{stage}.json exists), and " in error
+    assert message in error and "general.overwrite=true" in error
+    assert snapshot(pipeline.folder) == before
+
+
+def test_other_teacher_files_are_another_distillation(pipeline, tmp_path, capsys) -> None:
+    outputs = shutil.copytree(pipeline.teacher_outputs, tmp_path / "outputs")
+    manifest = outputs / "manifest.json"
+    where = [*pipeline.overrides, f"hydra.run.dir={pipeline.folder}", f"paths.teacher_outputs_dir={outputs}"]
+    assert run_here(run_distill.run, *where) == 0  # the same files elsewhere
+    manifest.write_text(manifest.read_text().replace('"seed": 42', '"seed": 43'))
+    assert run_here(run_distill.run, *where) == 1
+    assert ", and the teacher's files changed from " in capsys.readouterr().err
+
+
+@pytest.fixture
+def baseline(data_dir, tmp_path):
+    """A small baseline in a folder of its own; returns its exit code."""
+
+    def run(*overrides: str, cut_off: int | None = None, folder: str = "run") -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            if cut_off is not None:
+                cut_off_at(patch, cut_off)
+            where = places(data_dir, tmp_path, tmp_path / folder)
+            return run_here(run_student_baseline.run, *TINY_STUDENT, *where, *overrides)
+
+    return run
+
+
+def result(folder) -> tuple[dict, bytes]:
+    return read(folder / "metrics" / "eval_baseline.json"), (folder / "models/baseline/model.safetensors").read_bytes()
+
+
+def log(folder) -> str:
+    return (folder / "logs" / "train_student_baseline.log").read_text()
+
+
+def test_an_interrupted_stage_with_other_settings_starts_from_the_beginning_and_says_why(baseline, tmp_path) -> None:
+    assert baseline(cut_off=5) == 130
+    assert baseline("student.lr=1e-2") == 0
+    assert "stage baseline: starts from the beginning: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
+    assert baseline("student.lr=1e-2", folder="undisturbed") == 0
+    assert result(tmp_path / "run") == result(tmp_path / "undisturbed")
+
+
+def test_a_replacement_that_was_interrupted_is_neither_the_old_result_nor_refused(baseline, tmp_path) -> None:
+    assert baseline() == 0
+    assert baseline("student.lr=1e-2", "general.overwrite=true", cut_off=5) == 130
+    assert "stage baseline: run again: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics" / "eval_baseline.json").exists()  # its weights are gone
+    assert read_record(tmp_path / "run" / ".hydra" / "baseline" / "record.json").value is None
+
+    assert baseline("student.lr=1e-2") == 0
+    assert log(tmp_path / "run").count("going on after epoch 1") == 1
+    assert baseline("student.lr=1e-2", folder="undisturbed") == 0
+    assert result(tmp_path / "run") == result(tmp_path / "undisturbed")
+
+
+def test_a_result_without_a_record_is_kept(baseline, tmp_path, capsys) -> None:
+    """As an earlier version of this program leaves it."""
+    assert baseline() == 0
+    (tmp_path / "run" / ".hydra" / "baseline" / "record.json").unlink()
+    assert baseline() == 1
+    assert (
+        "is finished there (eval_baseline.json exists), and it has no record of its settings" in capsys.readouterr().err
+    )
+
+
+def test_changes_name_five_keys_and_count_the_rest() -> None:
+    before = {str(i): i for i in range(7)} | {"files": "a" * 64, "same": 1}
+    told = changes(before, {"files": "b" * 64, "same": 1, "new": [2]})
+    assert told[0] == "0 changed from 0 to None"
+    assert told[5:] == ["4 more keys changed"]
+    assert changes({"files": "a" * 64}, {"files": "b" * 64}) == [
+        f"files changed from {'a' * 12} to {'b' * 12}",
+    ]

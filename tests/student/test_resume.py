@@ -1,0 +1,138 @@
+"""A training that was cut off and started again ends as one that was not: history, weights, random streams."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from src.core.errors import UserError
+from src.core.metrics import MetricsConfig
+from src.core.seed import random_state, restore_random_state, set_seed
+from src.student.config import StudentConfig
+from src.student.resume import GeneratorState, Resume
+from src.student.trainer_baseline import train_baseline
+
+CPU = torch.device("cpu")
+METRICS = MetricsConfig([1, 5], "ndcg@5")
+
+
+class CutOff(Exception):
+    """Stands for a kill: nothing between it and the test catches it."""
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """`cut_off(n)`: the n-th optimizer step from now on raises, once; `cut_off(None)`: none does."""
+    step = torch.optim.Adam.step
+
+    def arm(number: int | None) -> None:
+        count = iter(range(1, number or 1))
+
+        def counted(self, *args, **options):
+            if number is not None and next(count, None) is None:
+                raise CutOff
+            return step(self, *args, **options)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", counted)
+
+    return arm
+
+
+@pytest.fixture
+def train(tiny_dataset, logger, tb_writer, tmp_path):
+    """A baseline of 4 steps an epoch; `name` is its folder and, with `.pt`, its last state."""
+
+    def run(name: str, on_save=lambda: None, /, **changes):
+        base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 5}
+        config = StudentConfig(**{"name": "sasrec", **base, **changes})
+        resume = Resume(tmp_path / f"{name}.pt", on_save)
+        folder = tmp_path / name
+        result = train_baseline(config, tiny_dataset, METRICS, folder, 7, CPU, logger, tb_writer, resume)
+        return result, (folder / "model.safetensors").read_bytes()
+
+    return run
+
+
+VARIANTS = [
+    {},
+    {"batching": "packed"},
+    {"loss": "bce"},  # negatives from a generator of their own
+    {"save_interval": 3},
+    {"num_epochs": 40, "patience": 2, "lr": 0.3},  # stops early
+    {"name": "gru4rec", "dropout": 0.3, "batching": "packed", "loss": "sampled_softmax"},
+    {"name": "caser", "grad_clip": 0.1, "weight_decay": 0.01},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_two_cuts_in_the_middle_of_an_epoch_change_nothing(train, cut_off, caplog, changes) -> None:
+    whole, weights = train("whole", **changes)
+    for _ in range(2):
+        cut_off(7)
+        with pytest.raises(CutOff):
+            train("cut", **changes)
+    cut_off(None)
+    with caplog.at_level("INFO"):
+        result, again = train("cut", **changes)
+    assert "going on after epoch" in caplog.text
+    assert result == whole and again == weights
+    assert "patience" not in changes or len(result.history) < changes["num_epochs"]
+
+
+def test_a_cut_before_the_first_save_starts_from_the_beginning(train, cut_off, caplog) -> None:
+    cut_off(2)
+    with pytest.raises(CutOff):
+        train("cut")
+    cut_off(None)
+    with caplog.at_level("INFO"):
+        assert train("cut") == train("whole")
+    assert "going on" not in caplog.text
+
+
+def test_a_finished_training_is_only_read(train, cut_off) -> None:
+    """Killed between training and evaluation: not one more step."""
+    whole = train("whole")
+    cut_off(1)
+    assert train("whole") == whole
+
+
+def test_the_state_is_saved_by_interval_at_the_end_and_with_what_save_best_replaced(train) -> None:
+    still = {"lr": 1e-30, "num_epochs": 5, "dropout": 0.0}  # no epoch is better than the first
+    for interval, expected in ((1, 5), (2, 4), (5, 2), (9, 2)):
+        saves = []
+        train(f"every {interval}", lambda saves=saves: saves.append(1), save_interval=interval, **still)
+        assert len(saves) == expected
+
+
+def test_a_damaged_state_is_named(train, tmp_path) -> None:
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(UserError, match=r"cut\.pt: cannot go on from this state \(.+\); delete it to train"):
+        train("cut")
+
+
+def test_a_state_of_another_model_is_refused(train) -> None:
+    train("cut", emb_size=8)
+    with pytest.raises(UserError, match=r"cannot go on from this state \(Error\(s\) in loading state_dict"):
+        train("cut", emb_size=4)
+
+
+def test_every_random_stream_goes_on_where_it_was() -> None:
+    def draw() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+    set_seed(3)
+    draw()
+    state = random_state()
+    after = draw()
+    set_seed(4)
+    restore_random_state(state)
+    assert draw() == after
+
+
+def test_a_generator_goes_on_where_it_was() -> None:
+    part = GeneratorState(torch.Generator().manual_seed(3))
+    state = part.state_dict()
+    first = torch.rand(4, generator=part.generator)
+    part.load_state_dict(state)
+    assert torch.equal(torch.rand(4, generator=part.generator), first)
