@@ -2,7 +2,7 @@
 
     ILORA_DIR=<checkout of AkaliKong/iLoRA@28e4737> python -m benchmarks.teacher_step
 
-Both adapt the same LLaMA with random weights (2 layers; on the CPU 512 wide in float32, on a GPU LLaMA-2-7B's 4,096 in
+Both adapt the same LLaMA with random weights (2 layers; on the CPU 256 wide in float32, on a GPU LLaMA-2-7B's 4,096 in
 bfloat16) with equal adapter weights (r 8, 4 experts, alpha 32, dropout .1), batches of 4 x 256 tokens, no gradient
 checkpointing. A step is router, forward, backward and Adam; steps alternate, medians are compared. Memory is what the
 adapted layers keep for the backward pass: bytes of distinct tensors saved in their forward passes, weights aside.
@@ -26,9 +26,9 @@ from src.teacher.moe_lora import TARGET_MODULES, add_gated_lora
 from src.teacher.prompts import IGNORED, PromptBatch
 
 BATCH_SIZE, LENGTH, ANSWER, REC_SIZE, VOCAB, NUM_LAYERS = 4, 256, 12, 64, 2000, 2
-STEPS, WARM_UP = 12, 2
+STEPS, WARM_UP = 30, 4
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WIDTHS = {"cpu": (512, 1376, 8), "cuda": (4096, 11008, 32)}[DEVICE.type]
+WIDTHS = {"cpu": (256, 688, 4), "cuda": (4096, 11008, 32)}[DEVICE.type]
 
 
 def make_llm() -> PreTrainedModel:
