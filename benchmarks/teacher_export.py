@@ -132,6 +132,7 @@ def run_prompts(parts: TeacherParts, index: np.ndarray) -> np.ndarray:
                 inputs_embeds=parts.engine.inputs_embeds(batch),
                 attention_mask=batch.mask.long(),
                 position_ids=positions(batch.mask),
+                use_cache=False,
             ).last_hidden_state
         return {"hidden": hidden[:, -1].cpu().numpy()}
 
