@@ -61,7 +61,7 @@ def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTo
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, torch_dtype=getattr(torch, dtype), local_files_only=True
+            path, config=config, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
