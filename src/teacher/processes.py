@@ -31,7 +31,7 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
         return
     has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     used = [p for p, count in zip(parameters, reduce(has, "sum").tolist(), strict=True) if count > 0]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in used])
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
     for p, total in zip(used, reduce(flat, "sum").split([p.numel() for p in used]), strict=True):
         p.grad = total.view_as(p).to(p.dtype)
 

@@ -27,12 +27,14 @@ CPU = torch.device("cpu")
 
 
 def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Path) -> None:
-    """Train, and leave losses' and weights' end state in `folder`."""
+    """Train in float64, where Adam does not blow rounding up to steps, and leave the weights in `folder`."""
     torch.set_num_threads(1)
     tokenizer, model = load_llm(llm, "float32", CPU)
     torch.manual_seed(3)
     recommender = FrozenRecommender(build_model(ModelConfig("sasrec", dataset.num_items, 8, 8, 6, 0.0)), dataset, CPU)
+    recommender.model.double()
     lora = add_gated_lora(model, config.lora, 8)
+    lora.model.double()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
     parts = TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)
     gathered = []
