@@ -4,17 +4,32 @@ Adapter, router and projector are small, so their gradients are added up once pe
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 
 def state(device: torch.device | None = None) -> PartialState:
     """Number of processes and number of this one; `device` decides how they talk, at the first call."""
-    return PartialState(cpu=device is not None and device.type == "cpu")
+    # One process prepares for hours while the others wait.
+    return PartialState(cpu=device is not None and device.type == "cpu", timeout=timedelta(days=1))
+
+
+def tell(begins: bool) -> None:
+    """The main process tells the others whether there is work; see `hear`."""
+    if state().num_processes > 1:
+        broadcast_object_list([begins])
+
+
+def hear() -> bool:
+    """What the main process tells."""
+    heard = [False]
+    broadcast_object_list(heard)
+    return heard[0]
 
 
 def add_up(values: list[float], device: torch.device) -> list[float]:
