@@ -161,8 +161,12 @@ class PromptBuilder:
         return Prompt(ids, [*history.tolist(), *candidates.tolist()] if embed else [])
 
     def answer(self, item: int) -> list[int]:
-        """Token ids of an answer: BOS, title, newline."""
-        return [self.bos_id, *self.tokens(self.titles[item] + TERMINATOR)]
+        """Token ids of an answer: BOS, title, newline.
+
+        The newline is a token of its own: byte-level tokenizers would join it to a title's last bracket, and
+        generation would miss it.
+        """
+        return [self.bos_id, *self.tokens(self.titles[item]), self.newline_id]
 
     def batch(self, prompts: list[Prompt], answers: list[list[int]] | None = None) -> PromptBatch:
         """Left-padded prompts, each followed by its answer if there is one.
