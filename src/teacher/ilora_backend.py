@@ -114,7 +114,7 @@ class ILoRATeacher(ITeacherRecommender):
     def _validate(self, seed: int) -> float:
         """HR@1 x ValidRatio on the validation rows, shared out among the processes."""
         assert self._parts is not None
-        rows = self._sampled(self.dataset.valid, self.settings.max_eval_rows)
+        rows = self._sampled(self.dataset.valid, self.settings.max_valid_rows)
         answers = generate_answers(self._parts, self.dataset.valid, rows[share(len(rows))], seed)
         return answer_metrics(Answers(*(gather(getattr(answers, field.name)) for field in fields(answers))))["hr@1_all"]
 

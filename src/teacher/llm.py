@@ -73,8 +73,8 @@ def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTo
 def _load_model(path: Path, dtype: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path, config=config, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=True, output_loading_info=True, local_files_only=True
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -84,8 +84,9 @@ def _load_model(path: Path, dtype: str) -> PreTrainedModel:
         raise UserError(
             f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {_EXPECTED}"
         )
-    if info["missing_keys"]:  # transformers would only warn, and leave them random
-        first, *others = sorted(info["missing_keys"])
+    empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+    if empty:  # what the files lack; transformers only warns
+        first, *others = empty
         raise UserError(
             f"teacher.llm_path={path}: its weights lack {first} and {len(others)} more; get the whole checkpoint"
         )

@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer, res
 @pytest.fixture
 def settings(config) -> TeacherConfig:
     student = StudentConfig("sasrec", 8, 8, 6, batch_size=8, num_epochs=1)
-    return replace(config, recommender=student, max_train_rows=8, max_eval_rows=4)
+    return replace(config, recommender=student, max_train_rows=8, max_valid_rows=4, max_eval_rows=4)
 
 
 @pytest.fixture
@@ -348,6 +348,7 @@ def test_factory(dataset, tmp_path):
         ({"save_interval": 0}, "teacher.save_interval=0"),
         ({"save_steps": 0}, "teacher.save_steps=0"),
         ({"max_train_rows": 0}, r"teacher.max_train_rows=0: must be null \(all\) or an integer >= 1"),
+        ({"max_valid_rows": 0}, "teacher.max_valid_rows=0"),
         ({"max_eval_rows": 0}, "teacher.max_eval_rows=0"),
         ({"num_candidates": 1}, "teacher.num_candidates=1: must be an integer >= 2"),
         ({"num_candidates": 9}, "teacher.export.top_n=10: must be at most teacher.num_candidates=9"),
