@@ -85,10 +85,10 @@ def _terminal_handler() -> logging.Handler:
 
 
 def silent_logger() -> logging.Logger:
-    """A logger for a process beside the main one: it shows errors only, and no progress bar."""
+    """The run's logger in a process beside the main one: it shows errors only, and no progress bar."""
     global _show_progress
     _show_progress = False
-    logger = logging.getLogger(f"{LOGGER_NAME}.silent")
+    logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.ERROR)
     return logger
 
