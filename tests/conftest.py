@@ -45,6 +45,11 @@ class Recorder:
 
 
 @pytest.fixture
+def recorder() -> type[Recorder]:
+    return Recorder
+
+
+@pytest.fixture
 def tb_writer() -> Recorder:
     return Recorder()
 

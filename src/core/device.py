@@ -1,6 +1,7 @@
 """Which device a run computes on."""
 
 import logging
+import os
 
 import torch
 
@@ -24,6 +25,8 @@ def resolve_device(name: str, logger: logging.Logger) -> torch.device:
     if not torch.cuda.is_available():
         logger.warning("general.device=%s, but PyTorch sees no CUDA here: running on the CPU", name)
         return torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # `accelerate launch`: a GPU for each process
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
         raise UserError(

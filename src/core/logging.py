@@ -84,6 +84,15 @@ def _terminal_handler() -> logging.Handler:
     return handler
 
 
+def silent_logger() -> logging.Logger:
+    """The run's logger in a process beside the main one: it shows errors only, and no progress bar."""
+    global _show_progress
+    _show_progress = False
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.ERROR)
+    return logger
+
+
 def tensorboard_writer(folder: Path, settings: LoggingConfig) -> TensorBoardWriter:
     """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off."""
     if not settings.tensorboard:

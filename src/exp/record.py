@@ -21,7 +21,12 @@ _SECTIONS = {
 }
 _OWN_IN_DISTILL = {"student.batch_size", "student.lr", "student.num_epochs"}  # `distill` has its own of these
 _TOLD = 5  # changes that a message names
-_WITHOUT_EFFECT = {"dataset.raw_dir", "student.save_interval", "teacher.save_interval"}  # on the numbers
+_WITHOUT_EFFECT = {
+    "dataset.raw_dir",
+    "student.save_interval",
+    "teacher.save_interval",
+    "teacher.save_steps",
+}  # on the numbers
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,11 @@ class TeacherConfig:
         max_history: titles of the history in a prompt, the last ones.
         max_train_rows: rows the teacher trains on, drawn once; null takes all. The rankings of the others are
             out-of-sample.
+        max_valid_rows: validation rows that are answered after each epoch to find the best one, drawn once;
+            null takes all.
         max_eval_rows: test rows the teacher is evaluated on, drawn once; null takes all.
-        save_interval: epochs between checkpoints.
+        save_interval: epochs between saves of the state that an interrupted training goes on from; save_steps: the
+            same in optimizer steps, whichever comes first.
         recommender: how the frozen recommender is trained.
     """
 
@@ -134,6 +137,7 @@ class TeacherConfig:
     max_history: int = 10
     num_candidates: int = 20
     max_train_rows: int | None = None
+    max_valid_rows: int | None = None
     max_eval_rows: int | None = None
     batch_size: int = 64
     micro_batch_size: int = 8
@@ -141,6 +145,7 @@ class TeacherConfig:
     weight_decay: float = 1e-5
     num_epochs: int = 5
     save_interval: int = 1
+    save_steps: int = 500
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -157,9 +162,9 @@ class TeacherConfig:
         )
         check(self.engine in ENGINES, "teacher.engine", self.engine, _one_of(ENGINES))
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
-        for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval"):
+        for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval", "save_steps"):
             check(getattr(self, key) >= 1, f"teacher.{key}", getattr(self, key), "an integer >= 1")
-        for key in ("max_train_rows", "max_eval_rows"):
+        for key in ("max_train_rows", "max_valid_rows", "max_eval_rows"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"teacher.{key}", value, "null (all) or an integer >= 1")
         check(self.num_candidates >= 2, "teacher.num_candidates", self.num_candidates, "an integer >= 2")

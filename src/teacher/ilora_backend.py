@@ -3,6 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,16 @@ from src.core.seed import set_seed
 from src.core.settings import parse_section
 from src.core.teacher_files import read_manifest, write_teacher_files
 from src.student.evaluator import write_evaluation
+from src.student.resume import Resume
+from src.teacher.adapter_file import read_adapter
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import NativeEngine
 from src.teacher.engines import add_adapter, choose_engine, load_adapter
-from src.teacher.evaluation import answer_metrics, examples, full_ranking, generate_answers
+from src.teacher.evaluation import Answers, answer_metrics, examples, full_ranking, generate_answers
 from src.teacher.export import Ranking, Scores, base_embeddings, rank_rows, score_rows, to_ranking
 from src.teacher.interfaces import ITeacherRecommender
 from src.teacher.llm import check_llm_folder, load_llm
+from src.teacher.processes import gather, share, state
 from src.teacher.prompts import PromptBuilder
 from src.teacher.recommender import FrozenRecommender, load_recommender, train_recommender
 from src.teacher.shards import read_shards, remove_shards, shard_folder, write_shards
@@ -88,9 +93,8 @@ class ILoRATeacher(ITeacherRecommender):
             HR@1 x ValidRatio on the validation rows.
         """
         seed, settings = cfg.general.seed, self.settings
-        recommender = self._recommender(cfg, logger, tb_writer)
-        if settings.tiny is not None:
-            build_tiny_llm(settings, self.dataset, self._llm_dir, seed, self.device, logger, tb_writer)
+        resume = Resume(self.folder.last_state_file("teacher"))
+        recommender = self._prepare(cfg, resume.file.is_file(), logger, tb_writer)
         set_seed(seed)
         tokenizer, llm = load_llm(self._llm_dir, settings.dtype, self.device)
         if settings.gradient_checkpointing:
@@ -99,20 +103,39 @@ class ILoRATeacher(ITeacherRecommender):
         self._parts = self._assemble(lora, tokenizer, recommender)
         rows = training_rows(self.dataset, settings.max_train_rows, seed)
         logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
+        save_best = partial(lora.save, self._adapter_dir) if state().is_main_process else lambda: None
+        best = train_adapter(
+            self._parts, rows, seed, partial(self._validate, seed), save_best, resume, logger, tb_writer
+        )
+        state().wait_for_everyone()
+        lora.load_state(read_adapter(self._adapter_dir, lora.base))
+        return best
 
-        def save(epoch: int) -> None:
-            lora.save(self._adapter_dir)
+    def _validate(self, seed: int) -> float:
+        """HR@1 x ValidRatio on the validation rows, shared out among the processes."""
+        assert self._parts is not None
+        rows = self._sampled(self.dataset.valid, self.settings.max_valid_rows)
+        answers = generate_answers(self._parts, self.dataset.valid, rows[share(len(rows))], seed)
+        return answer_metrics(Answers(*(gather(getattr(answers, field.name)) for field in fields(answers))))["hr@1_all"]
 
-        train_adapter(self._parts, rows, seed, save, logger, tb_writer)
-        valid = self._sampled(self.dataset.valid, settings.max_eval_rows)
-        result = answer_metrics(generate_answers(self._parts, self.dataset.valid, valid, seed))
-        tb_writer.add_scalar("valid/hr@1_all", result["hr@1_all"], settings.num_epochs)
-        logger.info("validation: HR@1 x ValidRatio %.4f on %d rows", result["hr@1_all"], len(valid))
-        return result["hr@1_all"]
+    def _prepare(
+        self, cfg: DictConfig, is_prepared: bool, logger: logging.Logger, tb_writer: TensorBoardWriter
+    ) -> FrozenRecommender:
+        """Train recommender and tiny LLM, in the main process, unless they are given or an interrupted run did."""
+        team = state(self.device)
+        with team.main_process_first():
+            if self.settings.rec_model_path is not None or is_prepared or not team.is_main_process:
+                recommender = load_recommender(self._recommender_dir, self.dataset, self.device)
+            else:
+                recommender = self._train_recommender(cfg, logger, tb_writer)
+            if self.settings.tiny is not None and not is_prepared and team.is_main_process:
+                seed = cfg.general.seed
+                build_tiny_llm(self.settings, self.dataset, self._llm_dir, seed, self.device, logger, tb_writer)
+        return recommender
 
-    def _recommender(self, cfg: DictConfig, logger: logging.Logger, tb_writer: TensorBoardWriter) -> FrozenRecommender:
-        if self.settings.rec_model_path is not None:
-            return load_recommender(self._recommender_dir, self.dataset, self.device)
+    def _train_recommender(
+        self, cfg: DictConfig, logger: logging.Logger, tb_writer: TensorBoardWriter
+    ) -> FrozenRecommender:
         metrics = parse_section(MetricsConfig, cfg.metrics, "metrics")
         self.settings.recommender.max_seq_len = self.dataset.max_seq_len
         return train_recommender(
@@ -127,7 +150,8 @@ class ILoRATeacher(ITeacherRecommender):
         )
 
     def _assemble(self, lora, tokenizer, recommender: FrozenRecommender) -> TeacherParts:  # type: ignore[no-untyped-def]
-        builder = PromptBuilder(tokenizer, self.dataset.titles, self.settings.prompt_template)
+        context = lora.llm.config.max_position_embeddings
+        builder = PromptBuilder(tokenizer, self.dataset.titles, self.settings.prompt_template, context)
         engine = NativeEngine(lora, recommender.item_table)
         return TeacherParts(engine, builder, recommender, self.dataset, self.settings)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -12,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -53,15 +55,26 @@ def check_llm_folder(path: Path) -> None:
 def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load tokenizer and causal LM, with a padding token and the four markers added to both.
 
+    The tokenizer has a BOS and puts it before every text; its EOS is another token.
+
     Raises:
         UserError: `path` holds no LLaMA-family model; the message says what is expected there.
     """
     check_llm_folder(path)
     tokenizer = _load_tokenizer(path)
+    model = _load_model(path, dtype)
+    _add_markers(tokenizer, model)
+    _put_bos_first(path, tokenizer, model.config)
+    model = model.to(device).eval()
+    _check_output_layer(path, model)
+    return tokenizer, model
+
+
+def _load_model(path: Path, dtype: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, torch_dtype=getattr(torch, dtype), local_files_only=True
+            path, config=config, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -71,15 +84,36 @@ def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTo
         raise UserError(
             f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {_EXPECTED}"
         )
-    _add_markers(tokenizer, model)
-    return tokenizer, model.to(device).eval()
+    empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
+    if empty:  # what the files lack; transformers only warns
+        first, *others = empty
+        raise UserError(
+            f"teacher.llm_path={path}: its weights lack {first} and {len(others)} more; get the whole checkpoint"
+        )
+    return model
+
+
+@torch.no_grad()
+def _check_output_layer(path: Path, model: PreTrainedModel) -> None:
+    """The loss calls the output layer itself, on few positions: families that scale its result are refused."""
+    ids = torch.arange(4, device=model.device)[None]
+    own = model.lm_head(model.model(ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(own, model(ids, use_cache=False).logits, rtol=1e-2, atol=1e-3):
+        raise UserError(
+            f"teacher.llm_path={path}: a {model.config.model_type} model, which changes the output layer's logits; "
+            f"{_EXPECTED}"
+        )
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         # legacy: the tokenization that upstream's transformers version had.
         return AutoTokenizer.from_pretrained(
-            path, use_fast=not (path / _TOKENIZER_FILES[0]).is_file(), legacy=True, local_files_only=True
+            path,
+            use_fast=not (path / _TOKENIZER_FILES[0]).is_file(),
+            legacy=True,
+            add_bos_token=True,
+            local_files_only=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # SentencePiece raises the last
         reason = str(error).strip().splitlines()[0]
@@ -99,6 +133,28 @@ def _add_markers(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     with torch.no_grad():
         for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             table[old:] = table[:old].float().mean(0).to(table.dtype)
+
+
+def _put_bos_first(path: Path, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Make the tokenizer begin every text with a BOS that does not end an answer.
+
+    Qwen's tokenizers know none; their models' configuration names what separates documents. That token may be the
+    EOS, too, while answers begin with the BOS and end with a newline: then [PAD] takes the EOS's place.
+    """
+    if tokenizer.bos_token is None and config.bos_token_id in tokenizer.get_vocab().values():
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(config.bos_token_id)
+    if tokenizer.bos_token is None:
+        raise UserError(
+            f"teacher.llm_path={path}: no BOS token, which prompts and answers begin with; set bos_token in its "
+            "tokenizer_config.json"
+        )
+    if tokenizer.eos_token is None or tokenizer.eos_token == tokenizer.bos_token:
+        tokenizer.eos_token = PAD_TOKEN
+    if tokenizer.is_fast and tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
 
 
 @torch.no_grad()

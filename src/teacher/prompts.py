@@ -7,6 +7,7 @@ model has to produce BOS, title, newline.
 """
 
 import functools
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from src.core.errors import UserError
+from src.core.logging import LOGGER_NAME
 from src.teacher.templates import OPEN_TEMPLATES, TEMPLATES
 
 PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
@@ -58,9 +61,18 @@ class PromptBatch:
 
 
 class PromptBuilder:
-    """Turns rows into prompts for one catalogue and tokenizer."""
+    """Turns rows into prompts for one catalogue and tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, titles: list[str], template: str) -> None:
+    Args:
+        context: tokens that the LM reads at most, prompt and answer together; None sets no bound.
+
+    Raises:
+        UserError: a title is blank, or too long for the context.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, titles: list[str], template: str, context: int | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.titles = titles
         self.templates = TEMPLATES[template]
@@ -70,6 +82,29 @@ class PromptBuilder:
         self.bos_id = tokenizer.bos_token_id
         self._cached = functools.lru_cache(maxsize=None)(self._tokenize)  # titles recur in every row
         self.newline_id = self.tokens(TERMINATOR)[-1]
+        self._context = context
+        self._longest_answer = self._check_titles()
+        self._has_dropped = False
+
+    def _check_titles(self) -> int:
+        """Length of the longest answer in tokens."""
+        blank = [item for item, title in enumerate(self.titles) if not title.strip()]
+        if blank:
+            raise UserError(f"titles: item {blank[0]} has a blank title ({len(blank)} in all); the LLM reads titles")
+        if self._context is None:
+            return 0
+        lengths = [len(self.answer(item)) for item in range(len(self.titles))]
+        longest = int(np.argmax(lengths))
+        if lengths[longest] > self._context // 2:
+            raise UserError(
+                f"titles: that of item {longest} has {lengths[longest]} tokens, the LLM reads {self._context} in all; "
+                "shorten it"
+            )
+        return lengths[longest]
+
+    def title_length(self, item: int) -> int:
+        """Tokens of an item's title."""
+        return len(self.tokens(self.titles[item]))
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -88,6 +123,30 @@ class PromptBuilder:
         )
 
     def prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:
+        """Tokenize a prompt; where it would leave no room for an answer, the oldest items are left out.
+
+        Raises:
+            UserError: even without history it is too long.
+        """
+        prompt = self._whole_prompt(history, candidates, template, embed)
+        while self._context is not None and len(prompt.ids) + self._longest_answer > self._context:
+            if len(history) == 0:
+                raise UserError(
+                    f"teacher.num_candidates={len(candidates)}: their titles take {len(prompt.ids)} tokens, the LLM "
+                    f"reads {self._context}; use fewer"
+                )
+            history = history[1:]
+            prompt = self._whole_prompt(history, candidates, template, embed)
+            if not self._has_dropped:
+                logging.getLogger(LOGGER_NAME).warning(
+                    "a prompt is longer than the %d tokens that the LLM reads: its oldest items are left out, here and "
+                    "in others like it",
+                    self._context,
+                )
+                self._has_dropped = True
+        return prompt
+
+    def _whole_prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:
         """Tokenize a prompt.
 
         Markers are special tokens that swallow the blanks around them, so what stands between two of them
@@ -102,8 +161,12 @@ class PromptBuilder:
         return Prompt(ids, [*history.tolist(), *candidates.tolist()] if embed else [])
 
     def answer(self, item: int) -> list[int]:
-        """Token ids of an answer: BOS, title, newline."""
-        return [self.bos_id, *self.tokens(self.titles[item] + TERMINATOR)]
+        """Token ids of an answer: BOS, title, newline.
+
+        The newline is a token of its own: byte-level tokenizers would join it to a title's last bracket, and
+        generation would miss it.
+        """
+        return [self.bos_id, *self.tokens(self.titles[item]), self.newline_id]
 
     def batch(self, prompts: list[Prompt], answers: list[list[int]] | None = None) -> PromptBatch:
         """Left-padded prompts, each followed by its answer if there is one.

@@ -41,6 +41,7 @@ TINY_TEACHER = [
     "teacher.batch_size=16",
     "teacher.micro_batch_size=8",
     "teacher.max_train_rows=64",
+    "teacher.max_valid_rows=20",
     "teacher.max_eval_rows=20",
     "teacher.max_history=3",
     "teacher.num_candidates=6",

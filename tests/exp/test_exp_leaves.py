@@ -40,10 +40,11 @@ from src.student.resume import Resume
 from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
+from src.teacher import ilora_backend
 from src.teacher.engine import NativeEngine
+from src.teacher.evaluation import generate_answers
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
-from src.teacher.moe_lora import GatedLora
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
@@ -246,6 +247,7 @@ class Bench:
             "teacher.batch_size=8",
             "teacher.micro_batch_size=4",
             "teacher.max_train_rows=16",
+            "teacher.max_valid_rows=4",
             "teacher.max_eval_rows=4",
             "teacher.recommender.batch_size=32",
             *(["teacher.tiny.pretrain_steps=1"] if tiny else ["teacher=ilora", "teacher.dtype=float32"]),
@@ -752,21 +754,37 @@ def _max_eval_rows(bench: Bench) -> None:
         assert read(taught.folder.eval_file("teacher"))["num_users"] == count
 
 
+def _max_valid_rows(bench: Bench) -> None:
+    answered: list[int] = []
+
+    def answer(parts, rows, index, seed):  # type: ignore[no-untyped-def]
+        answered.append(len(index))
+        return generate_answers(parts, rows, index, seed)
+
+    bench.patch.setattr(ilora_backend, "generate_answers", answer)
+    for count in (3, 5):
+        bench.teach(f"teacher.max_valid_rows={count}", "teacher.num_epochs=2", fresh=True)
+    assert answered == [3, 3, 5, 5]  # after each epoch
+
+
+def _saved_steps(bench: Bench, *overrides: str) -> list[int]:
+    """After which of 6 steps, 2 an epoch, the state of the adapter's training was saved."""
+    steps: list[int] = []
+    with bench.patch.context() as patch:
+        patch.setattr(Resume, "save", lambda self, progress, parts: steps.append(progress.get("step")))
+        bench.teach("teacher.num_epochs=3", *overrides, fresh=True)
+    return [step for step in steps if step is not None]  # the recommender saves its own state
+
+
 def _save_interval(bench: Bench) -> None:
-    saved: list[str] = []
-    original = GatedLora.save
+    """Always before the first step and after the last, and between them after some epochs."""
+    saved = [_saved_steps(bench, f"teacher.save_interval={interval}") for interval in (1, 2, 5)]
+    assert saved == [[0, 2, 4, 6], [0, 4, 6], [0, 6]]
 
-    def save(self, folder):  # type: ignore[no-untyped-def]
-        saved.append(folder)
-        original(self, folder)
 
-    bench.patch.setattr(GatedLora, "save", save)
-    counts = []
-    for interval in (1, 2, 5):
-        saved.clear()
-        bench.teach("teacher.num_epochs=3", f"teacher.save_interval={interval}", fresh=True)
-        counts.append(len(saved))
-    assert counts == [3, 2, 1]  # epochs 1, 2, 3; 2 and the last; the last
+def _save_steps(bench: Bench) -> None:
+    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=4") == [0, 4, 6]
+    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=1") == [0, 1, 2, 3, 4, 5, 6]
 
 
 def _dtype(bench: Bench) -> None:
@@ -1051,8 +1069,10 @@ EFFECTS: dict[str, Effect] = {
     "teacher.max_history": _other_teaching("teacher.max_history=1"),
     "teacher.num_candidates": _other_teaching("teacher.num_candidates=8"),
     "teacher.max_train_rows": _steps("teacher.max_train_rows=24", expected=3),
+    "teacher.max_valid_rows": _max_valid_rows,
     "teacher.max_eval_rows": _max_eval_rows,
     "teacher.save_interval": _save_interval,
+    "teacher.save_steps": _save_steps,
     "teacher.dtype": _dtype,
     "teacher.gradient_checkpointing": _gradient_checkpointing,
     "teacher.lora.r": _lora_r,

@@ -1,6 +1,7 @@
 """Prompts: the same tokens as the whole text, markers where items are, labels on the answer only."""
 
 import io
+import logging
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import sentencepiece
 import torch
 
+from src.core.errors import UserError
+from src.core.logging import LOGGER_NAME
 from src.teacher.llm import load_llm
 from src.teacher.prompts import (
     CANDIDATE_MARKER,
@@ -151,3 +154,57 @@ def test_special_tokens_are_single_and_distinct(builder, marker_ids):
     for marker, token in marker_ids.items():
         # The blanks around a marker are swallowed.
         assert builder.tokenizer(f"a {marker} b", add_special_tokens=False).input_ids.count(token) == 1
+
+
+# --- what does not fit ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What the run's logger says, which keeps its lines to itself."""
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+    return caplog
+
+
+def fitting(builder, context: int) -> PromptBuilder:
+    return PromptBuilder(builder.tokenizer, builder.titles, "movie", context)
+
+
+def longest_answer(builder) -> int:
+    return max(len(builder.answer(item)) for item in range(len(builder.titles)))
+
+
+@pytest.mark.parametrize("embed", [True, False])
+@pytest.mark.parametrize("missing, kept", [(0, 4), (1, 3)])
+def test_the_oldest_items_make_room_for_an_answer(builder, warnings, embed, missing, kept):
+    whole = builder.prompt(HISTORY, CANDIDATES, 1, embed)
+    short = fitting(builder, len(whole.ids) + longest_answer(builder) - missing)
+
+    for _ in range(2):
+        assert short.prompt(HISTORY, CANDIDATES, 1, embed) == builder.prompt(HISTORY[4 - kept :], CANDIDATES, 1, embed)
+
+    told = [r.getMessage() for r in warnings.records if "its oldest items are left out" in r.getMessage()]
+    assert len(told) == (kept < 4)  # once, however many prompts there are
+
+
+def test_candidates_that_do_not_fit_are_refused(builder, warnings):
+    context = len(builder.prompt(HISTORY[:0], CANDIDATES, 1, False).ids) + longest_answer(builder) - 1
+    allowed = rf"teacher\.num_candidates=5: their titles take \d+ tokens, the LLM reads {context}; use fewer"
+    with pytest.raises(UserError, match=allowed):
+        fitting(builder, context).prompt(HISTORY, CANDIDATES, 1, False)
+
+
+@pytest.mark.parametrize("blank", ["", " \t"])
+def test_a_blank_title_is_refused(builder, dataset, blank):
+    titles = [*dataset.titles[:5], blank, *dataset.titles[6:]]
+    with pytest.raises(UserError, match=r"titles: item 5 has a blank title \(1 in all\); the LLM reads titles"):
+        PromptBuilder(builder.tokenizer, titles, "movie")
+
+
+def test_a_title_longer_than_the_context_is_refused(builder, dataset):
+    titles = [*dataset.titles[:7], "Stone " * 40, *dataset.titles[8:]]
+    length = len(builder.tokens("Stone " * 40)) + 2  # BOS and newline
+    PromptBuilder(builder.tokenizer, titles, "movie", 2 * length)
+    allowed = f"titles: that of item 7 has {length} tokens, the LLM reads {2 * length - 1} in all; shorten it"
+    with pytest.raises(UserError, match=allowed):
+        PromptBuilder(builder.tokenizer, titles, "movie", 2 * length - 1)

@@ -1,23 +1,28 @@
 """Training the adapter, and the teacher as a whole: train, save, load, evaluate, export."""
 
+import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import MANIFEST_FILE, read_manifest
 from src.distill.data_bridge import load_teacher_outputs
 from src.student.config import StudentConfig
+from src.student.resume import Resume
+from src.teacher.adapter_file import WEIGHTS_FILE
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
+from src.teacher.engine import NativeEngine
 from src.teacher.export import Ranking
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher, _full_ranking
-from src.teacher.training import train_adapter, training_rows
+from src.teacher.training import _micro_batches, train_adapter, training_rows
 
 CPU = torch.device("cpu")
 
@@ -48,23 +53,40 @@ def test_no_row_is_long_enough(make_dataset):
         training_rows(short, None, seed=7)
 
 
-def train(parts, logger, tb_writer, seed=7):
-    saves: list[int] = []
-    torch.manual_seed(seed)
-    train_adapter(parts, training_rows(parts.dataset, None, seed), seed, saves.append, logger, tb_writer)
-    return saves
+@dataclass(frozen=True)
+class Saves(Resume):
+    """Keeps what was saved when, and may be killed after some saves."""
+
+    steps: list[int] = field(default_factory=list)
+    kill_after: int | None = None
+
+    def save(self, progress, parts):
+        super().save(progress, parts)
+        self.steps.append(progress["step"])
+        if len(self.steps) == self.kill_after:
+            raise KeyboardInterrupt
+
+
+def train(parts, logger, tb_writer, resume, seed=7, validate=lambda: 0.5, save_best=lambda: None):
+    rows = training_rows(parts.dataset, None, seed)
+    return train_adapter(parts, rows, seed, validate, save_best, resume, logger, tb_writer)
+
+
+@pytest.fixture
+def resume(tmp_path):
+    return Saves(tmp_path / "last_state.pt")
 
 
 def trained_weights(parts) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in parts.engine.lora.model.named_parameters() if p.requires_grad}
 
 
-def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writer):
+def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writer, resume):
     lora = parts.engine.lora
     before = {name: p.detach().clone() for name, p in lora.model.named_parameters()}
     statistics = lora.router.state_dict()["modules_to_save.default.bn.running_mean"].clone()
 
-    train(parts, logger, tb_writer)
+    train(parts, logger, tb_writer, resume)
 
     moved = {name for name, p in lora.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in lora.model.named_parameters() if p.requires_grad}
@@ -73,27 +95,92 @@ def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writ
     assert [step for name, _, step in tb_writer.scalars if name == "train/loss"] == [1, 2, 3]  # 12 rows by 4
 
 
-@pytest.mark.parametrize("epochs, interval, saves", [(1, 1, [1]), (3, 2, [2, 3]), (4, 2, [2, 4]), (2, 5, [2])])
-def test_when_it_saves(parts, logger, tb_writer, epochs, interval, saves):
-    parts = replace(parts, config=replace(parts.config, num_epochs=epochs, save_interval=interval))
-    assert train(parts, logger, tb_writer) == saves
+@pytest.mark.parametrize(
+    "epochs, interval, every, saves",
+    [(1, 1, 99, [0, 3]), (3, 2, 99, [0, 6, 9]), (4, 2, 99, [0, 6, 12]), (2, 5, 99, [0, 6]), (2, 5, 2, [0, 2, 4, 6])],
+)
+def test_when_it_saves_its_state(parts, logger, tb_writer, resume, epochs, interval, every, saves):
+    config = replace(parts.config, num_epochs=epochs, save_interval=interval, save_steps=every)
+    train(replace(parts, config=config), logger, tb_writer, resume)
+    assert resume.steps == saves  # 3 steps an epoch; 0: what came before the training need not be done again
 
 
-def test_equal_seeds_train_equally(parts, make_lora, logger, tb_writer):
-    from src.teacher.engine import NativeEngine
-
-    other = replace(parts, engine=NativeEngine(make_lora(), parts.recommender.item_table))
-    train(parts, logger, tb_writer)
-    torch.rand(3)
-    train(other, logger, tb_writer)
-    first, second = trained_weights(parts), trained_weights(other)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_the_best_epoch_is_saved(parts, logger, tb_writer, resume):
+    parts = replace(parts, config=replace(parts.config, num_epochs=4))
+    values, best = iter([0.2, 0.4, 0.3, 0.4]), []
+    result = train(parts, logger, tb_writer, resume, validate=lambda: next(values), save_best=lambda: best.append(1))
+    assert (result, len(best)) == (0.4, 2)  # epochs 1 and 2; the fourth is no better
+    shown = [(step, value) for name, value, step in tb_writer.scalars if name == "valid/hr@1_all"]
+    assert shown == [(1, 0.2), (2, 0.4), (3, 0.3), (4, 0.4)]
 
 
-def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer):
+@pytest.fixture
+def long_parts(parts, config):
+    """Two epochs with dropout, saved after every step."""
+    lora = replace(config.lora, dropout=0.3)
+    return replace(parts, config=replace(parts.config, num_epochs=2, save_steps=1, lora=lora))
+
+
+def fresh(parts, make_lora):
+    return replace(parts, engine=NativeEngine(make_lora(parts.config.lora), parts.recommender.item_table))
+
+
+def losses_of(tb_writer) -> dict[int, float]:
+    return {step: value for name, value, step in tb_writer.scalars if name == "train/loss"}
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4, 6])
+def test_a_killed_training_goes_on_exactly(long_parts, make_lora, logger, recorder, tmp_path, killed_after):
+    whole, first, second = recorder(), recorder(), recorder()
+    undisturbed = fresh(long_parts, make_lora)
+    train(undisturbed, logger, whole, Saves(tmp_path / "whole.pt"))
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(long_parts, make_lora), logger, first, Saves(tmp_path / "cut.pt", kill_after=killed_after))
+    torch.rand(5)  # another process would have another random state
+    again = fresh(long_parts, make_lora)
+    best = train(again, logger, second, Saves(tmp_path / "cut.pt"))
+
+    assert best == 0.5
+    assert losses_of(first) | losses_of(second) == losses_of(whole)
+    assert min(losses_of(second)) == killed_after  # the first save is before the first step
+    state, expected = again.engine.lora.state(), undisturbed.engine.lora.state()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_finished_training_is_not_repeated(long_parts, make_lora, logger, recorder, tmp_path):
+    train(fresh(long_parts, make_lora), logger, recorder(), Saves(tmp_path / "last.pt"))
+    again = recorder()
+    assert train(fresh(long_parts, make_lora), logger, again, Saves(tmp_path / "last.pt")) == 0.5
+    assert again.scalars == []
+
+
+def test_rows_of_similar_length_share_a_micro_batch(parts):
+    rows = training_rows(parts.dataset, None, 7)
+    micro = _micro_batches(parts, rows, [7, 0])
+
+    assert sorted(e.row for examples in micro for e in examples) == rows.tolist()
+    assert all(len(examples) == parts.config.micro_batch_size for examples in micro)
+    titles = [[sum(parts.builder.title_length(i) for i in (*e.history, *e.candidates)) for e in m] for m in micro]
+    assert all(max(shorter) <= min(longer) for shorter, longer in itertools.pairwise(titles))
+
+
+def test_running_out_of_memory_says_what_to_lower(parts, logger, tb_writer, resume):
+    def fail(batch, gates):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    parts.engine.loss = fail
+    allowed = (
+        r"teacher.micro_batch_size=2: .* lower it .*set teacher.gradient_checkpointing=true.*teacher.max_history=3"
+    )
+    with pytest.raises(UserError, match=allowed):
+        train(parts, logger, tb_writer, resume)
+
+
+def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer, resume):
     parts.engine.loss = lambda batch, gates: gates.sum() * torch.nan
     with pytest.raises(UserError, match=r"teacher\.lr=0\.01: the training loss became nan; lower it"):
-        train(parts, logger, tb_writer)
+        train(parts, logger, tb_writer, resume)
 
 
 # --- the whole teacher --------------------------------------------------------------------------------------
@@ -102,7 +189,7 @@ def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer):
 @pytest.fixture
 def settings(config) -> TeacherConfig:
     student = StudentConfig("sasrec", 8, 8, 6, batch_size=8, num_epochs=1)
-    return replace(config, recommender=student, max_train_rows=8, max_eval_rows=4)
+    return replace(config, recommender=student, max_train_rows=8, max_valid_rows=4, max_eval_rows=4)
 
 
 @pytest.fixture
@@ -142,6 +229,30 @@ def test_train_save_load_gives_the_same_numbers(settings, dataset, cfg, logger, 
     assert {path.name: path.read_bytes() for path in outputs.iterdir()} == exported
     assert (first["num_users"], first["num_items"], first["answers"]["num_rows"]) == (4, 24, 4)
     assert set(first["metrics"]) == {f"{m}@{k}" for m in ("recall", "ndcg", "hit_ratio") for k in (1, 5)} | {"mrr"}
+
+
+def test_a_killed_teacher_keeps_recommender_and_llm(settings, dataset, cfg, logger, tb_writer, tmp_path, monkeypatch):
+    def teacher(name):
+        return ILoRATeacher(replace(settings, save_steps=1), dataset, RunFolder(tmp_path / name), CPU)
+
+    expected = teacher("whole").train(cfg, logger, tb_writer)
+    save, saves = Resume.save, itertools.count(1)
+
+    def save_and_die(self, *args):
+        save(self, *args)
+        if self.file.parents[2].name == "cut" and next(saves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Resume, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        teacher("cut").train(cfg, logger, tb_writer)
+    for name in ("build_tiny_llm", "train_recommender"):
+        monkeypatch.setattr(f"src.teacher.ilora_backend.{name}", None)
+    assert teacher("cut").train(cfg, logger, tb_writer) == expected
+    whole, cut = (tmp_path / name / "models" / "teacher" / "adapter" for name in ("whole", "cut"))
+    assert sorted(path.name for path in cut.iterdir()) == ["adapter_config.json", WEIGHTS_FILE]
+    weights, expected = load_file(cut / WEIGHTS_FILE), load_file(whole / WEIGHTS_FILE)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cfg, logger, tb_writer, tmp_path, caplog):
@@ -205,7 +316,11 @@ def test_a_given_llm_is_used(settings, dataset, cfg, llm_folder, logger, tb_writ
     given = replace(settings, tiny=None, llm_path=str(llm_folder), gradient_checkpointing=True)
     folder = RunFolder(tmp_path / "run")
     ILoRATeacher(given, dataset, folder, CPU).train(cfg, logger, tb_writer)
-    assert sorted(path.name for path in folder.model_dir("teacher").iterdir()) == ["adapter", "recommender"]
+    assert sorted(path.name for path in folder.model_dir("teacher").iterdir()) == [
+        "adapter",
+        "last_state.pt",
+        "recommender",
+    ]
 
 
 def test_factory(dataset, tmp_path):
@@ -231,7 +346,9 @@ def test_factory(dataset, tmp_path):
         ({"micro_batch_size": 3}, "teacher.micro_batch_size=3: must be a divisor of teacher.batch_size=64"),
         ({"num_epochs": 0}, "teacher.num_epochs=0"),
         ({"save_interval": 0}, "teacher.save_interval=0"),
+        ({"save_steps": 0}, "teacher.save_steps=0"),
         ({"max_train_rows": 0}, r"teacher.max_train_rows=0: must be null \(all\) or an integer >= 1"),
+        ({"max_valid_rows": 0}, "teacher.max_valid_rows=0"),
         ({"max_eval_rows": 0}, "teacher.max_eval_rows=0"),
         ({"num_candidates": 1}, "teacher.num_candidates=1: must be an integer >= 2"),
         ({"num_candidates": 9}, "teacher.export.top_n=10: must be at most teacher.num_candidates=9"),

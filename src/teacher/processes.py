@@ -1,0 +1,61 @@
+"""Several processes that work as one, each with a GPU of its own (`accelerate launch`); usually there is one.
+
+Adapter, router and projector are small, so their gradients are added up once per step and the LM needs no wrapper.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor
+
+
+def state(device: torch.device | None = None) -> PartialState:
+    """Number of processes and number of this one; `device` decides how they talk, at the first call."""
+    # One process prepares for hours while the others wait.
+    return PartialState(cpu=device is not None and device.type == "cpu", timeout=timedelta(days=1))
+
+
+def tell(begins: bool) -> None:
+    """The main process tells the others whether there is work; see `hear`."""
+    if state().num_processes > 1:
+        broadcast_object_list([begins])
+
+
+def hear() -> bool:
+    """What the main process tells."""
+    heard = [False]
+    broadcast_object_list(heard)
+    return heard[0]
+
+
+def add_up(values: list[float], device: torch.device) -> list[float]:
+    """Each value's sum over the processes."""
+    if state().num_processes == 1:
+        return values
+    return reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum").tolist()
+
+
+def add_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum every gradient over the processes; one that no process has stays None, so that Adam leaves it alone."""
+    parameters = list(parameters)
+    if state().num_processes == 1:
+        return
+    has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    used = [p for p, count in zip(parameters, reduce(has, "sum").tolist(), strict=True) if count > 0]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in used])
+    for p, total in zip(used, reduce(flat, "sum").split([p.numel() for p in used]), strict=True):
+        p.grad = total.view_as(p).to(p.dtype)
+
+
+def gather(values: list[Any]) -> list[Any]:
+    """All processes' lists, one after another, in every process."""
+    return gather_object(values) if state().num_processes > 1 else values
+
+
+def share(count: int) -> slice:
+    """Which of `count` things this process takes: every n-th, so that long and short ones are spread."""
+    return slice(state().process_index, count, state().num_processes)
