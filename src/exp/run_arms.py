@@ -85,7 +85,8 @@ def _check_source(stage: Stage, source: RunFolder) -> None:
 
 def _job(stage: Stage, name: str, arm: str, seed: int, changes: dict) -> Stage:
     """A training in a run folder of its own, `arms/<arm>/seed_<seed>` below this one."""
-    cfg = OmegaConf.merge(stage.cfg, {"general": {"seed": seed}, **changes})
+    open_cfg = OmegaConf.create(OmegaConf.to_container(stage.cfg))  # takes keys that only another choice of a group has
+    cfg = OmegaConf.merge(open_cfg, {"general": {"seed": seed}, **changes})
     settings = parse_settings(cfg)
     settings.student.max_seq_len = stage.settings.student.max_seq_len
     return replace(

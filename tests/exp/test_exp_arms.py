@@ -120,6 +120,7 @@ def test_other_data_other_teacher_files_or_no_recommender_are_refused(pipeline, 
     assert f"{outputs}: no longer the teacher's files of {pipeline.folder}" in error(
         f"paths.teacher_outputs_dir={outputs}"
     )
+    assert "distill.alfa: unknown key" in error("+arms.trained.distilled.distill.alfa=1")
     missing = tmp_path / "none"
     assert f"{missing}: no frozen recommender" in error(f"teacher.rec_model_path={missing}", "~arms.trained.distilled")
 
