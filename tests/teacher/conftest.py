@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,10 @@ def build_llm(dataset) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def llm_folder(build_llm, tmp_path_factory) -> Path:
+def llm_folder(build_llm, dataset, tmp_path_factory) -> Path:
+    """Built from other titles, so that it spells the dataset's in several tokens, as a real LLaMA does."""
     folder = tmp_path_factory.mktemp("teacher") / "llm"
-    build_llm(make_config(), folder, 7)
+    build_llm(make_config(), folder, 7, replace(dataset, titles=[title[::-1] for title in dataset.titles]))
     return folder
 
 

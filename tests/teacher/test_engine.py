@@ -147,7 +147,7 @@ def as_text(parts: TeacherParts, tokens: list[int]) -> str:
 @pytest.fixture
 def talkative(parts, make_lora) -> TeacherParts:
     """An adapter so large that answers vary from token to token and from row to row."""
-    return replace(parts, engine=NativeEngine(make_lora(scale=0.45), parts.recommender.item_table))
+    return replace(parts, engine=NativeEngine(make_lora(scale=2.5), parts.recommender.item_table))
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ def test_what_is_trained(lora):
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     assert sizes[0] == sum(p.numel() for p in Projector(8, 16).parameters())
     assert sizes[1] == sum(p.numel() for p in Router(2).parameters())
-    assert sizes[2] == 2 * 4 * sum(layer.in_features + layer.out_features for layer in layers_of(lora).values())
+    assert sizes[2] == 3 * 4 * sum(layer.in_features + layer.out_features for layer in layers_of(lora).values())
 
 
 def test_gates_are_a_distribution_and_differ_by_user(lora):
