@@ -1,13 +1,22 @@
 """Train the teacher, evaluate it, and export its knowledge for the student."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
+from src.core.errors import UserError
 from src.core.logging import time_block
 from src.core.paths import project_path, teacher_outputs_dir
+from src.core.teacher_files import ChosenRows
+from src.distill.row_selection import select_rows
+from src.exp.lookup import baseline_folder
 from src.exp.record import checkpoint_hash
 from src.exp.stage import Stage, run_entry_point, run_stage
+from src.student.checkpoint import load_checkpoint_of
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import require_free_export
+
+_STUDENT_KEY = "teacher.export.student_checkpoint"
 
 
 def run(cfg: DictConfig) -> float:
@@ -17,14 +26,18 @@ def run(cfg: DictConfig) -> float:
 def _files(stage: Stage) -> dict[str, str | None]:
     """Only what is small: a LLaMA is known by its path."""
     given = stage.settings.teacher.rec_model_path
-    return {"the frozen recommender": checkpoint_hash(project_path(given) if given else None)}
+    files = {"the frozen recommender": checkpoint_hash(project_path(given) if given else None)}
+    if stage.settings.teacher.export.rows == "policy":
+        files["the student that chooses rows"] = checkpoint_hash(_choosing_student(stage))
+        files["active"] = str(stage.settings.active)
+    return files
 
 
 def _teach(stage: Stage) -> float:
     cfg = stage.cfg
     adapter = stage.folder.model_dir("teacher") / "adapter"
     require_free_export(teacher_outputs_dir(cfg), stage.settings.general.overwrite, adapter)
-    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device)
+    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
     stage.replace_result()
     writer = stage.tensorboard
     with time_block("teacher_train_time_total", stage.folder.time_file):
@@ -34,6 +47,28 @@ def _teach(stage: Stage) -> float:
     teacher.evaluate(cfg, stage.logger)
     writer.close()
     return value
+
+
+def _rows_to_export(stage: Stage) -> ChosenRows | None:
+    """What `active` chooses from the baseline alone, before anything costly; None: all rows.
+
+    Raises:
+        UserError: no finished baseline, or a policy that leaves nothing out or needs the teacher.
+    """
+    active, export = stage.settings.active, stage.settings.teacher.export
+    if export.rows == "all":
+        return None
+    if active.strategy == "all":
+        raise UserError("teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty")
+    model = load_checkpoint_of(_choosing_student(stage), stage.dataset, _STUDENT_KEY)
+    rows = select_rows(active, model, stage.dataset, stage.settings.general.seed, stage.device)
+    measure = f" by {active.measure}" if active.measure else ""
+    stage.logger.info("asking for %d of %d rows: %s%s", len(rows), len(stage.dataset.train), active.strategy, measure)
+    return ChosenRows(rows, f"{active.strategy}{measure}, budget_ratio {active.budget_ratio:g}")
+
+
+def _choosing_student(stage: Stage) -> Path:
+    return baseline_folder(stage, _STUDENT_KEY, stage.settings.teacher.export.student_checkpoint)
 
 
 def main() -> None:
