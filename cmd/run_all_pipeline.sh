@@ -16,7 +16,7 @@ set -euo pipefail
 # shellcheck source=cmd/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
-readonly STAGES=(run_teacher_train run_student_baseline run_distill_dllm2rec run_eval_all)
+STAGES=(run_teacher_train run_student_baseline run_distill_dllm2rec run_eval_all)
 
 unquote() { # unquote VALUE: a Hydra value as Hydra reads it
     local value=$1
@@ -50,6 +50,9 @@ for argument in "$@"; do
             exit
             ;;
         -m | --multirun) die "one pipeline is one run folder: sweep with the single scripts, or call this one in a loop" ;;
+        teacher.export.rows=policy) # the baseline chooses the rows
+            STAGES=(run_student_baseline run_teacher_train run_distill_dllm2rec run_eval_all)
+            ;;
         hydra.run.dir=* | +hydra.run.dir=* | ++hydra.run.dir=*) run_dir=${argument#*=} ;;
         paths.result_root=* | +paths.result_root=* | ++paths.result_root=*) result_root=$(unquote "${argument#*=}") ;;
     esac

@@ -57,7 +57,9 @@ class RunFolder:
         return self.model_dir(stage) / "last_state.pt"
 
     def log_file(self, stage: str) -> Path:
-        name = {"baseline": "train_student_baseline", "eval": "eval_all"}.get(stage, f"train_{stage}")
+        name = {"baseline": "train_student_baseline", "eval": "eval_all", "curve": "selection_curve"}.get(
+            stage, f"train_{stage}"
+        )
         return self.root / "logs" / f"{name}.log"
 
     def tensorboard_dir(self, stage: str) -> Path:
@@ -71,6 +73,10 @@ class RunFolder:
 
     def history_file(self, stage: str) -> Path:
         return self.root / "metrics" / f"history_{stage}.csv"
+
+    @property
+    def selection_file(self) -> Path:
+        return self.root / "metrics" / "selection.npz"
 
     @property
     def time_file(self) -> Path:

@@ -6,6 +6,7 @@
 | `myrank_train.txt` | num_rows lines of top_n item ids, best first |
 | `confidence_train.txt` | num_rows lines of top_n distances of those items, ascending |
 | `row_stats.npz` | per row: raw best distance, answer log-probability, valid flag, whether it is in-sample |
+| `rows_train.npy` | only if not all training rows were exported: int64 [num_rows], the training row of each line |
 | `manifest.json` | what the files belong to and how they were made |
 """
 
@@ -25,6 +26,7 @@ RANKING_FILE = "myrank_train.txt"
 CONFIDENCE_FILE = "confidence_train.txt"
 ROW_STATS_FILE = "row_stats.npz"
 MANIFEST_FILE = "manifest.json"
+ROWS_FILE = "rows_train.npy"
 DATA_FILES = (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE)
 FORMAT_VERSION = 1
 
@@ -34,6 +36,7 @@ class Manifest:
     """Where a teacher's files come from.
 
     Attributes:
+        num_rows: rows exported; selection: how they were chosen, None if they are all training rows.
         leaks_target: whether the target was among the candidates that the teacher chose from.
         in_sample_rows: rows among the exported ones that the teacher was trained on: their rankings are in-sample.
         sha256: hash of each data file.
@@ -59,6 +62,15 @@ class Manifest:
     sha256: dict[str, str]
     leaks_target: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
+    selection: str | None = None
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The training rows that an export is limited to: int64, ascending, and in words how they were chosen."""
+
+    index: np.ndarray
+    how: str
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -89,6 +101,7 @@ def write_teacher_files(
     distances: np.ndarray,
     row_stats: dict[str, np.ndarray],
     about: dict[str, Any],
+    rows: ChosenRows | None = None,
 ) -> Manifest:
     """Write all files; the manifest comes last and so marks the set as complete.
 
@@ -97,12 +110,18 @@ def write_teacher_files(
         ranking: int [num_rows, top_n]; distances: float [num_rows, top_n].
         row_stats: arrays of length num_rows.
         about: the remaining fields of `Manifest`.
+        rows: the training row of each line; None if they are all of them.
     """
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
+    (folder / ROWS_FILE).unlink(missing_ok=True)
 
     def write_npz(path: Path) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, **row_stats)
+
+    def write_rows(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, rows.index)
 
     # Through memory: torch writes the name of the file into it, which would make the bytes differ from run to run.
     buffer = io.BytesIO()
@@ -111,13 +130,17 @@ def write_teacher_files(
     write_atomic(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d"))
     write_atomic(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g"))
     write_atomic(folder / ROW_STATS_FILE, write_npz)
+    names = DATA_FILES if rows is None else (*DATA_FILES, ROWS_FILE)
+    if rows is not None:
+        write_atomic(folder / ROWS_FILE, write_rows)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         num_rows=len(ranking),
         num_items=len(embeddings),
         top_n=ranking.shape[1],
         llm_dim=embeddings.shape[1],
-        sha256={name: sha256_file(folder / name) for name in DATA_FILES},
+        selection=rows and rows.how,
+        sha256={name: sha256_file(folder / name) for name in names},
         **about,
     )
     write_json(folder / MANIFEST_FILE, asdict(manifest))

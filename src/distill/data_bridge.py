@@ -2,7 +2,7 @@
 
 import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from src.core.teacher_files import (
     MANIFEST_FILE,
     RANKING_FILE,
     ROW_STATS_FILE,
+    ROWS_FILE,
+    Manifest,
     read_manifest,
 )
 
@@ -31,17 +33,29 @@ class TeacherOutputs:
         ranking: int64 [num_rows, top_k] item ids, best first, or None; row i belongs to training row i.
         confidence: float32 [num_rows, top_k] distances of those items, or [num_rows, 1] of the rows, or None.
         manifest_sha256: hash of the manifest, or None if there is none.
+        known: bool [num_rows], the training rows that the teacher was asked for; None if it was for all. The others
+            hold zeros.
+        selection: how the export chose its rows, None if it took all or does not say.
     """
 
     embeddings: Tensor | None
     ranking: Tensor | None
     confidence: Tensor | None
     manifest_sha256: str | None
+    known: Tensor | None = None
+    selection: str | None = None
 
     def to(self, device: torch.device) -> "TeacherOutputs":
         """Rankings and distances on `device`; the embeddings stay, `fusion.TeacherTable` places them."""
-        moved = (t if t is None else t.to(device) for t in (self.ranking, self.confidence))
-        return TeacherOutputs(self.embeddings, *moved, self.manifest_sha256)
+        moved = (t if t is None else t.to(device) for t in (self.ranking, self.confidence, self.known))
+        ranking, confidence, known = moved
+        return replace(self, ranking=ranking, confidence=confidence, known=known)
+
+    def restricted_to(self, rows: np.ndarray, num_rows: int) -> "TeacherOutputs":
+        """As if the teacher had been asked for these training rows only, int64 [M]; no line depends on another."""
+        chosen = torch.zeros(num_rows, dtype=torch.bool)
+        chosen[torch.from_numpy(rows)] = True
+        return replace(self, known=chosen if self.known is None else chosen & self.known)
 
 
 def load_teacher_outputs(
@@ -65,28 +79,62 @@ def load_teacher_outputs(
     """
     if top_k > dataset.num_items:
         raise UserError(f"distill.top_k={top_k}: dataset {dataset.name} has only {dataset.num_items} items")
-    manifest_hash = _check_manifest(folder, dataset, logger)
+    manifest = _check_manifest(folder, dataset, logger)
+    outputs = TeacherOutputs(None, None, None, sha256_file(folder / MANIFEST_FILE) if manifest else None)
+    rows = _read_rows(folder, manifest, dataset)
+    if rows is not None:
+        outputs = outputs.restricted_to(rows, len(dataset.train))
+        outputs = replace(outputs, selection=manifest.selection if manifest else None)
+        logger.info("the teacher was asked for %d of %d training rows", len(rows), len(dataset.train))
     embeddings = _read_embeddings(folder / EMBEDDINGS_FILE, dataset) if with_embeddings else None
+    outputs = replace(outputs, embeddings=embeddings)
     if not with_ranking:
-        return TeacherOutputs(embeddings, None, None, manifest_hash)
-    ranking = _read_ranking(folder / RANKING_FILE, dataset, top_k)
-    confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset)
+        return outputs
+    ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, top_k)
+    confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset, rows)
     if confidence.shape != ranking.shape:
         raise UserError(
             f"{folder / CONFIDENCE_FILE}: {confidence.shape[1]} numbers a line, {RANKING_FILE} has {ranking.shape[1]}; "
             "each distance belongs to the item in the same place"
         )
-    confidence = _row_distances(folder / ROW_STATS_FILE, dataset) if per_sequence else confidence[:, :top_k]
-    return TeacherOutputs(
-        embeddings,
-        torch.from_numpy(ranking[:, :top_k].copy()),
-        torch.from_numpy(confidence.astype(np.float32)),
-        manifest_hash,
+    confidence = _row_distances(folder / ROW_STATS_FILE, dataset, rows) if per_sequence else confidence[:, :top_k]
+    return replace(
+        outputs,
+        ranking=torch.from_numpy(_at_rows(ranking[:, :top_k], rows, dataset)),
+        confidence=torch.from_numpy(_at_rows(confidence.astype(np.float32), rows, dataset)),
     )
 
 
-def _row_distances(path: Path, dataset: SequenceDataset) -> np.ndarray:
-    """Each row's best distance as the teacher measured it: float [num_rows, 1], finite."""
+def _read_rows(folder: Path, manifest: Manifest | None, dataset: SequenceDataset) -> np.ndarray | None:
+    """The training row of each line, int64 ascending, or None where line i belongs to row i."""
+    path = folder / ROWS_FILE
+    if not path.is_file() or (manifest is not None and ROWS_FILE not in manifest.sha256):
+        return None
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not an array file ({error}); export the teacher again") from error
+    last = len(dataset.train) - 1
+    fits = rows.ndim == 1 and rows.dtype.kind == "i" and len(rows) > 0 and rows[0] >= 0 and rows[-1] <= last
+    if not fits or (np.diff(rows) <= 0).any():
+        raise UserError(
+            f"{path}: must hold training rows of {dataset.name}, integers from 0 to {last}, each larger than the one "
+            "before; export the teacher again"
+        )
+    return rows.astype(np.int64)
+
+
+def _at_rows(values: np.ndarray, rows: np.ndarray | None, dataset: SequenceDataset) -> np.ndarray:
+    """Lines [M, K] put at their training rows: [num_rows, K], zeros elsewhere."""
+    if rows is None:
+        return values.copy()
+    full = np.zeros((len(dataset.train), values.shape[1]), dtype=values.dtype)
+    full[rows] = values
+    return full
+
+
+def _row_distances(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) -> np.ndarray:
+    """Each line's best distance as the teacher measured it: float [M, 1], finite."""
     if not path.is_file():
         raise UserError(
             f"{path}: missing file; distill.confidence=per_sequence takes each row's distance from it, and only "
@@ -97,16 +145,17 @@ def _row_distances(path: Path, dataset: SequenceDataset) -> np.ndarray:
             distances = stats["raw_best_distance"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: holds no array raw_best_distance ({error}); export the teacher again") from error
-    if distances.shape != (len(dataset.train),) or not np.isfinite(distances).all():
+    count = len(dataset.train) if rows is None else len(rows)
+    if distances.shape != (count,) or not np.isfinite(distances).all():
         raise UserError(
-            f"{path}: raw_best_distance must hold {len(dataset.train)} finite numbers, one per training row of "
+            f"{path}: raw_best_distance must hold {count} finite numbers, one per exported training row of "
             f"{dataset.name}; it has shape {distances.shape}"
         )
     return distances[:, None]
 
 
-def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logger) -> str | None:
-    """Compare the manifest with the dataset and the files; returns its hash, None without one."""
+def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logger) -> Manifest | None:
+    """The manifest, compared with the dataset and the files; None without one."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no teacher outputs; run src.exp.run_teacher for dataset {dataset.name} first, "
@@ -131,7 +180,7 @@ def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logg
             raise UserError(f"{folder / name}: missing file, the manifest names it; export the teacher again")
         if sha256_file(folder / name) != digest:
             raise UserError(f"{folder / name}: differs from what {MANIFEST_FILE} describes; export the teacher again")
-    return sha256_file(folder / MANIFEST_FILE)
+    return manifest
 
 
 def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
@@ -155,13 +204,15 @@ def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
     return embeddings.float()
 
 
-def _read_matrix(path: Path, dataset: SequenceDataset) -> np.ndarray:
-    """Read a text file of one line per training row: float64 [num_rows, columns], all finite."""
+def _read_matrix(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) -> np.ndarray:
+    """Read a text file of one line per training row, or per row of `rows`: float64 [lines, columns], all finite."""
     if not path.is_file():
         raise UserError(f"{path}: missing file; it holds one line per training row")
     text = path.read_text(encoding="utf-8", errors="replace")
     widths = np.array([len(line.split()) for line in text.splitlines()])
-    if len(widths) != len(dataset.train):
+    if rows is not None and len(widths) != len(rows):
+        raise UserError(f"{path}: {len(widths)} lines, {ROWS_FILE} beside it names {len(rows)} rows; one line per row")
+    if rows is None and len(widths) != len(dataset.train):
         raise UserError(
             f"{path}: {len(widths)} lines, dataset {dataset.name} has {len(dataset.train)} training rows; "
             "line i has to belong to training row i"
@@ -182,9 +233,9 @@ def _read_matrix(path: Path, dataset: SequenceDataset) -> np.ndarray:
     return values
 
 
-def _read_ranking(path: Path, dataset: SequenceDataset, top_k: int) -> np.ndarray:
-    """Item ids int64 [num_rows, columns]."""
-    values = _read_matrix(path, dataset)
+def _read_ranking(path: Path, dataset: SequenceDataset, rows: np.ndarray | None, top_k: int) -> np.ndarray:
+    """Item ids int64 [lines, columns]."""
+    values = _read_matrix(path, dataset, rows)
     if values.shape[1] < top_k:
         raise UserError(
             f"{path}: {values.shape[1]} items a line, distill.top_k={top_k}; lower it or export with a "

@@ -136,6 +136,11 @@ def write_files(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs)
     _write(data / "train_data.df", _frame(dataset.train, dataset.pad_id).to_pickle)
     _write(data / "val_data.csv", _frame(dataset.valid, dataset.pad_id).to_csv)
     _write(data / "test_data.csv", _frame(dataset.test, dataset.pad_id).to_csv)
+    if outputs.known is not None:
+        raise UserError(
+            f"distill.engine=submodule: the teacher was asked for {int(outputs.known.sum())} of {len(dataset.train)} "
+            "training rows, the original program needs all; export with teacher.export.rows=all"
+        )
     if outputs.ranking is not None and outputs.confidence is not None:
         ranking, confidence = outputs.ranking.numpy(), outputs.confidence.numpy()
         _write(teacher / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d"))

@@ -1,96 +1,361 @@
-"""Which samples of a batch are distilled.
+"""Which samples of a batch are distilled, and how much.
 
-A new policy is a class with `select`, an entry in `POLICIES`, and a YAML in `conf/active`.
+A new policy is a subclass of `SelectionPolicy`, its line in `POLICIES`, and a YAML in `conf/active`.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from src.core.errors import check
+from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError, check
+from src.core.seed import generator
 from src.core.settings import parse_section
 from src.student.datamodule import Batch
+from src.student.models import Student
+
+_NO_RANKING = (
+    "needs the teacher's ranking, and there is none before the export, nor with distill.lambda=0 or distill.alpha=0"
+)
+BUDGETS = ("batch", "epoch")
+
+
+# --- what a policy sees -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """The teacher's rows of a batch: ranking int64 [B, K] and confidence float [B, K]."""
+    """The teacher's rows of a batch.
+
+    Attributes:
+        ranking: int64 [B, K] item ids, best first; K = 0 where no ranking is used, or before there is one.
+        confidence: float [B, K] distances of those items, or [B, 1] of the rows.
+        known: bool [B], whether the teacher was asked for the row; the others are never distilled.
+    """
 
     ranking: Tensor
     confidence: Tensor
+    known: Tensor
 
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """The student's view of a batch: scores float [B, num_items], detached, and target int64 [B]."""
+    """The student's view of a batch.
+
+    Attributes:
+        scores: float [B, num_items], detached; target: int64 [B].
+        hidden: float [B, width], detached, the user representations that the output layer made the scores of.
+        model: the student itself.
+        score_gradient: d l_i / d scores_i of each row's ranking loss, float [B, num_items]; computed when called.
+    """
 
     scores: Tensor
     target: Tensor
+    hidden: Tensor
+    model: Student
+    score_gradient: Callable[[], Tensor]
 
     @property
     def loss(self) -> Tensor:
         """Cross-entropy per sample, float [B]; computed when a policy asks for it."""
         return F.cross_entropy(self.scores, self.target, reduction="none")
 
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of softmax(scores) per sample in nats, float [B]."""
+        log_p = self.scores.log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1)
 
-class SelectionPolicy(Protocol):
-    """Decides per sample whether, or how much, it is distilled."""
 
+class SelectionPolicy(ABC):
+    """Decides per sample whether, or how much, it is distilled.
+
+    An epoch shows it every training row exactly once, in batches of any size and order. Policies with memory
+    override the two methods for a checkpoint.
+    """
+
+    @abstractmethod
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
         """Weights in [0, 1], float or bool [B], on the batch's device; a mask is the special case."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What the policy remembers from step to step, for an interrupted training."""
-        ...
+        """What the policy remembers: tensors and numbers, and dictionaries and lists of them."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        return
 
 
-class SelectionPolicyAll:
+# --- the policies -------------------------------------------------------------------------------------------
+
+
+class SelectionPolicyAll(SelectionPolicy):
     """Distils every sample."""
 
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
         return torch.ones_like(batch.target, dtype=torch.bool)
 
+
+class Budget:
+    """An exact share of every epoch: of the first n rows that have a teacher, round(ratio * n) are taken.
+
+    So each batch gets its share to within one row, and no rounding adds up over an epoch.
+    """
+
+    def __init__(self, ratio: float, num_rows: int) -> None:
+        self.ratio, self.num_rows = ratio, num_rows
+        self.passed = self.known = 0  # rows of this epoch; those among them that have a teacher
+
+    def take(self, values: Tensor, known: Tensor) -> Tensor:
+        """The rows with the highest values, float [B], among the known ones, bool [B]: a mask bool [B]."""
+        if self.passed == self.num_rows:
+            self.passed = self.known = 0
+        before, self.known = self.known, self.known + int(known.sum())
+        self.passed += len(known)
+        count = _share(self.ratio, self.known) - _share(self.ratio, before)
+        return _top(values.masked_fill(~known, float("-inf")), count)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"passed": self.passed, "known": self.known}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.passed, self.known = state["passed"], state["known"]
+
+
+def _share(ratio: float, count: int) -> int:
+    return int(ratio * count + 0.5)
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    """Mask bool [N] of the `count` highest values, float [N]."""
+    return torch.zeros_like(values, dtype=torch.bool).index_fill(0, values.topk(count).indices, True)
+
+
+class SelectionPolicyRandom(SelectionPolicy):
+    """A uniformly drawn share of the rows, drawn anew each epoch from a generator of its own."""
+
+    def __init__(self, budget: Budget, seed: int) -> None:
+        self.budget = budget
+        self._generator = generator(seed, "selection")
+
+    def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        lots = torch.rand(len(batch.target), generator=self._generator).to(batch.target.device)
+        return self.budget.take(lots, teacher_info.known)
+
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"budget": self.budget.state_dict(), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        self.budget.load_state_dict(state["budget"])
+        self._generator.set_state(state["generator"])
+
+
+def _student_entropy(teacher: TeacherInfo, student: StudentInfo) -> Tensor:
+    return student.entropy
+
+
+def _student_loss(teacher: TeacherInfo, student: StudentInfo) -> Tensor:
+    return student.loss
+
+
+def _teacher_confidence(teacher: TeacherInfo, student: StudentInfo) -> Tensor:
+    """softmax(-distance) of the teacher's first item; minus the distance where there is one for the row."""
+    if teacher.confidence.shape[1] == 1:
+        return -teacher.confidence[:, 0]
+    return (-teacher.confidence).softmax(1)[:, 0]
+
+
+def _disagreement(teacher: TeacherInfo, student: StudentInfo) -> Tensor:
+    """Cross-entropy of the student on the teacher's items, these weighted by softmax(-distance)."""
+    q = (-teacher.confidence).expand_as(teacher.ranking).softmax(1)
+    return -(q * student.scores.log_softmax(1).gather(1, teacher.ranking)).sum(1)
+
+
+# Each gives float [B]; the highest are distilled.
+STUDENT_MEASURES = {"student_entropy": _student_entropy, "student_loss": _student_loss}
+TEACHER_MEASURES = {"teacher_confidence": _teacher_confidence, "disagreement": _disagreement}
+MEASURES = STUDENT_MEASURES | TEACHER_MEASURES
+
+
+class SelectionPolicyUncertainty(SelectionPolicy):
+    """The rows with the highest values of a measure.
+
+    With a budget per batch they are the highest of their batch. With one per epoch they are those that were the
+    highest of all rows when the epoch before passed them; the first epoch, which has none before it, goes by batch.
+    """
+
+    def __init__(self, measure: str, per: str, budget: Budget) -> None:
+        self.measure, self.per, self.budget = measure, per, budget
+        self.values = torch.full((budget.num_rows,), float("-inf"))  # of the latest pass; -inf: no teacher
+        self.chosen: Tensor | None = None  # bool [num_rows], for this epoch
+
+    def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        if self.measure in TEACHER_MEASURES and teacher_info.ranking.shape[1] == 0:
+            raise UserError(f"active.measure={self.measure}: {_NO_RANKING}; use {' or '.join(STUDENT_MEASURES)}")
+        values = MEASURES[self.measure](teacher_info, student_info).float()
+        if self.per == "epoch" and self.budget.passed == self.budget.num_rows:
+            self.chosen = _top(self.values, _share(self.budget.ratio, self.budget.known))
+        by_batch = self.budget.take(values, teacher_info.known)
+        self.values = self.values.to(values.device)
+        self.values[batch.row] = values.masked_fill(~teacher_info.known, float("-inf"))
+        return by_batch if self.chosen is None else self.chosen.to(values.device)[batch.row]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"budget": self.budget.state_dict(), "values": self.values, "chosen": self.chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.budget.load_state_dict(state["budget"])
+        self.values, self.chosen = state["values"].clone(), state["chosen"]
+
+
+class SelectionPolicyMeta(SelectionPolicy):
+    """Weights by whether distilling the row would lower the loss on validation rows.
+
+    Learning to Reweight Examples (Ren et al. 2018, arXiv 1803.09050): after a virtual step theta - alpha * sum_i eps_i
+    grad l_i (eq. 5) on the rows' distillation losses l_i, row i gets u_i = -d/d eps_i of the validation loss at eps = 0
+    (eq. 7), which is alpha <grad L_valid, grad l_i>, and the weight max(u_i, 0) (eq. 8). Equation 9 makes the weights
+    of a batch sum to 1; here they are scaled until their mean is the budget, none above 1, because the loss is their
+    weighted mean. If too few rows help, those have weight 1 and the mean stays below the budget.
+
+    The inner product is over the output layer's parameters, where it has a closed form: with gradients delta_i of the
+    scores, user representation h_i and validation gradients G (weight) and g (bias) it is <delta_i, G h_i + g>. No
+    second derivative, nothing that a student's layers have to support; it leaves the encoder's share out.
+    Validation rows are drawn anew each step and pass without dropout, so the run's random stream stays as it is.
+
+    L_valid is the cross-entropy of scores / temperature. At temperature 1 an over-confident student gains from whatever
+    smooths its scores, random teachers most of all; a higher one asks what helps the order of the items.
+    """
+
+    def __init__(self, dataset: SequenceDataset, ratio: float, batch_size: int, temperature: float, seed: int) -> None:
+        self.dataset, self.ratio, self.temperature = dataset, ratio, temperature
+        self.batch_size = min(batch_size, len(dataset.valid))
+        self._generator = generator(seed, "selection")
+
+    def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        if teacher_info.ranking.shape[1] == 0:
+            raise UserError(f"active.strategy=meta: {_NO_RANKING}; use random, or uncertainty with a student's measure")
+        # u_i / alpha, float [B]: what a step on the row's loss would take off the validation loss
+        gains = (student_info.score_gradient() * self._direction(student_info)).sum(1)
+        return fill_budget(gains * teacher_info.known, self.ratio * teacher_info.known.sum())
+
+    @torch.no_grad()
+    def _direction(self, student: StudentInfo) -> Tensor:
+        """G h_i + g of each row: float [B, num_items]."""
+        with torch.autocast(student.scores.device.type, enabled=False):
+            hidden, scores, target = self._validation(student.model, student.scores.device)
+            delta = (scores / self.temperature).softmax(1)  # temperature * gradient of the cross-entropy
+            delta[torch.arange(len(target)), target] -= 1
+            return F.linear(student.hidden.float(), delta.T @ hidden, delta.sum(0)) / len(target)
+
+    def _validation(self, model: Student, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden float [M, width], scores float [M, num_items] and targets int64 [M] of some validation rows."""
+        index = torch.randperm(len(self.dataset.valid), generator=self._generator)[: self.batch_size].numpy()
+        windows = self.dataset.valid.windows(model.config.max_seq_len, self.dataset.pad_id, index)
+        history, length, target = (torch.from_numpy(values).to(device) for values in windows)
+        training = model.training
+        model.eval()
+        table = model.shared_table()
+        hidden = model.encode(history, length, table)
+        scores = model.score(hidden, table)
+        model.train(training)
+        return hidden, scores, target
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+
+
+def fill_budget(values: Tensor, total: Tensor | float) -> Tensor:
+    """Weights min(1, c * max(value, 0)) with the c that makes them sum to `total`; if fewer are positive, 1 for those.
+
+    Args:
+        values: float [N]; total: at most N.
+    """
+    positive = values.clamp(min=0)
+    ordered = positive.sort(descending=True).values
+    rest = ordered.flip(0).cumsum(0).flip(0).clamp(min=torch.finfo(ordered.dtype).tiny)  # of the k-th and all below it
+    scale = (total - torch.arange(len(ordered), device=values.device)) / rest  # c if the k highest are capped
+    first = (scale * ordered <= 1).int().argmax()
+    weights = (scale[first] * positive).clamp(max=1)
+    return torch.where((positive > 0).sum() <= total, (positive > 0).to(values.dtype), weights)
+
+
+# --- from the configuration ---------------------------------------------------------------------------------
 
 
 @dataclass
 class ActiveConfig:
-    """The keys of `conf/active/*.yaml`: `strategy` chooses the policy, `budget_ratio` is its share of samples."""
+    """The keys of `conf/active/*.yaml`.
+
+    Attributes:
+        strategy: one of `POLICIES`.
+        budget_ratio: share of the rows that have a teacher; for `meta` the mean weight.
+        measure, budget_per: of `uncertainty`: one of `MEASURES`, and of `BUDGETS`.
+        validation_batch_size, validation_temperature: of `meta`: validation rows that a step looks at, and what
+            divides their scores.
+    """
 
     name: str
     strategy: str
     budget_ratio: float = 1.0
+    measure: str | None = None
+    budget_per: str | None = None
+    validation_batch_size: int | None = None
+    validation_temperature: float | None = None
 
     def __post_init__(self) -> None:
         check(self.strategy in POLICIES, "active.strategy", self.strategy, f"one of {', '.join(POLICIES)}")
         check(self.name == self.strategy, "active.name", self.name, f"active.strategy ({self.strategy})")
+        ratio = self.budget_ratio
+        check(0 < ratio <= 1, "active.budget_ratio", ratio, "a number above 0 and at most 1")
         if self.strategy == "all":
-            check(
-                self.budget_ratio == 1.0,
-                "active.budget_ratio",
-                self.budget_ratio,
-                "1.0, because `all` leaves none out",
-            )
+            check(ratio == 1.0, "active.budget_ratio", ratio, "1.0, because `all` leaves none out")
+        self._check_own("measure", "uncertainty", self.measure in MEASURES, f"one of {', '.join(MEASURES)}")
+        self._check_own("budget_per", "uncertainty", self.budget_per in BUDGETS, "batch or epoch")
+        rows = self.validation_batch_size
+        self._check_own("validation_batch_size", "meta", rows is not None and rows >= 1, "an integer >= 1")
+        heat = self.validation_temperature
+        self._check_own("validation_temperature", "meta", heat is not None and heat > 0, "a number above 0")
+
+    def _check_own(self, key: str, strategy: str, valid: bool, allowed: str) -> None:
+        """A key of one strategy has to be valid there and null elsewhere."""
+        value = getattr(self, key)
+        if self.strategy == strategy:
+            check(valid, f"active.{key}", value, allowed)
+        else:
+            check(value is None, f"active.{key}", value, f"left out with active.strategy={self.strategy}")
 
 
-POLICIES = {"all": SelectionPolicyAll}
+def _budget(settings: ActiveConfig, dataset: SequenceDataset) -> Budget:
+    return Budget(settings.budget_ratio, len(dataset.train))
 
 
-def build_selection_policy(cfg: DictConfig) -> SelectionPolicy:
+POLICIES: dict[str, Callable[[ActiveConfig, SequenceDataset, int], SelectionPolicy]] = {
+    "all": lambda settings, dataset, seed: SelectionPolicyAll(),
+    "random": lambda settings, dataset, seed: SelectionPolicyRandom(_budget(settings, dataset), seed),
+    "uncertainty": lambda settings, dataset, seed: SelectionPolicyUncertainty(
+        settings.measure, settings.budget_per, _budget(settings, dataset)
+    ),
+    "meta": lambda settings, dataset, seed: SelectionPolicyMeta(
+        dataset, settings.budget_ratio, settings.validation_batch_size, settings.validation_temperature, seed
+    ),
+}
+
+
+def build_selection_policy(cfg: DictConfig, dataset: SequenceDataset, seed: int) -> SelectionPolicy:
     """The policy of a `conf/active` section.
 
     Raises:
         UserError: unknown strategy, or settings it does not allow.
     """
-    return POLICIES[parse_section(ActiveConfig, cfg, "active").strategy]()
+    settings = parse_section(ActiveConfig, cfg, "active")
+    return POLICIES[settings.strategy](settings, dataset, seed)

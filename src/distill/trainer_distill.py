@@ -26,7 +26,7 @@ from src.distill.kd_losses import (
     weighted_mean,
 )
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, StudentInfo, TeacherInfo
-from src.student.checkpoint import CheckpointInfo, load_checkpoint, load_weights, save_checkpoint
+from src.student.checkpoint import CheckpointInfo, load_checkpoint_of, load_weights, save_checkpoint
 from src.student.config import FitSettings, StudentConfig
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
@@ -121,6 +121,11 @@ class DistillConfig:
     def needs_embeddings(self) -> bool:
         return self.ed_weight > 0 and (self.embedding == "fuse" or self.kd_weight > 0)
 
+    @property
+    def gates_samples(self) -> bool:
+        """Whether a loss of its own distils each sample; `fuse` alone is part of the model."""
+        return self.needs_ranking or (self.embedding == "align" and self.needs_embeddings)
+
     def loss_settings(self, student: StudentConfig) -> LossSettings:
         """The base loss.
 
@@ -165,6 +170,9 @@ class Alignment(nn.Module):
         return self.projection(self.teacher.rows(items))
 
 
+Terms = dict[str, tuple[float, Tensor]]  # weight and losses float [B] of each active distillation term
+
+
 @dataclass
 class DistillObjective:
     """The base loss on every row, distillation on what the policy selects.
@@ -188,48 +196,61 @@ class DistillObjective:
             return loss, parts
         if scored.scores is None:
             scored = replace(scored, scores=model.score(scored.hidden, scored.table))
-        mask = self.policy.select(batch, info, StudentInfo(scored.scores.detach(), batch.target))
-        parts["selected"] = mask.float().mean()
-        for name, (weight, term) in self._distillation_terms(model, batch, scored, info, mask).items():
+        terms = self._distillation_terms(model, batch, scored, info)
+        weights = self._selected(model, batch, scored, info, terms)
+        parts["selected"] = weights.float().mean()
+        for name, (weight, losses) in terms.items():
+            term = weighted_mean(losses, weights)
             loss = loss + self.settings.kd_weight * weight * term
             parts[f"loss_{name}"] = term.detach()
         return loss, parts
 
     def _teacher_info(self, batch: Batch) -> TeacherInfo:
-        if self.outputs.ranking is None or self.outputs.confidence is None:
+        outputs, everything = self.outputs, torch.ones_like(batch.target, dtype=torch.bool)
+        known = everything if outputs.known is None else outputs.known[batch.row]
+        if outputs.ranking is None or outputs.confidence is None:
             empty = batch.target.new_zeros(len(batch.target), 0)
-            return TeacherInfo(empty, empty.float())
-        return TeacherInfo(self.outputs.ranking[batch.row], self.outputs.confidence[batch.row])
+            return TeacherInfo(empty, empty.float(), known)
+        return TeacherInfo(outputs.ranking[batch.row], outputs.confidence[batch.row], known)
 
-    def _distillation_terms(
-        self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo, mask: Tensor
-    ) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value (scalar) of each active term."""
+    def _selected(self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo, terms: Terms) -> Tensor:
+        """The policy's weights, bool or float [B]; 0 where the teacher was not asked."""
+
+        def score_gradient() -> Tensor:
+            return torch.autograd.grad(terms["ranking"][1].sum(), scored.scores, retain_graph=True)[0]
+
+        assert scored.scores is not None
+        student = StudentInfo(scored.scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
+        return self.policy.select(batch, info, student) * info.known
+
+    def _distillation_terms(self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo) -> Terms:
         settings, terms = self.settings, {}
         if settings.needs_ranking:
-            terms["ranking"] = (settings.ranking_weight, self._ranking(scored, info, mask))
+            terms["ranking"] = (settings.ranking_weight, self._ranking(scored, info))
         if self.alignment is not None:
             values = alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
-            terms["alignment"] = (settings.ed_weight, weighted_mean(values, mask))
+            terms["alignment"] = (settings.ed_weight, values)
         return terms
 
-    def _ranking(self, scored: Scored, info: TeacherInfo, mask: Tensor) -> Tensor:
+    def _ranking(self, scored: Scored, info: TeacherInfo) -> Tensor:
+        """The ranking loss of each sample: float [B]."""
         settings, scores, candidates = self.settings, scored.scores, scored.candidates
         gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
         per_sequence = settings.confidence == "per_sequence"
         weights = candidate_weights(info.ranking, info.confidence, scores, gammas, per_sequence)  # [B, K]
         if settings.candidate_loss == "softmax":
-            return weighted_mean((weights * softmax_losses(scores, candidates)).sum(1), mask)
+            return (weights * softmax_losses(scores, candidates)).sum(1)
         if settings.candidate_loss == "paper":
-            return weighted_mean((weights * positive_losses(candidates)).sum(1), mask)
+            return (weights * positive_losses(candidates)).sum(1)
         assert scored.negative is not None
         losses = official_losses(candidates, scored.negative)  # [B, K]
         if scored.dros is None:
-            return weighted_mean((weights * losses).sum(1), mask)
+            return (weights * losses).sum(1)
         robust = scored.dros.term(info.ranking, candidates)  # [B, K]
-        if isinstance(self.policy, SelectionPolicyAll):
-            return (weights * losses).sum(1).mean() + settings.alpha * broadcast_mean(robust, weights)
-        return weighted_mean((weights * (losses + settings.alpha * robust)).sum(1), mask)
+        if isinstance(self.policy, SelectionPolicyAll) and self.outputs.known is None:
+            # Upstream's slip mixes the samples: the same amount stands in each.
+            return (weights * losses).sum(1) + settings.alpha * broadcast_mean(robust, weights)
+        return (weights * (losses + settings.alpha * robust)).sum(1)
 
 
 def train_distilled(
@@ -258,7 +279,8 @@ def train_distilled(
     model = build_model(student.model_config(dataset.num_items))
     base_loss = BaseLoss(settings.loss_settings(student), dataset, student.max_seq_len, seed, device)
     if init_checkpoint is not None:
-        _start_from(model, init_checkpoint, dataset)
+        load_checkpoint_of(init_checkpoint, dataset, "distill.init_checkpoint")
+        load_weights(model, init_checkpoint)
     outputs, alignment = outputs.to(device), None
     if settings.needs_embeddings:
         assert outputs.embeddings is not None
@@ -304,13 +326,3 @@ def train_distilled(
         resume,
         {"negatives": base_loss, "policy": policy},
     )
-
-
-def _start_from(model: Student, folder: Path, dataset: SequenceDataset) -> None:
-    _, info = load_checkpoint(folder)
-    if info.dataset_fingerprint != dataset.fingerprint:
-        raise UserError(
-            f"distill.init_checkpoint={folder}: trained on {info.dataset} ({info.dataset_fingerprint[:12]}), this run "
-            f"uses {dataset.name} ({dataset.fingerprint[:12]})"
-        )
-    load_weights(model, folder)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from src.core.errors import UserError
 from src.core.files import read_json
-from src.core.paths import RunFolder
-from src.exp.stage import is_multirun
+from src.core.paths import RunFolder, project_path, result_root
+from src.exp.stage import Stage, is_multirun
 
 
 def find_run(
@@ -27,6 +27,23 @@ def find_run(
             logger.info("%s not given: taking %s of the newest finished run, %s", key, stage, run.root)
             return run
     return None
+
+
+def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
+    """Checkpoint folder of a baseline: the given one, else that of the run that `find_run` finds.
+
+    Raises:
+        UserError: none was given, and there is no finished one of the stage's dataset.
+    """
+    if given is not None:
+        return project_path(given)
+    run = find_run("baseline", stage.folder, result_root(stage.cfg), stage.dataset.fingerprint, key, stage.logger)
+    if run is None:
+        raise UserError(
+            f"{key}=null: no finished baseline of dataset {stage.dataset.name} found; run "
+            "src.exp.run_student_baseline first or set the key to its folder"
+        )
+    return run.model_dir("baseline")
 
 
 def _fits(run: RunFolder, stage: str, fingerprint: str) -> bool:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.data_utils import SequenceDataset
 from src.core.files import read_json, sha256_file, write_json
-from src.core.teacher_files import DATA_FILES, MANIFEST_FILE
+from src.core.teacher_files import DATA_FILES, MANIFEST_FILE, ROWS_FILE
 from src.student.checkpoint import WEIGHTS_FILE
 
 _STUDENT = ("dataset", "student", "metrics")
@@ -86,7 +86,7 @@ def teacher_files_hash(folder: Path) -> str | None:
     """The manifest's hash, which covers the files; of the files themselves where there is none; None without files."""
     if (folder / MANIFEST_FILE).is_file():
         return sha256_file(folder / MANIFEST_FILE)
-    hashes = [sha256_file(folder / name) for name in DATA_FILES if (folder / name).is_file()]
+    hashes = [sha256_file(folder / name) for name in (*DATA_FILES, ROWS_FILE) if (folder / name).is_file()]
     return " ".join(digest[:12] for digest in hashes) or None
 
 

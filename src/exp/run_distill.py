@@ -6,13 +6,14 @@ from omegaconf import DictConfig
 
 from src.core.errors import UserError
 from src.core.files import write_json
-from src.core.logging import time_block
-from src.core.paths import project_path, result_root, teacher_outputs_dir
+from src.core.logging import TensorBoardWriter, time_block
+from src.core.paths import teacher_outputs_dir
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
-from src.distill.selection_policy import build_selection_policy
+from src.distill.selection_log import LoggedPolicy
+from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
 from src.distill.trainer_distill import train_distilled
-from src.exp.lookup import find_run
+from src.exp.lookup import baseline_folder
 from src.exp.record import checkpoint_hash, teacher_files_hash
 from src.exp.stage import Stage, run_entry_point, run_stage
 from src.exp.students import finish
@@ -27,7 +28,18 @@ def run(cfg: DictConfig) -> float:
 
 
 def _files(stage: Stage) -> dict[str, str | None]:
-    return {"the teacher's files": _hash(stage), "the initial weights": checkpoint_hash(_init_checkpoint(stage))}
+    return {
+        "the teacher's files": _hash(stage),
+        "the initial weights": checkpoint_hash(_init_checkpoint(stage)),
+        "teacher.export.rows": stage.settings.teacher.export.rows,
+    }
+
+
+def _init_checkpoint(stage: Stage) -> Path | None:
+    distill = stage.settings.distill
+    if distill.init == "scratch":
+        return None
+    return baseline_folder(stage, "distill.init_checkpoint", distill.init_checkpoint)
 
 
 def _hash(stage: Stage) -> str | None:
@@ -42,13 +54,14 @@ def train(stage: Stage) -> float:
 def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | None) -> float:
     """Train and test the student with this teacher; returns the best validation value."""
     settings, writer = stage.settings, stage.tensorboard
+    policy = _policy(stage, outputs, writer)
     with stage.training("distill_student_train_time") as resume:
         result = train_distilled(
             settings.distill,
             settings.student,
             stage.dataset,
             outputs,
-            build_selection_policy(stage.cfg.active),
+            policy,
             init_checkpoint,
             settings.metrics,
             stage.folder.model_dir("distill"),
@@ -58,7 +71,36 @@ def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | No
             writer,
             resume,
         )
+    if isinstance(policy, LoggedPolicy):
+        policy.save(stage.folder.selection_file)
     return finish(stage, result, writer)
+
+
+def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
+    """The policy of `active`, logged; one that chose rows before the export has nothing left to choose.
+
+    Raises:
+        UserError: a policy without a loss to select for, or one whose export holds all rows.
+    """
+    strategy, settings = stage.settings.active.strategy, stage.settings
+    if strategy == "all":
+        return SelectionPolicyAll()
+    if settings.teacher.export.rows == "policy":
+        if outputs.known is None:
+            raise UserError(
+                f"teacher.export.rows=policy: the export in {teacher_outputs_dir(stage.cfg)} holds all rows; leave the "
+                "key out to apply the policy while distilling, or export again"
+            )
+        stage.logger.info("the rows were chosen before the export (%s): distilling all of them", outputs.selection)
+        return SelectionPolicyAll()
+    if not settings.distill.gates_samples:
+        raise UserError(
+            f"active.strategy={strategy}: there is no loss to select samples for with distill.lambda="
+            f"{settings.distill.kd_weight:g}, distill.alpha={settings.distill.alpha:g} and distill.embedding="
+            f"{settings.distill.embedding}; use active=all"
+        )
+    policy = build_selection_policy(stage.cfg.active, stage.dataset, settings.general.seed)
+    return LoggedPolicy(policy, stage.dataset, writer)
 
 
 def _run_original(stage: Stage) -> float:
@@ -105,28 +147,6 @@ def teacher_outputs(stage: Stage) -> TeacherOutputs:
     )
     stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
     return outputs
-
-
-def _init_checkpoint(stage: Stage) -> Path | None:
-    distill = stage.settings.distill
-    if distill.init == "scratch":
-        return None
-    if distill.init_checkpoint is not None:
-        return project_path(distill.init_checkpoint)
-    run = find_run(
-        "baseline",
-        stage.folder,
-        result_root(stage.cfg),
-        stage.dataset.fingerprint,
-        "distill.init_checkpoint",
-        stage.logger,
-    )
-    if run is None:
-        raise UserError(
-            f"distill.init=baseline: no finished baseline of dataset {stage.dataset.name} found; run "
-            "src.exp.run_student_baseline first or set distill.init_checkpoint"
-        )
-    return run.model_dir("baseline")
 
 
 def main() -> None:

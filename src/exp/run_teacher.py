@@ -3,21 +3,26 @@
 Under `accelerate launch` the main process runs the stage, the others help with training and export.
 """
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 
-from src.core.data_utils import load_dataset
-from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.logging import LoggingConfig, silent_logger, tensorboard_writer, time_block
-from src.core.paths import data_dir, project_path, teacher_outputs_dir
+from src.core.paths import project_path, teacher_outputs_dir
 from src.core.seed import set_seed
+from src.core.teacher_files import ChosenRows
+from src.distill.row_selection import select_rows
+from src.exp.lookup import baseline_folder
 from src.exp.record import checkpoint_hash
-from src.exp.settings import parse_settings
-from src.exp.stage import Stage, run_entry_point, run_folder, run_stage
+from src.exp.stage import Stage, look_at_stage, run_entry_point, run_folder, run_stage
+from src.student.checkpoint import load_checkpoint_of
 from src.teacher import processes
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import require_free_export
+
+_STUDENT_KEY = "teacher.export.student_checkpoint"
 
 
 def run(cfg: DictConfig) -> float:
@@ -44,27 +49,30 @@ def run(cfg: DictConfig) -> float:
 
 def _assist(cfg: DictConfig) -> float:
     """The share of a process beside the main one; it writes nothing but its part of the export."""
-    settings, logger, folder = parse_settings(cfg), silent_logger(), run_folder()
-    device = resolve_device(settings.general.device, logger)
-    set_seed(settings.general.seed)
-    teacher = build_teacher(cfg, load_dataset(settings.dataset, data_dir(cfg), logger), folder, device)
-    silent = tensorboard_writer(folder.tensorboard_dir("teacher"), LoggingConfig(tensorboard=False))
-    value = teacher.train(cfg, logger, silent)
-    teacher.export_for_dllm2rec(cfg, logger)
+    stage = look_at_stage(cfg, "teacher", silent_logger())
+    set_seed(stage.settings.general.seed)
+    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
+    silent = tensorboard_writer(stage.folder.tensorboard_dir("teacher"), LoggingConfig(tensorboard=False))
+    value = teacher.train(cfg, stage.logger, silent)
+    teacher.export_for_dllm2rec(cfg, stage.logger)
     return value
 
 
 def _files(stage: Stage) -> dict[str, str | None]:
     """Only what is small: a LLaMA is known by its path."""
     given = stage.settings.teacher.rec_model_path
-    return {"the frozen recommender": checkpoint_hash(project_path(given) if given else None)}
+    files = {"the frozen recommender": checkpoint_hash(project_path(given) if given else None)}
+    if stage.settings.teacher.export.rows == "policy":
+        files["the student that chooses rows"] = checkpoint_hash(_choosing_student(stage))
+        files["active"] = str(stage.settings.active)
+    return files
 
 
 def _teach(stage: Stage) -> float:
     cfg = stage.cfg
     adapter = stage.folder.model_dir("teacher") / "adapter"
     require_free_export(teacher_outputs_dir(cfg), stage.settings.general.overwrite, adapter)
-    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device)
+    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
     stage.replace_result()
     processes.tell(True)
     writer = stage.tensorboard
@@ -75,6 +83,28 @@ def _teach(stage: Stage) -> float:
     teacher.evaluate(cfg, stage.logger)
     writer.close()
     return value
+
+
+def _rows_to_export(stage: Stage) -> ChosenRows | None:
+    """What `active` chooses from the baseline alone, before anything costly; None: all rows.
+
+    Raises:
+        UserError: no finished baseline, or a policy that leaves nothing out or needs the teacher.
+    """
+    active, export = stage.settings.active, stage.settings.teacher.export
+    if export.rows == "all":
+        return None
+    if active.strategy == "all":
+        raise UserError("teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty")
+    model = load_checkpoint_of(_choosing_student(stage), stage.dataset, _STUDENT_KEY)
+    rows = select_rows(active, model, stage.dataset, stage.settings.general.seed, stage.device)
+    measure = f" by {active.measure}" if active.measure else ""
+    stage.logger.info("asking for %d of %d rows: %s%s", len(rows), len(stage.dataset.train), active.strategy, measure)
+    return ChosenRows(rows, f"{active.strategy}{measure}, budget_ratio {active.budget_ratio:g}")
+
+
+def _choosing_student(stage: Stage) -> Path:
+    return baseline_folder(stage, _STUDENT_KEY, stage.settings.teacher.export.student_checkpoint)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig, project_path
 from src.core.settings import parse_section
-from src.distill.selection_policy import ActiveConfig
+from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
 from src.distill.trainer_distill import DistillConfig
 from src.student.config import StudentConfig
 from src.teacher.config import TeacherConfig
@@ -81,6 +81,25 @@ class RecommendConfig:
         check(self.top_k >= 1, "recommend.top_k", self.top_k, "an integer >= 1")
 
 
+@dataclass
+class CurveConfig:
+    """`curve`: the points of `selection_curve`, policies x shares x seeds."""
+
+    policies: list[str]
+    shares: list[float]
+    seeds: list[int]
+
+    def __post_init__(self) -> None:
+        for key in ("policies", "shares", "seeds"):
+            values = getattr(self, key)
+            different = len(values) > 0 and len(set(values)) == len(values)
+            check(different, f"curve.{key}", values, "one or more different values")
+        allowed = ("random", *STUDENT_MEASURES)
+        check(set(self.policies) <= {*allowed}, "curve.policies", self.policies, f"of {', '.join(allowed)}")
+        check(all(0 < s < 1 for s in self.shares), "curve.shares", self.shares, "numbers between 0 and 1")
+        check(all(0 <= s < 2**31 for s in self.seeds), "curve.seeds", self.seeds, "integers from 0 to 2**31 - 1")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every section, checked."""
@@ -95,6 +114,7 @@ class Settings:
     logging: LoggingConfig
     metrics: MetricsConfig
     eval: EvalConfig
+    curve: CurveConfig
     recommend: RecommendConfig
     arms: ArmsConfig
 

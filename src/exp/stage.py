@@ -234,6 +234,13 @@ def begin_stage(cfg: DictConfig, name: str) -> Stage:
     return Stage(name, cfg, settings, folder, commit, device, _load_data(cfg, settings, logger), logger)
 
 
+def look_at_stage(cfg: DictConfig, name: str, logger: logging.Logger) -> Stage:
+    """The stage as `begin_stage` gives it, but nothing in its folder is touched."""
+    settings = parse_settings(cfg)
+    device = resolve_device(settings.general.device, logger)
+    return Stage(name, cfg, settings, run_folder(), "", device, _load_data(cfg, settings, logger), logger)
+
+
 def _load_data(cfg: DictConfig, settings: Settings, logger: logging.Logger) -> SequenceDataset:
     """The data set; the student's window is cut to its windows."""
     dataset = load_dataset(settings.dataset, data_dir(cfg), logger)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
 from src.student.models import ModelConfig, Student, build_model
@@ -51,6 +52,21 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     model = build_model(config)
     load_weights(model, folder)
     return model, info
+
+
+def load_checkpoint_of(folder: Path, dataset: SequenceDataset, key: str) -> Student:
+    """Rebuild a saved model that was trained on `dataset`; `key` is what names the folder in the configuration.
+
+    Raises:
+        UserError: as `load_checkpoint`, or it was trained on another dataset.
+    """
+    model, info = load_checkpoint(folder)
+    if info.dataset_fingerprint != dataset.fingerprint:
+        raise UserError(
+            f"{key}={folder}: trained on {info.dataset} ({info.dataset_fingerprint[:12]}), this run "
+            f"uses {dataset.name} ({dataset.fingerprint[:12]})"
+        )
+    return model
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

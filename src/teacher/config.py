@@ -9,6 +9,7 @@ from src.teacher.templates import TEMPLATES
 DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
 CANDIDATES = ("retrieval", "sampled", "none")
+EXPORT_ROWS = ("all", "policy")
 CONFIDENCES = ("minmax", "raw")
 ENGINES = ("auto", "native", "submodule")
 
@@ -47,6 +48,8 @@ class ExportSettings:
         top_n: items per row.
         confidence: `minmax` normalises a row's distances over what was ranked, `raw` keeps them.
         batch_tokens: tokens of a forward pass, padding included; bounds the memory.
+        rows: `all` training rows, or those that the `active` policy chooses from a baseline student before the export.
+        student_checkpoint: folder of that student; null: this run's, else the newest finished one's.
     """
 
     method: str = "likelihood"
@@ -54,11 +57,16 @@ class ExportSettings:
     top_n: int = 10
     confidence: str = "minmax"
     batch_tokens: int = 4096
+    rows: str = "all"
+    student_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         check(self.method in EXPORT_METHODS, "teacher.export.method", self.method, _one_of(EXPORT_METHODS))
         check(self.confidence in CONFIDENCES, "teacher.export.confidence", self.confidence, _one_of(CONFIDENCES))
         check(self.top_n >= 1, "teacher.export.top_n", self.top_n, "an integer >= 1")
+        check(self.rows in EXPORT_ROWS, "teacher.export.rows", self.rows, _one_of(EXPORT_ROWS))
+        folder, given = self.student_checkpoint, self.rows == "policy"
+        check(given or folder is None, "teacher.export.student_checkpoint", folder, "null with teacher.export.rows=all")
         check(self.batch_tokens >= 1, "teacher.export.batch_tokens", self.batch_tokens, "an integer >= 1")
         allowed = CANDIDATES if self.method == "generate" else CANDIDATES[:2]
         check(

@@ -22,7 +22,7 @@ from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import parse_section
-from src.core.teacher_files import read_manifest, write_teacher_files
+from src.core.teacher_files import ChosenRows, read_manifest, write_teacher_files
 from src.student.evaluator import write_evaluation
 from src.student.resume import Resume
 from src.teacher.adapter_file import read_adapter
@@ -50,7 +50,12 @@ class ILoRATeacher(ITeacherRecommender):
     """
 
     def __init__(
-        self, settings: TeacherConfig, dataset: SequenceDataset, folder: RunFolder, device: torch.device
+        self,
+        settings: TeacherConfig,
+        dataset: SequenceDataset,
+        folder: RunFolder,
+        device: torch.device,
+        rows: ChosenRows | None = None,
     ) -> None:
         longest = max(int((rows.pos - rows.start).max()) for rows in (dataset.train, dataset.valid, dataset.test))
         free = dataset.num_items - longest - 1  # besides the target
@@ -65,6 +70,7 @@ class ILoRATeacher(ITeacherRecommender):
         self.dataset = dataset
         self.folder = folder
         self.device = device
+        self.rows = rows  # to export; None: all
         self._parts: TeacherParts | None = None
         self._engine = choose_engine(settings.engine, logging.getLogger(LOGGER_NAME))
         if settings.tiny is None:
@@ -225,7 +231,7 @@ class ILoRATeacher(ITeacherRecommender):
         return rank_rows(parts, rows, index, embeddings, seed, candidates, count)
 
     def export_for_dllm2rec(self, cfg: DictConfig, logger: logging.Logger) -> None:
-        """Rank every training row and write the files of `src/core/teacher_files.py`.
+        """Rank the training rows and write the files of `src/core/teacher_files.py`.
 
         What is done is kept in `models/teacher/shards` until the files are written. Several processes (`accelerate
         launch`) each take their share of the shards, and the main one writes the files.
@@ -242,25 +248,34 @@ class ILoRATeacher(ITeacherRecommender):
             return
         require_free_export(target, cfg.general.overwrite)
 
-        def score(index: np.ndarray, advance: Callable[[int], None]) -> dict[str, np.ndarray]:
-            return score_rows(parts, train, index, seed, export.candidates, advance)
+        index = self._rows_to_export()
+
+        def score(places: np.ndarray, advance: Callable[[int], None]) -> dict[str, np.ndarray]:
+            return score_rows(parts, train, index[places], seed, export.candidates, advance)
 
         folder = shard_folder(self.folder.model_dir("teacher") / "shards", made_with)
         process = PartialState()
-        logger.info("exporting %d rows by %s, candidates: %s", len(train), export.method, export.candidates)
-        write_shards(folder, len(train), score, logger, process.process_index, process.num_processes)
+        logger.info(
+            "exporting %d of %d rows by %s, candidates: %s", len(index), len(train), export.method, export.candidates
+        )
+        write_shards(folder, len(index), score, logger, process.process_index, process.num_processes)
         process.wait_for_everyone()
         if process.is_main_process:
-            self._write_files(target, read_shards(folder, len(train)), made_with)
+            self._write_files(target, read_shards(folder, len(index)), made_with)
             remove_shards(folder)
-            logger.info("wrote %s (%d rows, %d items)", target, len(train), self.dataset.num_items)
+            logger.info("wrote %s (%d rows, %d items)", target, len(index), self.dataset.num_items)
+
+    def _rows_to_export(self) -> np.ndarray:
+        """Training rows, int64 ascending."""
+        return np.arange(len(self.dataset.train)) if self.rows is None else self.rows.index
 
     def _write_files(self, target: Path, scores: Scores, made_with: dict[str, Any]) -> None:
-        """The teacher's files from the scores of all training rows."""
-        parts, export, num_rows = self._loaded(), self.settings.export, len(self.dataset.train)
+        """The teacher's files from the scores of the exported rows."""
+        parts, export = self._loaded(), self.settings.export
         embeddings = base_embeddings(parts, self.dataset.titles)
         ranking = to_ranking(parts, scores, embeddings, min(export.top_n, self.dataset.num_items))
         learnt = training_rows(self.dataset, self.settings.max_train_rows, made_with["seed"])
+        in_sample = np.isin(self._rows_to_export(), learnt)
         write_teacher_files(
             target,
             embeddings,
@@ -270,7 +285,7 @@ class ILoRATeacher(ITeacherRecommender):
                 "raw_best_distance": ranking.distances[:, 0],
                 "log_prob": ranking.log_prob,
                 "valid": ranking.valid,
-                "in_sample": np.isin(np.arange(num_rows), learnt),
+                "in_sample": in_sample,
             },
             {
                 "dataset": self.dataset.name,
@@ -282,11 +297,12 @@ class ILoRATeacher(ITeacherRecommender):
                 "confidence": export.confidence,
                 "base_model": self._base_model_name(),
                 "adapter_sha256": made_with["adapter_sha256"],
-                "in_sample_rows": len(learnt),
+                "in_sample_rows": int(in_sample.sum()),
                 "seed": made_with["seed"],
                 "git_commit": git_commit(),
                 "made_with": made_with,
             },
+            self.rows,
         )
 
     def _export_settings(self, parts: TeacherParts, seed: int) -> dict[str, Any]:
@@ -308,6 +324,7 @@ class ILoRATeacher(ITeacherRecommender):
             "candidates": settings.export.candidates,
             "top_n": settings.export.top_n,
             "confidence": settings.export.confidence,
+            "rows_sha256": None if self.rows is None else hashlib.sha256(self.rows.index.tobytes()).hexdigest(),
         }
 
     def _base_model_name(self) -> str:

@@ -17,6 +17,8 @@ from src.core.teacher_files import (
     MANIFEST_FILE,
     RANKING_FILE,
     ROW_STATS_FILE,
+    ROWS_FILE,
+    ChosenRows,
     read_manifest,
     write_teacher_files,
 )
@@ -378,3 +380,80 @@ def test_a_pickle_is_never_executed(load, folder, tmp_path, zip_format):
 
     torch.load(folder / EMBEDDINGS_FILE, weights_only=False)  # the trap itself works
     assert trace.exists()
+
+
+# --- a teacher that was asked for some rows -----------------------------------------------------------------
+
+
+@pytest.fixture
+def partial(tmp_path, dataset):
+    """Rows 0 and 2 of three."""
+    chosen = ChosenRows(np.array([0, 2]), "random, budget_ratio 0.67")
+    stats = {name: values[[0, 2]] for name, values in STATS.items()}
+    write_teacher_files(
+        tmp_path / "partial", EMBEDDINGS, RANKING[[0, 2]], DISTANCES[[0, 2]], stats, about(dataset), chosen
+    )  # fmt: skip
+    return tmp_path / "partial"
+
+
+def load_partial(folder, dataset, logger, **options):
+    return load_teacher_outputs(folder, dataset, 3, True, options.pop("with_ranking", True), logger, **options)
+
+
+def test_a_partial_export_is_joined_by_row(partial, dataset, logger):
+    outputs = load_partial(partial, dataset, logger)
+    assert outputs.known.tolist() == [True, False, True]
+    assert outputs.ranking.tolist() == [[5, 4, 3], [0, 0, 0], [3, 0, 5]]
+    assert outputs.confidence.tolist() == [[0, 0.25, 0.5], [0, 0, 0], [0, 0.5, 0.5]]
+    assert outputs.selection == "random, budget_ratio 0.67"
+    assert load_partial(partial, dataset, logger, per_sequence=True).confidence.tolist() == [[1.5], [0], [2.5]]
+    assert load_partial(partial, dataset, logger, with_ranking=False).known.tolist() == [True, False, True]
+
+
+def test_the_manifest_of_a_partial_export_lists_its_rows(partial, folder):
+    manifest = read_manifest(partial)
+    assert manifest.num_rows == 2 and manifest.sha256[ROWS_FILE] == sha256_file(partial / ROWS_FILE)
+    assert np.load(partial / ROWS_FILE).tolist() == [0, 2]
+    assert read_manifest(folder).selection is None and not (folder / ROWS_FILE).exists()
+
+
+def test_a_whole_export_over_a_partial_one_leaves_no_rows_file(partial, dataset, logger):
+    write_teacher_files(partial, EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+    assert not (partial / ROWS_FILE).exists()
+    assert load_partial(partial, dataset, logger).known is None
+
+
+def test_a_partial_export_without_manifest_is_joined_by_its_rows_file(partial, dataset, logger):
+    (partial / MANIFEST_FILE).unlink()
+    assert load_partial(partial, dataset, logger).known.tolist() == [True, False, True]
+
+
+def test_a_partial_export_without_its_rows_file_is_refused(partial, dataset, logger):
+    (partial / ROWS_FILE).unlink()
+    with pytest.raises(UserError, match=f"{ROWS_FILE}: missing file, the manifest names it"):
+        load_partial(partial, dataset, logger)
+    (partial / MANIFEST_FILE).unlink()
+    with pytest.raises(UserError, match="2 lines, dataset tiny has 3 training rows"):
+        load_partial(partial, dataset, logger)
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [0, 0], [0, 3], [-1, 0], [], [[0, 2]], [0.0, 2.0]])
+def test_rows_that_are_no_training_rows_are_refused(partial, dataset, logger, rows):
+    (partial / MANIFEST_FILE).unlink()
+    np.save(partial / ROWS_FILE, np.array(rows))
+    with pytest.raises(UserError, match=f"{ROWS_FILE}: must hold training rows of tiny, integers from 0 to 2"):
+        load_partial(partial, dataset, logger)
+
+
+def test_another_number_of_rows_than_lines_is_refused(partial, dataset, logger):
+    (partial / MANIFEST_FILE).unlink()
+    np.save(partial / ROWS_FILE, np.array([0, 1, 2]))
+    with pytest.raises(UserError, match=f"{RANKING_FILE}: 2 lines, {ROWS_FILE} beside it names 3 rows"):
+        load_partial(partial, dataset, logger)
+
+
+def test_a_damaged_rows_file_is_refused(partial, dataset, logger):
+    (partial / MANIFEST_FILE).unlink()
+    (partial / ROWS_FILE).write_text("0 2\n")
+    with pytest.raises(UserError, match=f"{ROWS_FILE}: not an array file"):
+        load_partial(partial, dataset, logger)

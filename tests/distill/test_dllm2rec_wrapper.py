@@ -74,6 +74,13 @@ def test_written_teacher_is_read_back(tiny_dataset, outputs, tmp_path):
     assert torch.equal(read.embeddings[:, :5], outputs.embeddings) and not read.embeddings[:, 5:].any()
 
 
+def test_a_teacher_of_some_rows_is_refused(tiny_dataset, outputs, tmp_path):
+    partial = outputs.restricted_to(np.array([3, 5]), 32)
+    message = "distill.engine=submodule: the teacher was asked for 2 of 32 training rows.*teacher.export.rows=all"
+    with pytest.raises(UserError, match=message):
+        write_files(tmp_path, tiny_dataset, partial)
+
+
 def test_embeddings_that_are_too_wide(tiny_dataset, outputs, tmp_path):
     with pytest.raises(
         UserError, match="the teacher's embeddings are 4097 wide, the original program takes at most 4096"

@@ -102,6 +102,13 @@ def test_the_pipeline_runs_the_four_stages_in_one_folder(project) -> None:
     assert calls[3][4:] == ["eval." + run_dir.removeprefix("hydra.").replace("run.dir", "run_dir"), run_dir, *arguments]
 
 
+def test_the_pipeline_begins_with_the_baseline_where_it_chooses_the_rows(project) -> None:
+    code, calls, _ = call(project, "run_all_pipeline", "active=random", "teacher.export.rows=policy")
+    assert code == 0
+    modules = ("run_student_baseline", "run_teacher", "run_distill", "run_eval_all")
+    assert [call[3] for call in calls] == [f"src.exp.{module}" for module in modules]
+
+
 @pytest.mark.parametrize(
     ("argument", "run_dir"),
     [

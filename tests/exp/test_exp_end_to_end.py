@@ -356,7 +356,7 @@ def test_a_distillation_without_any_baseline_says_what_to_run(pipeline, tmp_path
     overrides = [*TINY_STUDENT, *places(pipeline.data_dir, tmp_path, tmp_path / "run"), *FROM_BASELINE]
     assert run_here(run_distill.run, *overrides) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "distill.init=baseline: no finished baseline of dataset sample found" in error
+    assert "distill.init_checkpoint=null: no finished baseline of dataset sample found" in error
     assert "src.exp.run_student_baseline" in error
 
 

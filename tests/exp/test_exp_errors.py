@@ -9,7 +9,7 @@ from harness import TINY_STUDENT, TINY_TEACHER, Outcome, places, run_here, run_p
 from hydra.errors import ConfigCompositionException
 
 from src.core.errors import UserError
-from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher
+from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher, selection_curve
 
 
 @pytest.fixture
@@ -296,3 +296,47 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
     outcome = attempt(stage, *here)
     assert outcome.code == 130 and outcome.error_lines == ["error: interrupted"]
     assert "Traceback" not in outcome.err
+
+
+# --- selection ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        (
+            run_distill.run,
+            ["active=random", "distill.lambda=0", "distill.ed_weight=0"],
+            "active.strategy=random: there is no loss to select samples for with distill.lambda=0",
+        ),
+        (
+            run_distill.run,
+            ["active=meta", "distill.alpha=0"],
+            "active.strategy=meta: there is no loss to select samples for with distill.lambda=0.7, distill.alpha=0",
+        ),
+        (
+            run_distill.run,
+            ["active=meta", "distill.alpha=0", "distill.embedding=align"],
+            "active.strategy=meta: needs the teacher's ranking",
+        ),
+        (
+            run_teacher.run,
+            ["teacher.export.rows=policy"],
+            "teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty",
+        ),
+        (
+            run_teacher.run,
+            ["teacher.export.rows=policy", "active=uncertainty", "active.measure=disagreement"],
+            "active.measure=disagreement: needs the teacher's ranking, and there is none before the export",
+        ),
+        (
+            run_teacher.run,
+            ["teacher.export.student_checkpoint=x"],
+            "teacher.export.student_checkpoint='x': must be null with teacher.export.rows=all",
+        ),
+        (selection_curve.run, ["distill.lambda=0"], "distill.lambda=0 or distill.alpha=0: no loss asks for"),
+    ],
+)
+def test_a_selection_that_could_do_nothing(attempt, pipeline, tmp_path, stage, overrides, message) -> None:
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    attempt(stage, *pipeline.overrides, folder, "general.overwrite=true", *overrides).expect_error(message)

@@ -33,7 +33,15 @@ from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
-from src.exp import recommend, run_arms, run_distill, run_eval_all, run_student_baseline
+from src.exp import (
+    recommend,
+    run_arms,
+    run_distill,
+    run_eval_all,
+    run_student_baseline,
+    run_teacher,
+    selection_curve,
+)
 from src.exp.settings import TEACHERS, Settings, parse_settings
 from src.student import serving
 from src.student.resume import Resume
@@ -48,7 +56,7 @@ from src.teacher.ilora_backend import ILoRATeacher
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
-PER_FILE = ("dataset", "student", "distill")  # each file of these groups is another program: try all
+PER_FILE = ("dataset", "student", "distill", "active")  # each file of these groups is another program: try all
 
 
 # --- leaves of conf/ ----------------------------------------------------------------------------------------
@@ -151,7 +159,7 @@ class Bench:
 
     def settings(self, *overrides: str) -> Settings:
         small = [*TINY_STUDENT, "dataset.max_train_rows=200", "student.batch_size=64", "distill.batch_size=64"]
-        mine = [self.choice] if self.file.split("/")[0] in ("student", "distill") else []
+        mine = [self.choice] if self.file.split("/")[0] in ("student", "distill", "active") else []
         return parse_settings(compose_config(*small, *mine, f"paths.data_dir={self.tmp}", *overrides))
 
     def sample(self, settings: Settings) -> SequenceDataset:
@@ -196,7 +204,7 @@ class Bench:
             settings.student,
             dataset,
             outputs,
-            build_selection_policy(OmegaConf.create(vars(settings.active))),
+            build_selection_policy(OmegaConf.create(vars(settings.active)), dataset, settings.general.seed),
             None,
             settings.metrics,
             folder,
@@ -442,6 +450,24 @@ def _monitor(bench: Bench) -> None:
         trained = bench.train(f"metrics.monitor={monitor}", "student.num_epochs=3")
         assert trained.description["info"]["monitor"] == monitor
         assert trained.result.best_value == max(r[f"valid/{monitor}"] for r in trained.result.history)
+
+
+def _curve(bench: Bench) -> None:
+    """One point besides those that are always there, with the seed, policy and share that were asked for."""
+    asked = ("curve.policies=[student_loss]", "curve.shares=[0.2]", "curve.seeds=[3]", "distill.num_epochs=1")
+    folder = bench.stage(selection_curve.run, *asked, "student.num_epochs=1")
+    frame = pd.read_csv(folder / "metrics" / "selection_curve.csv")
+    assert frame["policy"].tolist() == ["baseline", "no row", "all rows", "student_loss"]
+    assert frame["rows"].tolist() == [0, 0, 600, 120] and set(frame["seed"]) == {3}
+    assert "0.2" in (folder / "metrics" / "selection_curve.md").read_text()
+    assert (folder / "plots" / "selection_curve.png").stat().st_size > 1000
+
+
+def _refused_curve(override: str, message: str) -> Effect:
+    def effect(bench: Bench) -> None:
+        assert refusal(lambda: parse_settings(compose_config(override))).startswith(message)
+
+    return effect
 
 
 def _where(bench: Bench, *overrides: str) -> list[tuple[Path, Path]]:
@@ -870,6 +896,36 @@ def _confidence(bench: Bench) -> None:
     assert (scaled[:, 0] == 0).all() and (raw[:, 0] > 0).all()
 
 
+def _export_rows(bench: Bench) -> None:
+    """The teacher is asked for fewer rows, and the distillation knows which."""
+    outputs = bench.tmp / "outputs"
+    chosen = ("active=random", "active.budget_ratio=0.1", "teacher.export.rows=policy")
+    there = f"paths.teacher_outputs_dir={outputs}"
+    bench.stage(run_teacher.run, *chosen, there)
+    manifest = read_manifest(outputs)
+    assert (manifest.num_rows, manifest.selection) == (60, "random, budget_ratio 0.1")
+    rows = np.load(outputs / "rows_train.npy")
+    assert len(rows) == 60 == len(np.loadtxt(outputs / "myrank_train.txt"))
+    folder = bench.stage(run_distill.run, *chosen, there)
+    log = RunFolder(folder).log_file("distill").read_text()
+    assert "the teacher was asked for 60 of 600 training rows" in log
+    assert "chosen before the export (random, budget_ratio 0.1): distilling all of them" in log
+    selected = read_history(folder)["selected"]
+    assert selected.tolist() == pytest.approx([0.1, 0.1], abs=0.02)  # a mean over batches, of which the last is short
+    message = bench.refused_stage(run_distill.run, *chosen)
+    assert "holds all rows; leave the key out" in message
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(RunFolder(folder).history_file("distill"))
+
+
+def _export_student_checkpoint(bench: Bench) -> None:
+    chosen = ("active=random", "teacher.export.rows=policy", "general.overwrite=true")
+    message = bench.refused_stage(run_teacher.run, *chosen, f"teacher.export.student_checkpoint={bench.tmp}")
+    assert message.startswith(f"{bench.tmp / 'config.json'}: missing file")
+
+
 def _export_candidates(bench: Bench) -> None:
     manifests = []
     for kind in ("retrieval", "sampled"):
@@ -984,9 +1040,17 @@ EFFECTS: dict[str, Effect] = {
     "logging.progress": _progress,
     "metrics.ks": _ks,
     "metrics.monitor": _monitor,
-    "active.name": refused("active.name=other", "active.name='other': must be active.strategy (all)"),
+    "curve.seeds": _curve,
+    "curve.policies": _refused_curve("curve.policies=[x]", "curve.policies=['x']: must be of random, student_entropy"),
+    "curve.shares": _refused_curve("curve.shares=[0.1,1]", "curve.shares=[0.1, 1.0]: must be numbers between 0 and 1"),
+    "active.name": refused("active.name=other", "active.name='other': must be active.strategy ("),
     "active.strategy": refused("active.strategy=other", "active.strategy='other': must be one of all"),
-    "active.budget_ratio": refused("active.budget_ratio=0.5", "active.budget_ratio=0.5: must be 1.0"),
+    "active.budget_ratio": _other_distillation("active.budget_ratio=0.7"),
+    "active/all:active.budget_ratio": refused("active.budget_ratio=0.5", "active.budget_ratio=0.5: must be 1.0"),
+    "active.measure": _other_distillation("active.measure=disagreement"),
+    "active.budget_per": _other_distillation("active.budget_per=batch"),
+    "active.validation_batch_size": _other_distillation("active.validation_batch_size=20"),
+    "active.validation_temperature": _other_distillation("active.validation_temperature=1"),
     "hydra.run.dir": _hydra_run_dir,
     "hydra.sweep.dir": _sweep_dir,
     "hydra.sweep.subdir": _sweep_subdir,
@@ -1094,6 +1158,8 @@ EFFECTS: dict[str, Effect] = {
     "teacher.export.confidence": _confidence,
     "teacher.export.candidates": _export_candidates,
     "teacher.export.batch_tokens": _export_batch_tokens,
+    "teacher.export.rows": _export_rows,
+    "teacher.export.student_checkpoint": _export_student_checkpoint,
     "teacher.tiny.vocab_size": _vocab_size,
     "teacher.tiny.hidden_size": _llm_config("hidden_size", "hidden_size", (16, 24)),
     "teacher.tiny.num_layers": _llm_config("num_layers", "num_hidden_layers", (3, 4)),

@@ -4,8 +4,13 @@ import re
 import shlex
 
 import pytest
+import torch
 from harness import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
+
+from src.distill import selection_policy
+from src.distill.selection_policy import TeacherInfo
+from src.student.datamodule import Batch
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -21,7 +26,7 @@ COMMANDS = [
 @pytest.fixture(scope="module")
 def configurations() -> list[DictConfig]:
     """The default configuration and those with a key that only another choice of a group has."""
-    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"])
+    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"], ["active=uncertainty"], ["active=meta"])
     return [compose_config(*choice, with_hydra=True) for choice in choices]
 
 
@@ -73,3 +78,19 @@ def test_every_command_composes(line) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:src|conf|cmd|data/raw)/[\w/.]+)`", README))))
 def test_every_path_exists(path) -> None:
     assert (ROOT / path).exists()
+
+
+def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> None:
+    """The class and the YAML of the README, put where it says, choose the rows with the rarest targets."""
+    (code,) = re.findall(r"^```python\n(class .*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert len((code + yaml).strip().splitlines()) <= 20
+    monkeypatch.setattr(selection_policy, "POLICIES", dict(selection_policy.POLICIES))
+    exec(code, dict(vars(selection_policy)))
+    dataset = make_dataset([[0, 1, 2, 0, 0], [3, 1, 2, 0, 0], [0, 1, 3, 0, 0], [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]], 4)
+    policy = selection_policy.build_selection_policy(OmegaConf.create(yaml), dataset, 1)
+    target = torch.from_numpy(dataset.train.targets)
+    assert target.tolist() == [1, 2, 1, 2, 1, 3, 1, 2, 1, 2]
+    row, teacher = torch.arange(10), TeacherInfo(target[:, None], target[:, None].float(), torch.ones(10).bool())
+    mask = policy.select(Batch(row, row[:, None], row + 1, target), teacher, None)
+    assert int(mask.sum()) == 2 and mask[5]  # a fifth of ten rows, the one item that stands once among them
