@@ -81,6 +81,13 @@ class RecommendConfig:
         check(self.top_k >= 1, "recommend.top_k", self.top_k, "an integer >= 1")
 
 
+@dataclass
+class GatherConfig:
+    """`gather`: a sweep to tabulate."""
+
+    sweep_dir: str | None = None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every section, checked."""
@@ -97,6 +104,7 @@ class Settings:
     eval: EvalConfig
     recommend: RecommendConfig
     arms: ArmsConfig
+    gather: GatherConfig
 
 
 _SCHEMAS = {name: entry.type for name, entry in Settings.__dataclass_fields__.items()}
