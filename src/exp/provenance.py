@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.paths import RunFolder
 
-_WITHOUT_EFFECT = ("paths", "logging", "eval", "gather", "recommend")  # sections that change no number of a run
+_WITHOUT_EFFECT = ("paths", "logging", "eval", "gather", "recommend", "arms")  # sections that change no number of a run
 _SCRIPTS = {"teacher": "run_teacher_train", "baseline": "run_student_baseline", "distill": "run_distill_dllm2rec"}
 
 

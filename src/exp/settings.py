@@ -39,6 +39,7 @@ class EvalConfig:
     """`eval`: what `run_eval_all` looks at."""
 
     run_dir: str | None = None
+    seed_dirs: list[str] = field(default_factory=list)
 
 
 TEACHERS = ("files", "recommender", "random")

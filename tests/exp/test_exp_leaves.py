@@ -357,6 +357,15 @@ def _run_dir(bench: Bench) -> None:
         assert read(folder / "metrics" / "eval_baseline.json")["seed"] == seed
 
 
+def _seed_dirs(bench: Bench) -> None:
+    other = bench.stage(run_student_baseline.run, "general.seed=5")
+    given = (f"eval.run_dir={bench.pipeline.folder}", f"eval.seed_dirs=[{other}]")
+    report = (bench.stage(run_eval_all.run, *given) / "report.md").read_text()
+    assert "baseline: 2, distilled: 1" in report and "student, baseline, 2 seeds" in report
+    message = bench.refused_stage(run_eval_all.run, *given[:1], f"eval.seed_dirs=[{bench.pipeline.folder}]")
+    assert "has seed 42 once more; give runs of different seeds" in message
+
+
 def _gather_sweep_dir(bench: Bench) -> None:
     message = bench.refused_stage(gather.run)
     assert message.startswith("gather.sweep_dir=null: must be the folder of a sweep")
@@ -1064,6 +1073,7 @@ EFFECTS: dict[str, Effect] = {
     "general.device": _device,
     "general.overwrite": _overwrite,
     "eval.run_dir": _run_dir,
+    "eval.seed_dirs": _seed_dirs,
     "gather.sweep_dir": _gather_sweep_dir,
     "recommend.checkpoint": _recommend_checkpoint,
     "recommend.history": _recommend_history,
