@@ -61,7 +61,7 @@ print(create_command("install").parser.parse_args([])[0].index_url)'
 
 poetry_install() {
     POETRY_REQUESTS_MAX_RETRIES=${POETRY_REQUESTS_MAX_RETRIES:-5} POETRY_REQUESTS_TIMEOUT=${POETRY_REQUESTS_TIMEOUT:-60} \
-        poetry install --no-interaction
+        poetry install --no-interaction --with sweep
 }
 
 # Poetry reads an API that only the public index has, not pip's mirrors; the plugin makes it read the one that all have.

@@ -62,15 +62,22 @@ def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
     global _show_progress
     _show_progress = settings.progress
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    logger = terminal_logger()
+    to_file = logging.FileHandler(log_file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logger.addHandler(to_file)
+    logger.setLevel(settings.level)
+    return logger
+
+
+def terminal_logger() -> logging.Logger:
+    """The run's logger before a stage has opened its file; closes the file of an earlier stage."""
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    to_file = logging.FileHandler(log_file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    logger.addHandler(to_file)
     logger.addHandler(_terminal_handler())
-    logger.setLevel(settings.level)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
     return logger
 

@@ -83,12 +83,20 @@ class RunFolder:
         return self.root / "metrics" / "time.json"
 
     @property
+    def cost_file(self) -> Path:
+        return self.root / "metrics" / "cost.json"
+
+    @property
     def plots_dir(self) -> Path:
         return self.root / "plots"
 
     @property
     def report_file(self) -> Path:
         return self.root / "report.md"
+
+    @property
+    def html_report_file(self) -> Path:
+        return self.root / "report.html"
 
     def snapshot_dir(self, stage: str) -> Path:
         return self.root / ".hydra" / stage

@@ -5,6 +5,7 @@ is therefore the choice of users, not the choice of seeds; how far seeds differ 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import bootstrap, wilcoxon
@@ -132,3 +133,15 @@ def holm(p_values: list[float]) -> list[float]:
     corrected = np.empty_like(values)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
     return corrected.tolist()
+
+
+def load_ranks(path: Path) -> Ranks:
+    """Read a `ranks_*.npz`.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing file; evaluate that run again (src.exp.run_eval_all)")
+    with np.load(path) as ranks:
+        return dict(ranks)

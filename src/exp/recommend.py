@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -15,15 +14,13 @@ from src.core.logging import LOGGER_NAME
 from src.core.paths import RunFolder, data_dir, project_path, result_root
 from src.exp.lookup import find_run
 from src.exp.settings import parse_settings
-from src.exp.stage import run_entry_point
+from src.exp.stage import drop_empty_run_folder, run_entry_point
 from src.student.serving import recommend
 
 
 def run(cfg: DictConfig) -> None:
     settings = parse_settings(cfg)
-    here = Path(HydraConfig.get().runtime.output_dir)
-    if not any(here.iterdir()):  # Hydra made a run folder; asking leaves none behind
-        here.rmdir()
+    here = drop_empty_run_folder()
     logger = logging.getLogger(LOGGER_NAME)
     dataset = load_dataset(settings.dataset, data_dir(cfg), logger)
     asked = settings.recommend

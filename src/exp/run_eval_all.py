@@ -5,39 +5,84 @@ from collections.abc import Callable
 from math import isnan
 from pathlib import Path
 
+import numpy as np
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from src.core.cost import answer_latency, parameter_counts, record_cost
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
 from src.core.paths import STAGES, RunFolder, project_path, result_root
+from src.core.significance import Ranks, load_ranks
 from src.exp.lookup import find_run
-from src.exp.report import Comparison, summary_table, write_report
+from src.exp.report import STUDENTS, Comparison, summary_table, write_report
 from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
 from src.student.checkpoint import load_checkpoint
-from src.student.evaluator import ScoreRows, evaluate_model, evaluate_scores, write_evaluation
+from src.student.evaluator import Evaluation, ScoreRows, evaluate_model, evaluate_scores, write_evaluation
 from src.student.floors import markov_chain, popularity
+from src.student.models import Student
+
+_TIMED_USERS = 200
 
 
 def run(cfg: DictConfig) -> float:
     stage = begin_stage(cfg, "eval")
     sources = _sources(stage)
-    monitor = stage.settings.metrics.monitor
-    students = {n: _evaluate_student(stage, n, sources[n]) for n in ("baseline", "distill") if n in sources}
-    evaluations = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
+    students = {name: _evaluate_student(stage, name, sources[name]) for name in STUDENTS if name in sources}
+    floors = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
+    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in floors.items()}
     if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
         evaluations["teacher"] = _take_over(stage, "teacher", sources["teacher"])
     evaluations |= students
     if "dllm2rec_upstream" in sources:
         evaluations["dllm2rec_upstream"] = _take_over(stage, "dllm2rec_upstream", sources["dllm2rec_upstream"])
+    ranks, seeds = _all_seeds(stage, students)
+    if "teacher" in sources:
+        ranks["teacher"] = [load_ranks(stage.folder.ranks_file("teacher"))]
+    ranks |= {name: [e.ranks] for name, e in floors.items()}
+    ranks = {name: ranks[name] for name in evaluations if name in ranks}
     comparison = Comparison(
-        stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations
+        stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations, ranks, seeds
     )
     write_report(comparison)
     _print(comparison)
-    return evaluations.get("distill", evaluations.get("baseline"))["metrics"][monitor]
+    return evaluations.get("distill", evaluations.get("baseline"))["metrics"][comparison.monitor]
+
+
+def _all_seeds(stage: Stage, students: dict[str, dict]) -> tuple[dict[str, list[Ranks]], dict[str, list[dict]]]:
+    """Per student the ranks and evaluations of this run, then of the runs in `eval.seed_dirs`.
+
+    Raises:
+        UserError: a folder holds no student, or one of another data set or of a seed that is there already.
+    """
+    ranks = {name: [load_ranks(stage.folder.ranks_file(name))] for name in students}
+    found = {name: [evaluation] for name, evaluation in students.items()}
+    for given in stage.settings.eval.seed_dirs:
+        folder = RunFolder(project_path(given))
+        here = [name for name in students if folder.is_finished(name)]
+        if not here:
+            raise UserError(f"eval.seed_dirs: {given} holds no finished {' or '.join(students)}; give run folders")
+        for name in here:
+            evaluation = read_json(folder.eval_file(name))
+            _check_seed_run(stage, given, evaluation, found[name])
+            found[name].append(evaluation)
+            ranks[name].append(load_ranks(folder.ranks_file(name)))
+    return ranks, found
+
+
+def _check_seed_run(stage: Stage, given: str, evaluation: dict, others: list[dict]) -> None:
+    if evaluation["dataset_fingerprint"] != stage.dataset.fingerprint:
+        raise UserError(
+            f"eval.seed_dirs: {given} is a run of other data; give runs of the dataset {stage.dataset.name}"
+        )
+    seeds = [other["seed"] for other in others]
+    if evaluation["seed"] in seeds:
+        raise UserError(
+            f"eval.seed_dirs: {given} has seed {evaluation['seed']} once more; give runs of different seeds"
+        )
 
 
 def _sources(stage: Stage) -> dict[str, RunFolder]:
@@ -70,12 +115,11 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
     return found
 
 
-def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) -> dict:
+def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
     """A scorer without training that every model has to beat."""
     dataset = stage.dataset
     scorer = floor(dataset, dataset.test)
-    evaluation = evaluate_scores(scorer, dataset.test, dataset.num_items, stage.settings.metrics.ks)
-    return {"metrics": evaluation.metrics, "metrics_masked": evaluation.metrics_masked}
+    return evaluate_scores(scorer, dataset.test, dataset.num_items, stage.settings.metrics.ks)
 
 
 def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
@@ -105,12 +149,27 @@ def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:
     about = stage.about(model.config.name, len(stage.dataset.test), folder)
     about["seed"], about["git_commit"] = info.seed, info.git_commit  # of the training, not of this evaluation
     write_evaluation(stage.folder.eval_file(name), stage.folder.ranks_file(name), evaluation, about)
+    _measure_cost(stage, name, model)
     shared = before["metrics"].keys() & evaluation.metrics.keys()
     if all(before["metrics"][k] == evaluation.metrics[k] for k in shared):
         stage.logger.info("%s: same test metrics as after its training", name)
     else:
         stage.logger.warning("%s: test metrics differ from those after its training (another device?)", name)
     return read_json(stage.folder.eval_file(name))
+
+
+def _measure_cost(stage: Stage, name: str, model: Student) -> None:
+    """Parameters, and the time to score all items for one test user and to sort out the best ten."""
+    rows, model = stage.dataset.test, model.eval().to(stage.device)
+
+    @torch.no_grad()
+    def answer(i: int) -> torch.Tensor:
+        history, length, _ = rows.windows(model.config.max_seq_len, stage.dataset.pad_id, np.array([i]))
+        scores = model(torch.from_numpy(history).to(stage.device), torch.from_numpy(length).to(stage.device))
+        return scores.topk(min(10, stage.dataset.num_items)).indices
+
+    latency = answer_latency(answer, min(_TIMED_USERS + 1, len(rows)), stage.device)
+    record_cost(stage.folder.cost_file, name, parameter_counts(model) | latency)
 
 
 def _print(comparison: Comparison) -> None:
@@ -125,7 +184,8 @@ def _print(comparison: Comparison) -> None:
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))
     console = Console()
     console.print(table)
-    for title, path in (("report", comparison.folder.report_file), *_plots(comparison.folder.plots_dir)):
+    reports = [("report", comparison.folder.report_file), ("report", comparison.folder.html_report_file)]
+    for title, path in (*reports, *_plots(comparison.folder.plots_dir)):
         console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
 
 

@@ -39,6 +39,7 @@ class EvalConfig:
     """`eval`: what `run_eval_all` looks at."""
 
     run_dir: str | None = None
+    seed_dirs: list[str] = field(default_factory=list)
 
 
 TEACHERS = ("files", "recommender", "random")
@@ -100,6 +101,13 @@ class CurveConfig:
         check(all(0 <= s < 2**31 for s in self.seeds), "curve.seeds", self.seeds, "integers from 0 to 2**31 - 1")
 
 
+@dataclass
+class GatherConfig:
+    """`gather`: a sweep to tabulate."""
+
+    sweep_dir: str | None = None
+
+
 @dataclass(frozen=True)
 class Settings:
     """Every section, checked."""
@@ -117,6 +125,7 @@ class Settings:
     curve: CurveConfig
     recommend: RecommendConfig
     arms: ArmsConfig
+    gather: GatherConfig
 
 
 _SCHEMAS = {name: entry.type for name, entry in Settings.__dataclass_fields__.items()}

@@ -27,6 +27,7 @@ from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
 from src.exp.record import Record, changes, made_from, read_record
 from src.exp.settings import Settings, known_keys, parse_settings
+from src.exp.sweep import run_job, run_jobs
 from src.student.resume import Resume
 
 StageFunction = Callable[[DictConfig], float | None]
@@ -44,9 +45,11 @@ def run_entry_point(stage_function: StageFunction) -> None:
     # Inside the job, too: Hydra would print the whole list of overrides above an error that leaves it.
     @functools.wraps(stage_function)
     def stage(cfg: DictConfig) -> float | None:
+        if is_multirun():
+            return run_job(stage_function, cfg, one_line, wants_trace)
         return _or_fail(lambda: stage_function(cfg), wants_trace)
 
-    _or_fail(entry(stage), wants_trace)
+    _or_fail(lambda: run_jobs(entry(stage)), wants_trace)
 
 
 def _or_fail(action: Callable[[], float | None], wants_trace: bool) -> float | None:
@@ -85,6 +88,8 @@ def one_line(error: Exception) -> str:
     first = [line.strip() for line in str(error).splitlines() if line.strip()]
     if type(error).__module__.startswith(("hydra", "omegaconf")):
         details = [str(e).splitlines()[0] for e in chain[1:] if str(e)]
+        if re.search(r"Could not find 'hydra/(launcher|sweeper)/", str(error)):
+            details.append("The plugins for sweeps are an optional group: bash cmd/install.sh installs it")
         return " ".join([*first, *(d for d in details if d not in " ".join(first))])
     where = f"{type(error).__name__}: {first[0] if first else ''}"
     return f"{where} (not a known mistake in the input; HYDRA_FULL_ERROR=1 shows the stack trace)"
@@ -264,6 +269,14 @@ def _save_configuration(cfg: DictConfig, folder: RunFolder, stage: str) -> None:
     for name, content in files.items():
         for target in (folder.root / ".hydra", folder.snapshot_dir(stage)):
             write_text(target / name, OmegaConf.to_yaml(content))
+
+
+def drop_empty_run_folder() -> Path:
+    """Take away the run folder that Hydra has made, for a command that only looks; an older folder stays."""
+    here = Path(HydraConfig.get().runtime.output_dir)
+    if not any(here.iterdir()):
+        here.rmdir()
+    return here
 
 
 def is_multirun() -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig
 
+from src.core.cost import answer_latency, parameter_counts, record_cost
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
@@ -41,6 +41,7 @@ from src.teacher.tiny_llm import build_tiny_llm
 from src.teacher.training import TeacherParts, train_adapter, training_rows
 
 _SAMPLE_ANSWERS = 20
+_TIMED_USERS = 10
 
 
 class ILoRATeacher(ITeacherRecommender):
@@ -185,10 +186,18 @@ class ILoRATeacher(ITeacherRecommender):
         index = self._sampled(self.dataset.test, self.settings.max_eval_rows)
         answers = generate_answers(parts, self.dataset.test, index, seed)
         result = answer_metrics(answers)
-        ranking = self._rank_test_rows(parts, index, seed, max(metrics.ks))
+        by_answer = self.settings.export.method == "generate"
+        titles = base_embeddings(parts, self.dataset.titles) if by_answer else torch.empty(0)
+        ranking = self._rank_test_rows(parts, index, titles, seed, max(metrics.ks))
         evaluation = full_ranking(ranking, self.dataset, index, metrics.ks)
         page = examples(parts, self.dataset.test, index[:_SAMPLE_ANSWERS], seed, answers, ranking.items[:, :10])
         write_text(self.folder.root / "metrics" / "teacher_examples.md", page)
+        latency = answer_latency(
+            lambda i: self._rank_test_rows(parts, index[i : i + 1], titles, seed, max(metrics.ks)),
+            min(_TIMED_USERS + 1, len(index)),
+            self.device,
+        )
+        record_cost(self.folder.cost_file, "teacher", parameter_counts(parts.engine.lora.model) | latency)
         about = {
             "model": self.settings.name,
             "dataset": self.dataset.name,
@@ -217,18 +226,19 @@ class ILoRATeacher(ITeacherRecommender):
             evaluation.metrics_masked[metrics.monitor],
         )
 
-    def _rank_test_rows(self, parts: TeacherParts, index: np.ndarray, seed: int, depth: int) -> Ranking:
+    def _rank_test_rows(
+        self, parts: TeacherParts, index: np.ndarray, titles: torch.Tensor, seed: int, depth: int
+    ) -> Ranking:
         """The export's way on test rows, deep enough for `depth` items without the history.
 
         A prompt that offers the target would give it away, so `sampled` candidates are replaced by retrieved ones.
         """
         export, rows = self.settings.export, self.dataset.test
         by_answer = export.method == "generate"
-        embeddings = base_embeddings(parts, self.dataset.titles) if by_answer else torch.empty(0)
         longest = int((rows.pos - rows.start)[index].max())
         count = min(depth + longest, self.dataset.num_items) if by_answer else self.settings.num_candidates
         candidates = "retrieval" if export.candidates == "sampled" else export.candidates
-        return rank_rows(parts, rows, index, embeddings, seed, candidates, count)
+        return rank_rows(parts, rows, index, titles, seed, candidates, count)
 
     def export_for_dllm2rec(self, cfg: DictConfig, logger: logging.Logger) -> None:
         """Rank the training rows and write the files of `src/core/teacher_files.py`.
@@ -254,7 +264,7 @@ class ILoRATeacher(ITeacherRecommender):
             return score_rows(parts, train, index[places], seed, export.candidates, advance)
 
         folder = shard_folder(self.folder.model_dir("teacher") / "shards", made_with)
-        process = PartialState()
+        process = state()
         logger.info(
             "exporting %d of %d rows by %s, candidates: %s", len(index), len(train), export.method, export.candidates
         )

@@ -22,6 +22,7 @@ from src.student.checkpoint import load_checkpoint
 
 STUDENTS = ("baseline", "distill")
 STAGES = ("teacher", *STUDENTS)
+PLOTS = ("breakdown", "comparison", "intervals", "learning_curves")
 METRICS = {f"{name}@{k}" for name in ("recall", "ndcg", "hit_ratio") for k in (1, 5, 10, 20)} | {"mrr"}
 HEAD = {
     "model",
@@ -44,7 +45,8 @@ def log_text(pipeline, name: str) -> str:
 
 def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipeline) -> None:
     top = {path.name for path in pipeline.folder.iterdir()}
-    assert top == {".hydra", "logs", "tb", "models", "metrics", "plots", "git_info.txt", "report.md"}
+    reports = {"report.md", "report.html"}
+    assert top == {".hydra", "logs", "tb", "models", "metrics", "plots", "git_info.txt", *reports}
     assert {path.name for path in (pipeline.folder / "models").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "tb").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "metrics").iterdir()} == {
@@ -52,6 +54,7 @@ def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipe
         *(f"ranks_{stage}.npz" for stage in STAGES),
         *(f"history_{stage}.csv" for stage in STUDENTS),
         "time.json",
+        "cost.json",
         "summary.csv",
         "summary.md",
         "teacher_examples.md",
@@ -203,18 +206,18 @@ def test_the_teachers_files_agree_with_their_manifest(pipeline) -> None:
 def test_the_report_links_exist_and_its_numbers_are_the_evaluations(pipeline) -> None:
     report = (pipeline.folder / "report.md").read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)", report)
-    assert sorted(links) == ["plots/comparison.png", "plots/learning_curves.png"]
+    assert sorted(links) == [f"plots/{name}.png" for name in PLOTS]
     assert all((pipeline.folder / link).is_file() for link in links)
     for stage in STUDENTS:
         value = read(pipeline.folder / "metrics" / f"eval_{stage}.json")["metrics"]["ndcg@10"]
         assert f"{value:.4f}" in report.splitlines()[2]
-    assert "poetry run python -m src.exp.run_distill" in report and "student.emb_size=8" in report
+    assert "bash cmd/run_all_pipeline.sh" in report and "student.emb_size=8" in report
     assert report.splitlines()[0] == "# anyo_ilora_dllm2rec: sample"
 
 
 def test_plots_are_images_with_something_in_them(pipeline) -> None:
     paths = sorted((pipeline.folder / "plots").iterdir())
-    assert [path.name for path in paths] == ["comparison.png", "learning_curves.png"]
+    assert [path.stem for path in paths] == list(PLOTS)
     for path in paths:
         pixels = image.imread(path)  # [height, width, RGBA]
         assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.01

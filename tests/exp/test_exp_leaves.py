@@ -8,6 +8,7 @@ found by glob: a leaf without an entry fails, and so does an entry without a lea
 import io
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import src.core.logging as run_logging
 from src.core.data_utils import SequenceDataset, load_dataset
+from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
 from src.distill import trainer_distill
@@ -34,6 +36,7 @@ from src.distill.fusion import TeacherTable
 from src.distill.selection_policy import build_selection_policy
 from src.distill.trainer_distill import train_distilled
 from src.exp import (
+    gather,
     recommend,
     run_arms,
     run_distill,
@@ -43,6 +46,7 @@ from src.exp import (
     selection_curve,
 )
 from src.exp.settings import TEACHERS, Settings, parse_settings
+from src.exp.sweep import Job
 from src.student import serving
 from src.student.resume import Resume
 from src.student.serving import Recommendation
@@ -56,6 +60,7 @@ from src.teacher.ilora_backend import ILoRATeacher
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 PER_FILE = ("dataset", "student", "distill", "active")  # each file of these groups is another program: try all
 
 
@@ -87,7 +92,8 @@ def find_leaves() -> list[Leaf]:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         content.pop("defaults", None)
         at_root = "/" not in file or "@package _global_" in path.read_text()
-        leaves += [Leaf(file, key) for key in _flatten(content, "" if at_root else file.split("/")[0])]
+        section = ".".join(file.split("/")[:-1])
+        leaves += [Leaf(file, key) for key in _flatten(content, "" if at_root else section)]
     return sorted(leaves)
 
 
@@ -362,6 +368,25 @@ def _run_dir(bench: Bench) -> None:
         assert read(folder / "metrics" / "eval_baseline.json")["seed"] == seed
 
 
+def _seed_dirs(bench: Bench) -> None:
+    other = bench.stage(run_student_baseline.run, "general.seed=5")
+    given = (f"eval.run_dir={bench.pipeline.folder}", f"eval.seed_dirs=[{other}]")
+    report = (bench.stage(run_eval_all.run, *given) / "report.md").read_text()
+    assert "baseline: 2, distilled: 1" in report and "student, baseline, 2 seeds" in report
+    message = bench.refused_stage(run_eval_all.run, *given[:1], f"eval.seed_dirs=[{bench.pipeline.folder}]")
+    assert "has seed 42 once more; give runs of different seeds" in message
+
+
+def _gather_sweep_dir(bench: Bench) -> None:
+    message = bench.refused_stage(gather.run)
+    assert message.startswith("gather.sweep_dir=null: must be the folder of a sweep")
+    sweep = bench.tmp / "sweep"
+    shutil.copytree(bench.pipeline.folder / "metrics", sweep / "0" / "metrics")
+    Job(sweep / "0", "run_student_baseline", {}, {"general.seed": 42}).write(0.5, None)
+    bench.stage(gather.run, f"gather.sweep_dir={sweep}")
+    assert "| baseline | " in (sweep / "sweep.md").read_text()
+
+
 def _asked(bench: Bench, *overrides: str) -> list[tuple[str, float]]:
     """What `recommend` answers: item ids and scores."""
     answers: list[Recommendation] = []
@@ -494,6 +519,103 @@ def _sweep_dir(bench: Bench) -> None:
 def _sweep_subdir(bench: Bench) -> None:
     (job,) = _where(bench, "-m", f"hydra.sweep.dir={bench.tmp / 'mine'}", "hydra.sweep.subdir=job${hydra.job.num}")
     assert job[0] == bench.tmp / "mine" / "job0"
+
+
+def _refused_jobs(bench: Bench, *overrides: str) -> tuple[str, int]:
+    """The last error line of a sweep whose jobs all fail, and how many jobs were tried."""
+    tried: list[int] = []
+    lines: list[str] = []
+    bench.patch.setattr("src.exp.stage._fail", lambda text, code: lines.append(text))
+
+    def stage(cfg) -> None:  # type: ignore[no-untyped-def]
+        tried.append(cfg.general.seed)
+        raise UserError("no luck")
+
+    run_here(stage, "-m", f"hydra.sweep.dir={bench.folder()}", *overrides)
+    return lines[-1], len(tried)
+
+
+def _sweep_callback(bench: Bench) -> None:
+    seeds = "general.seed=1,2"
+    assert _refused_jobs(bench, seeds)[0].startswith("2 of 2 jobs failed: 0 (general.seed=1), 1 (general.seed=2)")
+    without = "hydra.callbacks.sweep._target_=hydra.experimental.callback.Callback"
+    assert _refused_jobs(bench, seeds, without) == ("no luck", 2)
+
+
+def _launcher(plugin: str, executor: str, key: str, value: int) -> Effect:
+    """What the launcher hands to the program that starts the jobs, which is not started here."""
+
+    def effect(bench: Bench) -> None:
+        pytest.importorskip(plugin)
+        seen: list[dict] = []
+
+        class Executor:
+            def __init__(self, *args, **parameters) -> None:  # type: ignore[no-untyped-def]
+                seen.append(parameters)
+
+            def update_parameters(self, **parameters) -> None:  # type: ignore[no-untyped-def]
+                seen.append(parameters)
+
+        bench.patch.setattr(executor, Executor)
+        for given in ([], [f"hydra.launcher.{key}={value}"]):
+            choice = f"hydra/launcher={bench.file.split('/')[-1]}"
+            assert run_here(lambda cfg: None, "-m", choice, f"hydra.sweep.dir={bench.folder()}", *given) == 1
+        before, after = (parameters[key] for parameters in seen if key in parameters)
+        assert before != after == value
+
+    return effect
+
+
+def _tuned(bench: Bench, *overrides: str) -> list[float]:
+    """The values that the Optuna sweeper tried for `student.dropout`, which is the value that it optimises."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    tried: list[float] = []
+
+    def stage(cfg) -> float:  # type: ignore[no-untyped-def]
+        tried.append(cfg.student.dropout)
+        return tried[-1]
+
+    base = ("-m", "hydra/sweeper=tune", "student.dropout=interval(0,0.5)", f"hydra.sweep.dir={bench.folder()}")
+    assert run_here(stage, *base, "hydra.sweeper.n_trials=2", *overrides) == 0
+    return tried
+
+
+def _direction(bench: Bench) -> None:
+    for direction, best in (("maximize", max), ("minimize", min)):
+        folder = bench.tmp / direction
+        tried = _tuned(bench, f"hydra.sweeper.direction={direction}", f"hydra.sweep.dir={folder}")
+        assert OmegaConf.load(folder / "optimization_results.yaml").best_value == best(tried)
+
+
+def _n_trials(bench: Bench) -> None:
+    assert [len(_tuned(bench, f"hydra.sweeper.n_trials={n}")) for n in (1, 2)] == [1, 2]
+
+
+def _trials_at_a_time(bench: Bench) -> None:
+    """A batch of trials is asked for before any of them is told."""
+    optuna = pytest.importorskip("optuna")
+    events: list[str] = []
+
+    def noting(name: str) -> Callable:
+        method = getattr(optuna.Study, name)
+        return lambda *args, **keys: events.append(name) or method(*args, **keys)
+
+    for name in ("ask", "tell"):
+        bench.patch.setattr(optuna.Study, name, noting(name))
+    _tuned(bench)
+    _tuned(bench, "hydra.sweeper.n_jobs=2")
+    assert events == ["ask", "tell", "ask", "tell", "ask", "ask", "tell", "tell"]
+
+
+def _max_failure_rate(bench: Bench) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    base = ("hydra/sweeper=tune", "hydra.sweeper.n_trials=2", "student.dropout=interval(0,0.5)")
+    assert _refused_jobs(bench, *base)[1] == 2
+    assert _refused_jobs(bench, *base, "hydra.sweeper.max_failure_rate=0.0")[1] == 1
+
+
+def _sampler_seed(bench: Bench) -> None:
+    assert _tuned(bench) == _tuned(bench) != _tuned(bench, "hydra.sweeper.sampler.seed=1")
 
 
 def _chdir(bench: Bench) -> None:
@@ -1026,6 +1148,8 @@ EFFECTS: dict[str, Effect] = {
     "general.device": _device,
     "general.overwrite": _overwrite,
     "eval.run_dir": _run_dir,
+    "eval.seed_dirs": _seed_dirs,
+    "gather.sweep_dir": _gather_sweep_dir,
     "recommend.checkpoint": _recommend_checkpoint,
     "recommend.history": _recommend_history,
     "recommend.top_k": _recommend_top_k,
@@ -1052,6 +1176,17 @@ EFFECTS: dict[str, Effect] = {
     "active.validation_batch_size": _other_distillation("active.validation_batch_size=20"),
     "active.validation_temperature": _other_distillation("active.validation_temperature=1"),
     "hydra.run.dir": _hydra_run_dir,
+    "hydra.callbacks.sweep._target_": _sweep_callback,
+    "hydra.launcher.n_jobs": _launcher("hydra_plugins.hydra_joblib_launcher", "joblib.Parallel", "n_jobs", 3),
+    "hydra.launcher.timeout_min": _launcher(SUBMITIT, "submitit.AutoExecutor", "timeout_min", 5),
+    "hydra.launcher.gpus_per_node": _launcher(SUBMITIT, "submitit.AutoExecutor", "gpus_per_node", 2),
+    "hydra.launcher.cpus_per_task": _launcher(SUBMITIT, "submitit.AutoExecutor", "cpus_per_task", 3),
+    "hydra.launcher.mem_gb": _launcher(SUBMITIT, "submitit.AutoExecutor", "mem_gb", 7),
+    "hydra.sweeper.direction": _direction,
+    "hydra.sweeper.n_trials": _n_trials,
+    "hydra.sweeper.n_jobs": _trials_at_a_time,
+    "hydra.sweeper.max_failure_rate": _max_failure_rate,
+    "hydra.sweeper.sampler.seed": _sampler_seed,
     "hydra.sweep.dir": _sweep_dir,
     "hydra.sweep.subdir": _sweep_subdir,
     "hydra.job.chdir": _chdir,

@@ -97,7 +97,8 @@ def test_a_sweep_guesses_no_run(pipeline, tmp_path, capsys, stage_function, over
     where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert run_here(stage_function, *SWEEP, *pipeline.overrides, *overrides, where) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: {message}"]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: 2 of 2 jobs failed: 0 (general.seed=1), 1 (general.seed=2): {message}; ")
 
 
 def test_a_sweep_takes_the_explicit_keys(pipeline, tmp_path) -> None:

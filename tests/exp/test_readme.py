@@ -22,11 +22,20 @@ COMMANDS = [
     if re.match(r"(?:[A-Z_]+=\S+ )*(?:bash cmd/|poetry run python -m src\.exp\.)", line)
 ]
 
+PLUGIN_CHOICES = {
+    "hydra_plugins.hydra_joblib_launcher": "hydra/launcher=parallel",
+    "hydra_plugins.hydra_submitit_launcher": "hydra/launcher=slurm",
+    "hydra_plugins.hydra_optuna_sweeper": "hydra/sweeper=tune",
+}
+
 
 @pytest.fixture(scope="module")
 def configurations() -> list[DictConfig]:
     """The default configuration and those with a key that only another choice of a group has."""
-    choices = ([], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"], ["active=uncertainty"], ["active=meta"])
+    choices = [[], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"], ["active=uncertainty"], ["active=meta"]]
+    for plugin, choice in PLUGIN_CHOICES.items():
+        pytest.importorskip(plugin)
+        choices.append([choice])
     return [compose_config(*choice, with_hydra=True) for choice in choices]
 
 
@@ -71,7 +80,9 @@ def test_every_key_in_the_text_exists(configurations) -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line) -> None:
-    overrides = [w for w in shlex.split(line, comments=True) if re.match(r"\+{0,2}[a-z_.]+=", w)]
+    overrides = [w for w in shlex.split(line, comments=True) if re.match(r"\+{0,2}[a-z_./]+=", w)]
+    if any(word.startswith(("hydra/launcher=", "hydra/sweeper=")) for word in overrides):
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     compose_config(*[o for o in overrides if "," not in o])  # a list of values is for a sweep
 
 

@@ -1,0 +1,46 @@
+"""A metric by groups of test rows: how popular the target is, how long the history is."""
+
+import numpy as np
+import pandas as pd
+
+from src.core.data_utils import SequenceDataset
+from src.core.metrics import metric_per_row
+from src.core.significance import Ranks
+
+
+def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:
+    """What test rows are grouped by: the target's number of training rows, the history's length; int64 [N] each."""
+    counts = np.bincount(dataset.train.targets, minlength=dataset.num_items)
+    return {
+        "target's training rows": counts[dataset.test.targets],
+        "items of history": dataset.test.pos - dataset.test.start,
+    }
+
+
+def thirds(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks bool [N] of the rows below, in and above the middle third, named by their range; fewer where values tie.
+
+    >>> {name: mask.tolist() for name, mask in thirds(np.array([1, 1, 5, 9])).items()}
+    {'1': [True, True, False, False], '5': [False, False, True, False], '9': [False, False, False, True]}
+    """
+    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    masks = (values <= low, (values > low) & (values <= high), values > high)
+    return {_range(values[mask]): mask for mask in masks if mask.any()}
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def breakdown(models: dict[str, list[Ranks]], masks: dict[str, np.ndarray], metric: str) -> pd.DataFrame:
+    """Mean of a metric by group (lines, with their number of rows) and model (columns), averaged over its runs.
+
+    Args:
+        models: the runs of each model, all of the same test rows.
+    """
+    columns: dict[str, dict[str, float]] = {"rows": {name: int(mask.sum()) for name, mask in masks.items()}}
+    for model, runs in models.items():
+        values = np.mean([metric_per_row(metric, run["better"], run["equal"]) for run in runs], axis=0)
+        columns[model] = {name: float(values[mask].mean()) for name, mask in masks.items()}
+    return pd.DataFrame(columns)

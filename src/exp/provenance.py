@@ -1,0 +1,62 @@
+"""What a run was given: the settings that differ from the defaults, and the command that repeats it."""
+
+import shlex
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from src.core.paths import RunFolder
+
+_WITHOUT_EFFECT = ("paths", "logging", "eval", "gather", "recommend", "arms")  # sections that change no number of a run
+_SCRIPTS = {"teacher": "run_teacher_train", "baseline": "run_student_baseline", "distill": "run_distill_dllm2rec"}
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted key; lists and empty mappings are values."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]]:
+    """Settings of a stage that are not the defaults: by key, the default and the value.
+
+    A choice such as `teacher=ilora_tiny` counts as one setting; its file's values are then the defaults. Only inside
+    an entry point, which has told Hydra where `conf/` is.
+    """
+    folder = source.snapshot_dir(stage)
+    if not (folder / "config.yaml").is_file():
+        return {}
+    config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
+    default = compose("config", return_hydra_config=True).hydra.runtime.choices
+    chosen = {group: name for group, name in hydra.hydra.runtime.choices.items() if group in config}
+    result = {group: (default[group], name) for group, name in chosen.items() if default[group] != name}
+    expected = _values(compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()]))
+    for key, value in _values(config).items():
+        if key.split(".")[0] not in _WITHOUT_EFFECT and expected.get(key) != value:
+            result[key] = (expected.get(key), value)
+    return result
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(config, resolve=False))
+
+
+def repeat_command(sources: dict[str, RunFolder]) -> str:
+    """One command line that runs the stages of `sources` again in a new run folder."""
+    overrides = {stage: _overrides(source, stage) for stage, source in sources.items() if stage in _SCRIPTS}
+    lines = list(overrides.values())
+    if len(lines) == len(_SCRIPTS) and all(words == lines[0] for words in lines):
+        return shlex.join(["bash", "cmd/run_all_pipeline.sh", *lines[0]])
+    run_dir = "hydra.run.dir=result/repeated"
+    commands = [
+        shlex.join(["bash", f"cmd/{_SCRIPTS[stage]}.sh", run_dir, *words]) for stage, words in overrides.items()
+    ]
+    same = next(iter(lines), [])
+    return " && \\\n".join([*commands, shlex.join(["bash", "cmd/run_eval_all.sh", run_dir, *same])])
+
+
+def _overrides(source: RunFolder, stage: str) -> list[str]:
+    file = source.snapshot_dir(stage) / "overrides.yaml"
+    return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []

@@ -1,0 +1,136 @@
+"""The parts of a report: groups of rows, the page, the costs, where a run comes from."""
+
+import base64
+import re
+
+import numpy as np
+import pytest
+import torch
+from harness import read
+from torch import nn
+
+from src.core.cost import answer_latency, parameter_counts, record_cost
+from src.core.paths import RunFolder
+from src.exp.breakdown import breakdown, thirds
+from src.exp.html import html_page
+from src.exp.provenance import repeat_command
+from src.exp.report import _other_plots
+
+
+def test_thirds_cover_every_row_once_and_are_named_by_their_range() -> None:
+    values = np.array([9, 1, 2, 3, 4, 5, 6, 7, 8])
+    masks = thirds(values)
+    assert list(masks) == ["1 to 3", "4 to 6", "7 to 9"]
+    assert (sum(masks.values()) == 1).all()
+    assert list(thirds(np.array([4, 4, 4]))) == ["4"]
+
+
+def test_a_breakdown_averages_rows_of_a_group_and_runs() -> None:
+    def ranks(better: list[int]) -> dict[str, np.ndarray]:
+        return {"better": np.array(better), "equal": np.ones(4, int)}
+
+    masks = {"few": np.array([True, True, False, False]), "many": np.array([False, False, True, True])}
+    table = breakdown({"distill": [ranks([0, 9, 0, 0]), ranks([9, 9, 0, 9])]}, masks, "recall@1")
+    assert table["rows"].tolist() == [2, 2]
+    assert table["distill"].tolist() == [(0.5 + 0) / 2, (1 + 0.5) / 2]
+
+
+def test_the_page_holds_its_plots_and_fetches_nothing(tmp_path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.png").write_bytes(b"image")
+    text = "# a < b\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n![a](plots/a.png)\n\n```bash\nbash cmd/x.sh\n```\n"
+    page = html_page(text, tmp_path)
+    assert "<title>a &lt; b</title>" in page and "<td>1</td>" in page and "<code" in page
+    assert re.findall(r'src="([^"]+)"', page) == [f"data:image/png;base64,{base64.b64encode(b'image').decode()}"]
+    assert not re.search(r"<script|<link|https?://", page)
+
+
+def test_a_plot_of_another_command_joins_the_report(tmp_path) -> None:
+    for name in ("comparison", "selection_curve"):
+        (tmp_path / f"{name}.png").touch()
+    assert _other_plots(tmp_path) == ["## Selection curve", "![selection_curve](plots/selection_curve.png)"]
+
+
+def test_parameters_are_counted_and_the_first_answer_is_not_timed(tmp_path) -> None:
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    assert parameter_counts(model) == {"parameters": 3 * 2 + 2, "trained_parameters": 3 * 2}
+    asked: list[int] = []
+    cost = answer_latency(asked.append, 4, torch.device("cpu"))
+    assert asked == [0, 1, 2, 3] and cost["latency_users"] == 3 and cost["latency_ms"] >= 0
+    record_cost(tmp_path / "cost.json", "a", {"parameters": 1})
+    record_cost(tmp_path / "cost.json", "b", {"parameters": 2})
+    assert read(tmp_path / "cost.json") == {"a": {"parameters": 1}, "b": {"parameters": 2}}
+
+
+def _source(folder, stage: str, *overrides: str) -> RunFolder:
+    (folder / ".hydra" / stage).mkdir(parents=True)
+    lines = "".join(f"- {override}\n" for override in overrides)
+    (folder / ".hydra" / stage / "overrides.yaml").write_text(lines)
+    return RunFolder(folder)
+
+
+def test_a_pipeline_is_repeated_by_one_command(tmp_path) -> None:
+    folders = {
+        s: _source(tmp_path, s, "+experiment=quickstart", "general.seed=3") for s in ("teacher", "baseline", "distill")
+    }
+    assert repeat_command(folders) == "bash cmd/run_all_pipeline.sh +experiment=quickstart general.seed=3"
+
+
+def test_stages_with_settings_of_their_own_are_repeated_one_by_one(tmp_path) -> None:
+    folders = {
+        "baseline": _source(tmp_path / "a", "baseline", "dataset=sample"),
+        "distill": _source(tmp_path / "b", "distill", "dataset=sample", "distill.lambda=0.5"),
+    }
+    assert repeat_command(folders).split(" && \\\n") == [
+        "bash cmd/run_student_baseline.sh hydra.run.dir=result/repeated dataset=sample",
+        "bash cmd/run_distill_dllm2rec.sh hydra.run.dir=result/repeated dataset=sample distill.lambda=0.5",
+        "bash cmd/run_eval_all.sh hydra.run.dir=result/repeated dataset=sample",
+    ]
+
+
+@pytest.fixture
+def report(pipeline) -> str:
+    return pipeline.folder.joinpath("report.md").read_text(encoding="utf-8")
+
+
+def test_the_report_tells_what_differs_from_the_defaults(report) -> None:
+    table = report.split("Settings that are not the defaults:")[1].split("## How")[0]
+    rows = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in table.splitlines()
+        if "|" in line
+    }
+    assert rows["teacher"] == ["ilora", "ilora_tiny", "all"]
+    assert rows["student.emb_size"] == ["64", "8", "all"]
+    assert not [key for key in rows if key.startswith(("paths.", "student.dropout"))]
+
+
+def test_the_report_tests_the_differences_and_says_what_it_can(report) -> None:
+    lines = [line for line in report.splitlines() if line.startswith(("| distilled - ", "| baseline - "))]
+    pairs = [line.split("|")[1].strip() for line in lines]
+    assert pairs == [
+        "distilled - baseline",
+        "distilled - most popular",
+        "distilled - Markov chain",
+        "baseline - most popular",
+        "baseline - Markov chain",
+    ]
+    assert all(line.split("|")[-2].strip() in ("better", "worse", "cannot tell") for line in lines)
+    assert report.splitlines()[2].startswith(("**Cannot tell**", "The distilled student is **"))
+
+
+def test_the_report_tells_times_parameters_and_latency(pipeline, report) -> None:
+    costs = read(pipeline.folder / "metrics" / "cost.json")
+    assert set(costs) == {"teacher", "baseline", "distill"}
+    for cost in costs.values():
+        assert f"{cost['parameters']:,}" in report and f"{cost['latency_ms']:.2f}" in report
+    assert costs["teacher"]["trained_parameters"] < costs["teacher"]["parameters"]
+    assert costs["baseline"]["parameters"] == costs["distill"]["parameters"]
+    assert all(name in report for name in read(pipeline.folder / "metrics" / "time.json"))
+
+
+def test_the_html_report_is_the_same_and_whole(pipeline, report) -> None:
+    page = (pipeline.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(re.findall(r"!\[", report)) == 4
+    assert [re.sub("<.*?>", "", h) for h in re.findall(r"<h2>.*?</h2>", page)] == re.findall(r"^## (.*)$", report, re.M)

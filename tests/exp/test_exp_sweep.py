@@ -1,0 +1,220 @@
+"""Sweeps: launchers, failures, going on after an interruption, and the table over seeds."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from harness import CONF, compose_config, run_here
+from hydra.utils import instantiate
+from matplotlib import image
+
+from src.core.errors import UserError
+from src.exp import gather
+from src.exp.sweep import Job, load_jobs, varying_keys
+
+PRESETS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("hydra/*/*.yaml"))
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins") is None, reason="needs `poetry install --with sweep`"
+)
+
+
+def _make_stage():
+    """A stage that works elsewhere: as a closure it travels whole, and no other process has to import this file."""
+
+    def unlucky_two(cfg) -> float:
+        if cfg.general.seed == 2:
+            raise UserError("two is unlucky")
+        return cfg.general.seed / 10
+
+    return unlucky_two
+
+
+unlucky_two = _make_stage()
+
+
+def error_lines(capfd) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+
+
+def sweep(folder: Path, *overrides: str, stage_function=unlucky_two) -> int:
+    return run_here(stage_function, "-m", f"hydra.sweep.dir={folder}", *overrides)
+
+
+@installed
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_can_be_built(preset) -> None:
+    group, name = preset.rsplit("/", 1)
+    hydra = compose_config(f"{group}={name}", with_hydra=True).hydra
+    built = instantiate(hydra[group.split("/")[1]])
+    assert type(built).__module__.startswith("hydra_plugins.")
+
+
+def test_a_missing_plugin_is_named_with_the_command_that_installs_it(tmp_path, capfd) -> None:
+    assert sweep(tmp_path, "hydra/launcher=absent") == 1
+    (error,) = error_lines(capfd)
+    assert "Could not find 'hydra/launcher/absent'" in error and "bash cmd/install.sh installs it" in error
+
+
+LAUNCHERS = [
+    "basic",
+    pytest.param("joblib", marks=installed),
+    pytest.param("submitit_local", marks=installed),
+]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_an_error_in_one_job_does_not_end_the_others(tmp_path, capfd, launcher) -> None:
+    seeds = "general.seed=2,3"
+    assert sweep(tmp_path / "sweep", f"hydra/launcher={launcher}", seeds) == 1
+    (error,) = error_lines(capfd)
+    assert error.startswith("error: 1 of 2 jobs failed: 0 (general.seed=2): two is unlucky; the same command with ")
+    assert f"hydra.sweep.dir={tmp_path / 'sweep'} repeats only what is not finished" in error
+    jobs = load_jobs(tmp_path / "sweep")
+    assert [(job.value, job.error) for job in jobs] == [(None, "two is unlucky"), (0.3, None)]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, capfd) -> None:
+    seeds, done = ("general.seed=1,2,3", "general.device=cpu"), []
+
+    def killed(cfg) -> float:
+        if cfg.general.seed == 2 and len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(cfg.general.seed)
+        return float(cfg.general.seed)
+
+    assert sweep(tmp_path, *seeds, stage_function=killed) == 130
+    assert [job.error for job in load_jobs(tmp_path)] == [None, "did not end: interrupted or killed"]
+    done.append("again")
+    assert sweep(tmp_path, *seeds, "logging.level=ERROR", stage_function=killed) == 0
+    assert done == [1, "again", 2, 3]
+    assert f"job 0 is finished ({tmp_path / '0'}), skipped" in capfd.readouterr().err
+    assert [job.value for job in load_jobs(tmp_path)] == [1, 2, 3]
+    assert sweep(tmp_path, *seeds, "general.overwrite=true", stage_function=killed) == 0
+    assert done[4:] == [1, 2, 3]
+
+
+def test_a_finished_job_with_other_settings_is_neither_taken_nor_replaced(tmp_path, capfd) -> None:
+    assert sweep(tmp_path, "general.seed=1,3") == 0
+    assert sweep(tmp_path, "general.seed=3,4", "student.lr=0.5") == 1
+    (error,) = error_lines(capfd)
+    assert error.startswith(
+        f"error: {tmp_path / '0'}: holds a job with other settings (general.seed=1, not 3; student.lr="
+    )
+    assert "repeat a sweep with the same command, or give another hydra.sweep.dir" in error
+    assert [job.config["general.seed"] for job in load_jobs(tmp_path)] == [1, 3]
+
+
+@installed
+def test_an_interrupted_search_tries_the_same_and_skips_what_is_finished(tmp_path) -> None:
+    tried: list[float] = []
+
+    def stage(cfg) -> float:
+        tried.append(cfg.student.dropout)
+        return -abs(cfg.student.dropout - 0.2)
+
+    search = ("hydra/sweeper=tune", "student.dropout=interval(0,0.5)")
+    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=2", stage_function=stage) == 0
+    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=3", stage_function=stage) == 0
+    assert len(tried) == len(set(tried)) == 3
+    assert [job.config["student.dropout"] for job in load_jobs(tmp_path)] == tried
+
+
+def test_jobs_are_in_their_numerical_order_and_know_what_varies(tmp_path) -> None:
+    for number in range(11):
+        overrides = {"dataset": "sample", "general.seed": str(number)}
+        Job(tmp_path / str(number), "run_distill", overrides, {}).write(0.0, None)
+    jobs = load_jobs(tmp_path)
+    assert [job.folder.name for job in jobs] == [str(number) for number in range(11)]
+    assert varying_keys(jobs) == ["general.seed"]
+
+
+# --- gathering ----------------------------------------------------------------------------------------------
+
+
+def finished_job(folder: Path, entry_point: str, overrides: dict[str, str], ranks: np.ndarray) -> None:
+    """A training whose test targets have these 0-based places, one per user; ndcg@1 is the share of zeros."""
+    stage = gather._STAGES[entry_point]
+    seed = int(overrides["general.seed"])
+    Job(folder, entry_point, overrides, {"general.seed": seed}).write(0.5 + seed / 10, None)
+    ones = np.ones_like(ranks)
+    np.savez(
+        folder / "metrics" / f"ranks_{stage}.npz",
+        **{"user": np.arange(len(ranks)), "target": 0 * ranks, "better": ranks, "equal": ones},
+    )
+    metrics = {"ndcg@1": float((ranks == 0).mean())}
+    about = {"dataset_fingerprint": "abc", "seed": seed, "metrics": metrics, "metrics_masked": metrics}
+    pd.Series(about).to_json(folder / "metrics" / f"eval_{stage}.json")
+
+
+@pytest.fixture
+def finished_sweep(tmp_path) -> Path:
+    """Baseline and distilled under two seeds, the distilled one with two weights; 40 users."""
+    some, many = np.array([0] * 10 + [5] * 30), np.array([0] * 30 + [5] * 10)
+    for job, seed in enumerate(("1", "2")):
+        finished_job(tmp_path / str(job), "run_student_baseline", {"general.seed": seed}, some)
+    jobs = (("0", "1", some), ("0", "2", some), ("1", "1", many), ("1", "2", many))
+    for job, (weight, seed, ranks) in enumerate(jobs):
+        overrides = {"distill.lambda": weight, "general.seed": seed}
+        finished_job(tmp_path / str(job), "run_distill", overrides, ranks)
+    return tmp_path
+
+
+def run_gather(folder: Path, *overrides: str) -> int:
+    where = (f"hydra.run.dir={folder.parent / 'run'}", "metrics.monitor=ndcg@1")
+    return run_here(gather.run, f"gather.sweep_dir={folder}", *where, *overrides)
+
+
+def test_a_sweep_becomes_a_table_over_seeds(finished_sweep, capsys) -> None:
+    assert run_gather(finished_sweep) == 0
+    table = pd.read_csv(finished_sweep / "sweep.csv", keep_default_na=False)
+    assert list(table["model"]) == ["baseline", "distill", "distill"]
+    assert list(table["setting"]) == ["", "distill.lambda=0", "distill.lambda=1"]
+    assert list(table["seeds"]) == [2, 2, 2]
+    assert list(table["ndcg@1 mean"]) == [0.25, 0.25, 0.75]
+    assert list(table["valid mean"]) == pytest.approx([0.65] * 3)  # of .6 and .7
+    assert list(table["valid sd"]) == pytest.approx([0.1 / 2**0.5] * 3, abs=1e-6)
+    jobs = pd.read_csv(finished_sweep / "sweep_jobs.csv")
+    assert list(jobs["seed"]) == [1, 2] * 3 and list(jobs["valid"]) == pytest.approx([0.6, 0.7] * 3)
+    text = (finished_sweep / "sweep.md").read_text()
+    lines = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("| distill")}
+    assert lines["distill.lambda=0"].endswith("| cannot tell |") and "+0.5000" in lines["distill.lambda=1"]
+    assert lines["distill.lambda=1"].endswith("| better      |") and "0.6500 ± 0.0707" in text
+    assert text in capsys.readouterr().out
+    assert image.imread(finished_sweep / "sweep.png")[..., :3].std() > 0.01
+    assert not (finished_sweep.parent / "run").exists()  # looking leaves no run folder behind
+
+
+def test_a_sweep_names_what_is_not_finished(finished_sweep) -> None:
+    Job(finished_sweep / "9", "run_distill", {"general.seed": "3"}, {}).write(None, "out of memory")
+    assert run_gather(finished_sweep) == 0
+    assert "- job 9 (run_distill): out of memory" in (finished_sweep / "sweep.md").read_text()
+
+
+def test_arms_of_other_data_are_not_compared(finished_sweep) -> None:
+    file = finished_sweep / "2" / "metrics" / "eval_distill.json"
+    file.write_text(file.read_text().replace("abc", "other"))
+    arms = gather.find_arms(load_jobs(finished_sweep))
+    assert list(gather.compare_arms(arms, "ndcg@1")) == ["distill distill.lambda=0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["metrics.monitor=ndcg@5"], "metrics.monitor=ndcg@5: not among the metrics of baseline"),
+        (["gather.sweep_dir=nowhere"], "gather.sweep_dir=nowhere: holds no record of a job"),
+    ],
+)
+def test_what_cannot_be_gathered_is_said(finished_sweep, capsys, overrides, message) -> None:
+    assert run_gather(finished_sweep, *overrides) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_a_sweep_without_a_training_is_said(finished_sweep, capsys) -> None:
+    for job in finished_sweep.iterdir():
+        shutil.rmtree(job)
+    Job(finished_sweep / "0", "run_distill", {"general.seed": "3"}, {}).write(None, "out of memory")
+    assert run_gather(finished_sweep) == 1
+    assert "none of its 1 jobs is a finished training" in capsys.readouterr().err
