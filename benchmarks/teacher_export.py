@@ -31,7 +31,7 @@ from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
 from src.student.config import StudentConfig
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.export import base_embeddings, rank_rows
 from src.teacher.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
 from src.teacher.llm import load_llm, positions
@@ -69,7 +69,7 @@ def build_teacher(folder: Path, candidates: str) -> TeacherParts:
     tokenizer, llm = load_llm(folder / "llm", "float32", cpu)
     lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
     builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
-    parts = TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)
+    parts = TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
     train_adapter(parts, training_rows(dataset, 1600, SEED), SEED, lambda epoch: None, LOGGER, writer)
     return parts
 
@@ -176,7 +176,7 @@ def moved(parts: TeacherParts, device: torch.device) -> TeacherParts:
     parts.engine.lora.model.to(device)
     parts.recommender.model.to(device)
     parts.recommender.device = device
-    return replace(parts, engine=NativeEngine(parts.engine.lora, parts.recommender.item_table))
+    return replace(parts, engine=Engine(parts.engine.lora, parts.recommender.item_table))
 
 
 def prompt_tokens(parts: TeacherParts, dataset: SequenceDataset, index: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from src.teacher.config import LoraSettings
-from src.teacher.engine import AdaptedLM, NativeEngine
+from src.teacher.engine import AdaptedLM, Engine
 from src.teacher.ilora_submodule import add_submodule_lora, find_code
 from src.teacher.moe_lora import TARGET_MODULES, add_gated_lora
 from src.teacher.prompts import IGNORED, PromptBatch
@@ -53,7 +53,7 @@ class Step:
     """A training step of one engine."""
 
     def __init__(self, lora: AdaptedLM, batch: PromptBatch, users: Tensor, items: Tensor) -> None:
-        self.engine, self.batch, self.users = NativeEngine(lora, items), batch, users
+        self.engine, self.batch, self.users = Engine(lora, items), batch, users
         self.optimizer = torch.optim.Adam(lora.parameter_groups(1e-4, 1e-5))
         lora.model.train()
 

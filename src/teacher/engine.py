@@ -57,7 +57,7 @@ class AdaptedLM(Protocol):
         """Write the adapter's folder, readable by both engines."""
 
 
-class NativeEngine:
+class Engine:
     """An adapted LM together with the frozen recommender's item table.
 
     Args:

@@ -27,7 +27,7 @@ from src.student.evaluator import write_evaluation
 from src.student.resume import Resume
 from src.teacher.adapter_file import read_adapter
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.engines import add_adapter, choose_engine, load_adapter
 from src.teacher.evaluation import Answers, answer_metrics, examples, full_ranking, generate_answers
 from src.teacher.export import Ranking, Scores, base_embeddings, rank_rows, score_rows, to_ranking
@@ -159,7 +159,7 @@ class ILoRATeacher(ITeacherRecommender):
     def _assemble(self, lora, tokenizer, recommender: FrozenRecommender) -> TeacherParts:  # type: ignore[no-untyped-def]
         context = lora.llm.config.max_position_embeddings
         builder = PromptBuilder(tokenizer, self.dataset.titles, self.settings.prompt_template, context)
-        engine = NativeEngine(lora, recommender.item_table)
+        engine = Engine(lora, recommender.item_table)
         return TeacherParts(engine, builder, recommender, self.dataset, self.settings)
 
     def _loaded(self) -> TeacherParts:

@@ -16,7 +16,7 @@ from src.core.errors import UserError
 from src.core.logging import TensorBoardWriter, progress_bar
 from src.student.resume import Resume
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import AdaptedLM, NativeEngine
+from src.teacher.engine import AdaptedLM, Engine
 from src.teacher.processes import add_gradients, add_up, state
 from src.teacher.prompts import PromptBatch, PromptBuilder
 from src.teacher.recommender import FrozenRecommender
@@ -30,7 +30,7 @@ _MIN_HISTORY = 3
 class TeacherParts:
     """What training, evaluation and export share."""
 
-    engine: NativeEngine
+    engine: Engine
     builder: PromptBuilder
     recommender: FrozenRecommender
     dataset: SequenceDataset

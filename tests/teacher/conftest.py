@@ -11,7 +11,7 @@ import torch
 from src.core.data_utils import SequenceDataset
 from src.student.models import ModelConfig, build_model
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
 from src.teacher.moe_lora import GatedLora, add_gated_lora
 from src.teacher.prompts import PromptBuilder
@@ -112,4 +112,4 @@ def recommender(dataset, fill_with_ramp) -> FrozenRecommender:
 
 @pytest.fixture
 def parts(lora, builder, recommender, dataset, config) -> TeacherParts:
-    return TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)
+    return TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.moe_lora import GatedLora
 from src.teacher.prompts import IGNORED, Prompt
 from src.teacher.training import TeacherParts
@@ -147,7 +147,7 @@ def as_text(parts: TeacherParts, tokens: list[int]) -> str:
 @pytest.fixture
 def talkative(parts, make_lora) -> TeacherParts:
     """An adapter so large that answers vary from token to token and from row to row."""
-    return replace(parts, engine=NativeEngine(make_lora(scale=2.5), parts.recommender.item_table))
+    return replace(parts, engine=Engine(make_lora(scale=2.5), parts.recommender.item_table))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from golden_ilora import (
     norms,
 )
 
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def kept() -> dict:
 
 
 def test_loss_logits_and_gradients(kept):
-    engine, batch = NativeEngine(known_adapter(), ITEM_TABLE), make_batch(with_answers=True)
+    engine, batch = Engine(known_adapter(), ITEM_TABLE), make_batch(with_answers=True)
     lora = engine.lora
     lora.model.train()
     gates = lora.router(USERS)
@@ -51,7 +51,7 @@ def test_loss_logits_and_gradients(kept):
 
 
 def test_greedy_tokens(kept):
-    engine = NativeEngine(known_adapter(), ITEM_TABLE)
+    engine = Engine(known_adapter(), ITEM_TABLE)
     engine.lora.model.eval()
     with torch.no_grad():
         gates = engine.lora.router(USERS)

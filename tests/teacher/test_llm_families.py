@@ -22,7 +22,7 @@ from transformers import (
 
 from src.core.errors import UserError
 from src.teacher.config import LoraSettings
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.llm import encode_texts, load_llm
 from src.teacher.moe_lora import add_gated_lora
 from src.teacher.prompts import PAD_TOKEN, PromptBuilder
@@ -125,7 +125,7 @@ def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset,
     fill_with_ramp(torch.nn.ParameterList(p for p in lora.model.parameters() if p.requires_grad), 0.1)
     lora.model.eval()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    engine = NativeEngine(lora, torch.zeros(len(dataset.titles), 8))
+    engine = Engine(lora, torch.zeros(len(dataset.titles), 8))
     gates = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
     prompts = [builder.prompt(history, CANDIDATES, 0, embed=False) for history in (HISTORY[:1], HISTORY)]
     answers = [[builder.answer(1), builder.answer(8)], [builder.answer(23), builder.answer(4)]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from src.core import raw_data
 from src.teacher.config import LoraSettings
-from src.teacher.engine import AdaptedLM, NativeEngine
+from src.teacher.engine import AdaptedLM, Engine
 from src.teacher.ilora_submodule import SubmoduleLora, add_submodule_lora
 from src.teacher.llm import load_llm, positions
 from src.teacher.moe_lora import add_gated_lora
@@ -95,7 +95,7 @@ class Sides:
     program: SimpleNamespace
     data: Data
     interface: nn.Module
-    engine: Callable[[str], NativeEngine]
+    engine: Callable[[str], Engine]
     users: Tensor
     builder: PromptBuilder
 
@@ -137,10 +137,10 @@ def make_sides(program, data, llm_folder, tmp_path) -> Callable[..., Sides]:
         shown = {n.replace(".", "/"): p for n, p in trained(known) if ".router." not in n}
         upstream.give_known_weights(nn.ParameterDict(shown), 0.1)
 
-        def engine(name: str) -> NativeEngine:
+        def engine(name: str) -> Engine:
             lora = adapted(name)
             lora.load_state(known.state())
-            return NativeEngine(lora, recommender.item_embeddings.weight[:-1])
+            return Engine(lora, recommender.item_embeddings.weight[:-1])
 
         tokenizer, base = load_llm(llm_folder, "float32", CPU)
         llm = upstream.Llama(base.config)
@@ -172,7 +172,7 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert difference <= TOLERANCE, f"{what}: {difference:.1e}"
 
 
-def forward(engine: NativeEngine, batch: PromptBatch, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def forward(engine: Engine, batch: PromptBatch, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gates, logits of every position, and the loss after its backward; equal dropout in both passes."""
     lora = engine.lora
     gates = lora.router(users)

@@ -16,7 +16,7 @@ from src.student.models import ModelConfig, build_model
 from src.student.resume import Resume
 from src.teacher import processes
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import NativeEngine
+from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
 from src.teacher.moe_lora import add_gated_lora
 from src.teacher.prompts import PromptBuilder
@@ -36,7 +36,7 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
     lora = add_gated_lora(model, config.lora, 8)
     lora.model.double()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    parts = TeacherParts(NativeEngine(lora, recommender.item_table), builder, recommender, dataset, config)
+    parts = TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
     gathered = []
 
     def validate() -> float:

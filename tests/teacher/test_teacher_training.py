@@ -4,7 +4,6 @@ import itertools
 import json
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -18,10 +17,9 @@ from src.student.config import StudentConfig
 from src.student.resume import Resume
 from src.teacher.adapter_file import WEIGHTS_FILE
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.engine import NativeEngine
-from src.teacher.export import Ranking
+from src.teacher.engine import Engine
 from src.teacher.factory import build_teacher
-from src.teacher.ilora_backend import ILoRATeacher, _full_ranking
+from src.teacher.ilora_backend import ILoRATeacher
 from src.teacher.training import _micro_batches, train_adapter, training_rows
 
 CPU = torch.device("cpu")
@@ -122,7 +120,7 @@ def long_parts(parts, config):
 
 
 def fresh(parts, make_lora):
-    return replace(parts, engine=NativeEngine(make_lora(parts.config.lora), parts.recommender.item_table))
+    return replace(parts, engine=Engine(make_lora(parts.config.lora), parts.recommender.item_table))
 
 
 def losses_of(tb_writer) -> dict[int, float]:
@@ -270,22 +268,6 @@ def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cf
     with pytest.raises(UserError, match=r"holds the export of another teacher .*general\.overwrite=true"):
         teacher.export_for_dllm2rec(cfg, logger)
     assert (tmp_path / "outputs" / MANIFEST_FILE).read_bytes() == before
-
-
-def test_a_missing_target_ranks_last():
-    import types
-
-    rows = types.SimpleNamespace(targets=np.array([3, 9, 5]), user=np.array([0, 1, 2], dtype=np.int32))
-    dataset = types.SimpleNamespace(test=rows, num_items=10)
-    ranking = Ranking(np.array([[3, 1], [4, 9], [0, 1]]), None, None, None, None)
-
-    evaluation = _full_ranking(ranking, dataset, np.array([0, 1, 2]), [1, 2])
-
-    # Places 0, 1 and 9 of 10.
-    assert evaluation.ranks["better"].tolist() == [0, 1, 9]
-    assert evaluation.metrics["recall@1"] == pytest.approx(1 / 3)
-    assert evaluation.metrics["recall@2"] == pytest.approx(2 / 3)
-    assert evaluation.metrics["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 10) / 3)
 
 
 def test_evaluating_what_was_never_trained(settings, dataset, cfg, logger, tmp_path):
