@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def main() -> None:
         result[name] = summary([evaluate_scores(scorer, dataset.test, dataset.num_items, [10])])
     for name in args.students:
         result[name] = summary([train_and_test(name, dataset, seed) for seed in args.seeds])
+        print(name, result[name], file=sys.stderr)  # an hour's work must not be lost with the next student's
     print(json.dumps({"metric": METRIC, "seeds": args.seeds, **result}))
 
 

@@ -265,8 +265,10 @@ def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cf
     manifest = read_manifest(tmp_path / "outputs")
     assert (manifest.num_rows, manifest.in_sample_rows, manifest.method) == (24, 8, "likelihood")
     before = (tmp_path / "outputs" / MANIFEST_FILE).read_bytes()
+    teacher.export_for_dllm2rec(cfg, logger)  # is there already
+    other = replace(settings, export=replace(settings.export, top_n=3))
     with pytest.raises(UserError, match=r"holds the export of another teacher .*general\.overwrite=true"):
-        teacher.export_for_dllm2rec(cfg, logger)
+        ILoRATeacher(other, dataset, RunFolder(tmp_path / "run"), CPU).export_for_dllm2rec(cfg, logger)
     assert (tmp_path / "outputs" / MANIFEST_FILE).read_bytes() == before
 
 
@@ -344,7 +346,7 @@ def test_refused_teacher(changes, message):
 
 
 def test_generation_may_export_more_than_it_shows():
-    assert TeacherConfig("ilora", num_candidates=5, export=ExportSettings("generate", 10)).export.top_n == 10
+    assert TeacherConfig("ilora", num_candidates=5, export=ExportSettings("generate", top_n=10)).export.top_n == 10
 
 
 @pytest.mark.parametrize(
