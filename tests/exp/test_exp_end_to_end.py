@@ -175,7 +175,7 @@ def test_the_teacher_is_kept_in_the_layouts_of_peft_and_transformers(pipeline) -
     assert any("lora_A" in name for name in weights) and any("router" in name for name in weights)
     assert not any("embed_tokens" in name or "lm_head" in name for name in weights)
     config = read(folder / "llm" / "config.json")
-    assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 16, 1)
+    assert (config["model_type"], config["hidden_size"], config["num_hidden_layers"]) == ("llama", 16, 3)
     for name in ("tokenizer.model", "tokenizer_config.json", "model.safetensors"):
         assert (folder / "llm" / name).stat().st_size > 0
     assert load_checkpoint(folder / "recommender")[1].dataset == "sample"

@@ -5,6 +5,7 @@ that changes it and shows what differs: other numbers, other files, or a refusal
 found by glob: a leaf without an entry fails, and so does an entry without a leaf.
 """
 
+import importlib
 import io
 import logging
 import re
@@ -60,6 +61,7 @@ from src.teacher.ilora_backend import ILoRATeacher
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
+JOBLIB = "hydra_plugins.hydra_joblib_launcher"
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 PER_FILE = ("dataset", "student", "distill", "active")  # each file of these groups is another program: try all
 
@@ -556,6 +558,7 @@ def _launcher(plugin: str, executor: str, key: str, value: int) -> Effect:
             def update_parameters(self, **parameters) -> None:  # type: ignore[no-untyped-def]
                 seen.append(parameters)
 
+        importlib.import_module(executor.rpartition(".")[0])  # before the patch, or it would keep what is patched
         bench.patch.setattr(executor, Executor)
         for given in ([], [f"hydra.launcher.{key}={value}"]):
             choice = f"hydra/launcher={bench.file.split('/')[-1]}"
@@ -956,7 +959,7 @@ def _gradient_checkpointing(bench: Bench) -> None:
         calls[0] = 0
         losses.append(bench.teach(f"teacher.gradient_checkpointing={value}", fresh=True).losses)
         counts.append(calls[0])
-    pretraining = 1
+    pretraining = 3  # layers, in one step
     assert counts[1] - pretraining == 2 * (counts[0] - pretraining) > 0
     assert losses[0] == pytest.approx(losses[1])
 
@@ -1134,10 +1137,12 @@ def _arm_teacher(bench: Bench) -> None:
 
 def _arm_setting(bench: Bench) -> None:
     """An arm's values differ from those of the distillation; the leaves they change are tried above."""
-    cfg = compose_config(bench.choice)
-    for name, arm in cfg.arms.trained.items():
-        for key, value in arm.get("distill", {}).items():
-            assert cfg.distill[key] != value, f"{name}.{key}"
+    cfg = OmegaConf.to_container(compose_config(bench.choice))
+    for name, arm in cfg["arms"]["trained"].items():
+        for group in ("distill", "active"):
+            for key, value in arm.get(group, {}).items():
+                assert cfg[group].get(key) != value, f"{name}.{group}.{key}"
+            parse_settings(OmegaConf.merge(cfg, {group: arm.get(group, {})}))
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -1177,7 +1182,7 @@ EFFECTS: dict[str, Effect] = {
     "active.validation_temperature": _other_distillation("active.validation_temperature=1"),
     "hydra.run.dir": _hydra_run_dir,
     "hydra.callbacks.sweep._target_": _sweep_callback,
-    "hydra.launcher.n_jobs": _launcher("hydra_plugins.hydra_joblib_launcher", "joblib.Parallel", "n_jobs", 3),
+    "hydra.launcher.n_jobs": _launcher(JOBLIB, f"{JOBLIB}._core.Parallel", "n_jobs", 3),
     "hydra.launcher.timeout_min": _launcher(SUBMITIT, "submitit.AutoExecutor", "timeout_min", 5),
     "hydra.launcher.gpus_per_node": _launcher(SUBMITIT, "submitit.AutoExecutor", "gpus_per_node", 2),
     "hydra.launcher.cpus_per_task": _launcher(SUBMITIT, "submitit.AutoExecutor", "cpus_per_task", 3),
@@ -1305,9 +1310,7 @@ EFFECTS: dict[str, Effect] = {
 }
 
 
-EFFECTS |= {
-    leaf.key: _arm_setting for leaf in LEAVES if leaf.key.startswith("arms.trained.") and ".distill." in leaf.key
-}
+EFFECTS |= {leaf.key: _arm_setting for leaf in LEAVES if re.match(r"arms\.trained\.\w+\.(distill|active)\.", leaf.key)}
 EFFECTS |= {leaf.key: _arm_teacher for leaf in LEAVES if re.fullmatch(r"arms\.trained\.\w+\.teacher", leaf.key)}
 
 
