@@ -3,8 +3,6 @@
 `arms=controls` asks whether it is the LLM that helps, `arms=ablations` which part of the distillation does.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +20,14 @@ from src.distill.data_bridge import TeacherOutputs
 from src.exp.arm_teachers import random_teacher, recommender_teacher
 from src.exp.record import checkpoint_hash, teacher_files_hash
 from src.exp.run_distill import teacher_outputs, train_with
-from src.exp.run_student_baseline import train as train_baseline
 from src.exp.settings import ArmConfig, parse_settings
-from src.exp.stage import Stage, begin_stage, compare, record_stage, run_entry_point
+from src.exp.stage import Stage, begin_stage, run_entry_point
+from src.exp.variants import ALL_SAMPLES, keep_or_run, trained_baseline, variant
 from src.student.checkpoint import load_checkpoint
 from src.student.evaluator import evaluate_scores
 from src.student.floors import popularity
+
+BASELINE = "arms/baseline"
 
 
 def run(cfg: DictConfig) -> None:
@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     stage = begin_stage(_as_it_was_run(source, HydraConfig.get().overrides.task), "arms")
     _check_source(stage, source)
     arms = stage.settings.arms
-    jobs = {"baseline": [_baseline(stage, seed) for seed in arms.seeds]}
+    jobs = {"baseline": [trained_baseline(stage, BASELINE, seed) for seed in arms.seeds]}
     for name, arm in arms.trained.items():
         jobs[name] = [_arm(stage, source, name, arm, seed) for seed in arms.seeds]
     ranks = {name: [_ranks(job.folder, job.name) for job in runs] for name, runs in jobs.items()}
@@ -83,52 +83,22 @@ def _check_source(stage: Stage, source: RunFolder) -> None:
 # --- the jobs -----------------------------------------------------------------------------------------------
 
 
-def _job(stage: Stage, name: str, arm: str, seed: int, changes: dict) -> Stage:
-    """A training in a run folder of its own, `arms/<arm>/seed_<seed>` below this one."""
-    open_cfg = OmegaConf.create(OmegaConf.to_container(stage.cfg))  # takes keys that only another choice of a group has
-    cfg = OmegaConf.merge(open_cfg, {"general": {"seed": seed}, **changes})
-    settings = parse_settings(cfg)
-    settings.student.max_seq_len = stage.settings.student.max_seq_len
-    return replace(
-        stage,
-        name=name,
-        cfg=cfg,
-        settings=settings,
-        folder=RunFolder(stage.folder.root / "arms" / arm / f"seed_{seed}"),
-    )
-
-
-def _baseline(stage: Stage, seed: int) -> Stage:
-    return _keep_or_run(_job(stage, "baseline", "baseline", seed, {}), train_baseline, lambda job: {})
-
-
 def _arm(stage: Stage, source: RunFolder, name: str, arm: ArmConfig, seed: int) -> Stage:
     """Distil as the arm has it; `distill.init=baseline` starts from this seed's baseline."""
-    job = _job(
-        stage, "distill", name, seed, {"distill": {**arm.distill, "init_checkpoint": None}, "active": arm.active}
-    )
+    changes = {"distill": {**arm.distill, "init_checkpoint": None}, "active": arm.active}
+    job = variant(stage, "distill", f"arms/{name}", seed, changes)
+    if not job.settings.distill.gates_samples and not arm.active:  # the distillation's own policy has nothing to choose
+        job = variant(stage, "distill", f"arms/{name}", seed, {**changes, "active": ALL_SAMPLES})
     init = None
     if job.settings.distill.init == "baseline":
-        init = _job(stage, "baseline", "baseline", seed, {}).folder.model_dir("baseline")
+        init = variant(stage, "baseline", BASELINE, seed, {}).folder.model_dir("baseline")
 
     def files(job: Stage) -> dict[str, str | None]:
         teacher = checkpoint_hash(_recommender(job, source)) if arm.teacher == "recommender" else arm.teacher
         used = {"the teacher's files": teacher_files_hash(teacher_outputs_dir(job.cfg)), "the teacher": teacher}
         return {**used, "the initial weights": checkpoint_hash(init)}
 
-    return _keep_or_run(job, lambda job: train_with(job, _teacher(job, source, arm), init), files)
-
-
-def _keep_or_run(job: Stage, work: Callable[[Stage], float], files: Callable[[Stage], dict[str, str | None]]) -> Stage:
-    where = job.folder.root.relative_to(job.folder.root.parents[2])
-    if job.folder.is_finished(job.name):
-        finished, _ = compare(job, files)
-        if finished is not None:
-            job.logger.info("%s: skipped: complete and unchanged", where)
-            return job
-    job.logger.info("%s", where)
-    record_stage(job, work, files)
-    return job
+    return keep_or_run(job, lambda job: train_with(job, _teacher(job, source, arm), init), files)
 
 
 def _teacher(job: Stage, source: RunFolder, arm: ArmConfig) -> TeacherOutputs:

@@ -4,10 +4,11 @@
 
 The LLM is asked once: one export of all rows, of which each point uses some. That equals an export of only those rows,
 because no line of it depends on another. A baseline is trained per seed; it chooses the rows, as with
-`teacher.export.rows=policy`. Every finished point is kept in `metrics/selection_curve.csv`.
+`teacher.export.rows=policy`. Each point is a run folder below `curve/`; started again with the same `hydra.run.dir`,
+what is there is kept and what is missing is trained.
 """
 
-from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import matplotlib
@@ -16,19 +17,17 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
-from src.core.files import write_atomic, write_text
-from src.core.logging import TensorBoardWriter, tensorboard_writer
+from src.core.files import read_json, write_atomic, write_text
 from src.core.paths import teacher_outputs_dir
 from src.core.seed import set_seed
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
-from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig, SelectionPolicyAll
-from src.distill.trainer_distill import train_distilled
-from src.exp.run_distill import teacher_outputs
+from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
+from src.exp.record import checkpoint_hash, teacher_files_hash
+from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.stage import Stage, begin_stage, run_entry_point
+from src.exp.variants import ALL_SAMPLES, keep_or_run, trained_baseline, variant
 from src.student.checkpoint import load_checkpoint
-from src.student.evaluator import evaluate_model
-from src.student.trainer_baseline import train_baseline
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -36,75 +35,14 @@ from matplotlib import pyplot as plt
 BASELINE, NONE, ALL = "baseline", "no row", "all rows"  # besides the policies: points that belong to each curve
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A curve in the making: `folder` holds a model per point, `file` a line per point."""
-
-    stage: Stage
-    outputs: TeacherOutputs
-    folder: Path
-    file: Path
-
-    def baseline(self, seed: int) -> Path:
-        """Train the student alone; returns its checkpoint."""
-        stage, settings, name = self.stage, self.stage.settings, f"{BASELINE}_seed{seed}"
-        writer = self._writer(name)
-        train_baseline(
-            settings.student,
-            stage.dataset,
-            settings.metrics,
-            self.folder / name,
-            seed,
-            stage.device,
-            stage.logger,
-            writer,
-        )
-        writer.close()
-        return self.folder / name
-
-    def distilled(self, name: str, rows: np.ndarray, seed: int, baseline: Path) -> Path:
-        """Distil with a teacher that was asked for `rows` only; returns the checkpoint."""
-        stage, settings, name = self.stage, self.stage.settings, f"{name.replace(' ', '_')}_seed{seed}"
-        writer = self._writer(name)
-        train_distilled(
-            settings.distill,
-            settings.student,
-            stage.dataset,
-            self.outputs.restricted_to(rows, len(stage.dataset.train)),
-            SelectionPolicyAll(),
-            baseline if settings.distill.init == "baseline" else None,
-            settings.metrics,
-            self.folder / name,
-            seed,
-            stage.device,
-            stage.logger,
-            writer,
-        )
-        writer.close()
-        return self.folder / name
-
-    def _writer(self, name: str) -> TensorBoardWriter:
-        return tensorboard_writer(self.stage.folder.tensorboard_dir("curve") / name, self.stage.settings.logging)
-
-    def record(self, policy: str, share: float, rows: int, seed: int, checkpoint: Path) -> None:
-        """Test a checkpoint and add its line to the file."""
-        stage, monitor = self.stage, self.stage.settings.metrics.monitor
-        model, _ = load_checkpoint(checkpoint)
-        found = evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
-        line = {"policy": policy, "share": share, "rows": rows, "seed": seed, monitor: found.metrics[monitor]}
-        line[f"{monitor} masked"] = found.metrics_masked[monitor]
-        before = [pd.read_csv(self.file)] if self.file.is_file() else []
-        write_text(self.file, pd.concat([*before, pd.DataFrame([line])]).to_csv(index=False))
-        stage.logger.info("%s, share %g, seed %d: %s %.4f", policy, share, seed, monitor, found.metrics[monitor])
-
-
 def run(cfg: DictConfig) -> float:
     stage = begin_stage(cfg, "curve")
-    curve = _curve(stage)
-    monitor = stage.settings.metrics.monitor
+    outputs, monitor = _full_export(stage), stage.settings.metrics.monitor
+    lines: list[dict[str, object]] = []
     for seed in stage.settings.curve.seeds:
-        _add_seed(curve, seed)
-        frame = pd.read_csv(curve.file)
+        lines += _points(stage, outputs, seed)
+        frame = pd.DataFrame(lines)
+        write_text(stage.folder.root / "metrics" / "selection_curve.csv", frame.to_csv(index=False))
         table = summarise(frame, monitor).to_markdown()
         write_text(stage.folder.root / "metrics" / "selection_curve.md", table + "\n")
         plot(frame, monitor, stage.folder.plots_dir / "selection_curve.png")
@@ -112,17 +50,12 @@ def run(cfg: DictConfig) -> float:
     return float(frame[frame["policy"] == ALL][monitor].mean())
 
 
-def _curve(stage: Stage) -> Curve:
-    """Read the export and make sure that it holds all rows and that no curve is overwritten.
+def _full_export(stage: Stage) -> TeacherOutputs:
+    """The teacher's files.
 
     Raises:
-        UserError: a partial export, a distillation without a loss per row, or a curve that is there.
+        UserError: a partial export, or a distillation without a loss per row.
     """
-    file = stage.folder.root / "metrics" / "selection_curve.csv"
-    if file.is_file():
-        if not stage.settings.general.overwrite:
-            raise UserError(f"{file}: exists; use another hydra.run.dir, or general.overwrite=true to replace it")
-        file.unlink()
     if not stage.settings.distill.gates_samples:
         raise UserError("distill.lambda=0 or distill.alpha=0: no loss asks for the teacher's rows, there is no curve")
     outputs = teacher_outputs(stage)
@@ -131,24 +64,52 @@ def _curve(stage: Stage) -> Curve:
             f"{teacher_outputs_dir(stage.cfg)}: an export of some rows ({outputs.selection}); the curve needs one of "
             "all rows, teacher.export.rows=all"
         )
-    return Curve(stage, outputs, stage.folder.model_dir("curve"), file)
+    return outputs
 
 
-def _add_seed(curve: Curve, seed: int) -> None:
-    """All points of one seed."""
-    stage, settings = curve.stage, curve.stage.settings.curve
-    everything = np.arange(len(stage.dataset.train))
-    baseline = curve.baseline(seed)
-    curve.record(BASELINE, 0.0, 0, seed, baseline)
-    for name, share, rows in ((NONE, 0.0, everything[:0]), (ALL, 1.0, everything)):
-        curve.record(name, share, len(rows), seed, curve.distilled(name, rows, seed, baseline))
+def _points(stage: Stage, outputs: TeacherOutputs, seed: int) -> list[dict[str, object]]:
+    """All points of one seed; those that are there are not trained again."""
+    settings, num_rows = stage.settings.curve, len(stage.dataset.train)
+    baseline = trained_baseline(stage, "curve/baseline", seed)
+    checkpoint = baseline.folder.model_dir("baseline")
+    asked = {(NONE, 0.0): np.arange(0), (ALL, 1.0): np.arange(num_rows)}
     for policy in settings.policies:
         for share in settings.shares:
             set_seed(seed)
-            model, _ = load_checkpoint(baseline)
-            rows = select_rows(_active(policy, share), model, stage.dataset, seed, stage.device)
-            checkpoint = curve.distilled(f"{policy}_{share:g}", rows, seed, baseline)
-            curve.record(policy, share, len(rows), seed, checkpoint)
+            model, _ = load_checkpoint(checkpoint)
+            asked[policy, share] = select_rows(_active(policy, share), model, stage.dataset, seed, stage.device)
+    lines = [_line(baseline, BASELINE, 0.0, 0)]
+    for (policy, share), rows in asked.items():
+        job = _distilled(stage, outputs, f"{policy}_{share:g}".replace(" ", "_"), seed, rows)
+        lines.append(_line(job, policy, share, len(rows)))
+    return lines
+
+
+def _distilled(stage: Stage, outputs: TeacherOutputs, name: str, seed: int, rows: np.ndarray) -> Stage:
+    """Distil with a teacher that was asked for `rows` only."""
+    job = variant(
+        stage, "distill", f"curve/{name}", seed, {"distill": {"init_checkpoint": None}, "active": ALL_SAMPLES}
+    )
+    init = None
+    if job.settings.distill.init == "baseline":
+        init = stage.folder.root / "curve" / "baseline" / f"seed_{seed}" / "models" / "baseline"
+
+    def files(job: Stage) -> dict[str, str | None]:
+        used = {"the teacher's files": teacher_files_hash(teacher_outputs_dir(job.cfg))}
+        return {**used, "the rows": sha256(rows.tobytes()).hexdigest(), "the initial weights": checkpoint_hash(init)}
+
+    return keep_or_run(
+        job, lambda job: train_with(job, outputs.restricted_to(rows, len(job.dataset.train)), init), files
+    )
+
+
+def _line(job: Stage, policy: str, share: float, rows: int) -> dict[str, object]:
+    """A line of the file: what was asked for, and the test metric."""
+    monitor, found = job.settings.metrics.monitor, read_json(job.folder.eval_file(job.name))
+    line = {"policy": policy, "share": share, "rows": rows, "seed": job.settings.general.seed}
+    line |= {monitor: found["metrics"][monitor], f"{monitor} masked": found["metrics_masked"][monitor]}
+    job.logger.info("%s, share %g, seed %d: %s %.4f", policy, share, line["seed"], monitor, line[monitor])
+    return line
 
 
 def _active(policy: str, share: float) -> ActiveConfig:

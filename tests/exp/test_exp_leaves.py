@@ -558,8 +558,8 @@ def _launcher(plugin: str, executor: str, key: str, value: int) -> Effect:
             def update_parameters(self, **parameters) -> None:  # type: ignore[no-untyped-def]
                 seen.append(parameters)
 
-        importlib.import_module(executor.rpartition(".")[0])  # before the patch, or it would keep what is patched
-        bench.patch.setattr(executor, Executor)
+        module, _, name = executor.rpartition(".")
+        bench.patch.setattr(importlib.import_module(module), name, Executor)
         for given in ([], [f"hydra.launcher.{key}={value}"]):
             choice = f"hydra/launcher={bench.file.split('/')[-1]}"
             assert run_here(lambda cfg: None, "-m", choice, f"hydra.sweep.dir={bench.folder()}", *given) == 1

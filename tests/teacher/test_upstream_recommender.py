@@ -1,5 +1,6 @@
 """Upstream's pickled recommenders: read without executing them, equal to upstream's own module."""
 
+import logging
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ import upstream_ilora as upstream
 from torch import nn
 
 from src.core.errors import UserError
+from src.core.logging import LOGGER_NAME
 from src.teacher.recommender import load_recommender
 from src.teacher.upstream_recommender import read_pickled_sasrec
 
@@ -117,6 +119,7 @@ def test_other_content_is_refused(tmp_path, monkeypatch):
 
 def test_it_serves_as_frozen_recommender(tmp_path, monkeypatch, dataset, make_dataset, caplog):
     path = save_as("SASRec", hand_made(), tmp_path / "rec.pt", monkeypatch)
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)  # a stage before it turned that off
 
     recommender = load_recommender(path, dataset, CPU)
 
