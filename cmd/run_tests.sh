@@ -4,7 +4,7 @@
 #   bash cmd/run_tests.sh
 #   bash cmd/run_tests.sh -k metrics -x
 #
-# Every argument goes to pytest.
+# Every argument goes to pytest, which runs in as many processes as there are cores, 4 at most (-n 0: in one).
 set -euo pipefail
 # shellcheck source=cmd/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
@@ -32,7 +32,7 @@ check_scripts() {
 check "bash -n" check_scripts
 check "ruff" poetry run python -m ruff check --extend-exclude .poetry,.cache . # outside git, ruff reads no .gitignore
 check "black" poetry run python -m black --check .
-check "pytest" poetry run python -m pytest "$@"
+check "pytest" poetry run python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 
 if ((${#failed[@]} > 0)); then
     die "failed: $(printf '%s, ' "${failed[@]}" | sed 's/, $//')"

@@ -51,7 +51,7 @@ def write_adapter(folder: Path, state: dict[str, Tensor], config: LoraConfig, ba
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"format": "pt", "base_model": base.name, "base_digest": base.digest}
+    metadata = {"base_model": f"{base.digest} {base.name}"}  # one key: safetensors writes several in random order
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata))
 
 
@@ -70,7 +70,8 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise UserError(f"{path}: damaged file ({error})") from error
-    made_for = BaseModel(metadata.get("base_model", base.name), metadata.get("base_digest", base.digest))
+    digest, _, name = metadata.get("base_model", f"{base.digest} {base.name}").partition(" ")
+    made_for = BaseModel(name, digest)
     if made_for.digest != base.digest:
         raise UserError(
             f"{path}: an adapter of the base model {made_for}, this run's teacher.llm_path is {base}; "

@@ -71,6 +71,8 @@ def _interval(successes: int, trials: int) -> tuple[float, float]:
 
 def generate_answers(parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int) -> Answers:
     """Let the teacher answer rows with the target among fixed random candidates, markers carrying embeddings."""
+    if len(index) == 0:  # the share of a process where there are more processes than rows
+        return Answers([], [], [], [])
     builder, titles = parts.builder, np.array(parts.dataset.titles, dtype=object)
     candidates = candidate_items(parts, rows, index, seed, "sampled")
 

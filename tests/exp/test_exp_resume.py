@@ -84,6 +84,40 @@ def test_a_pipeline_killed_while_it_distils_ends_as_one_that_was_not(pipeline, t
     assert read(folder / "metrics" / "time.json")["distill_student_train_time"] > spent
 
 
+def test_a_teacher_killed_while_it_trains_and_while_it_writes_ends_as_one_that_was_not(pipeline, tmp_path) -> None:
+    folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
+
+    def interrupted(name: str, call: int) -> None:
+        """The teacher's stage, cut off where it calls a function of its own for the `call`-th time."""
+        module, _, attribute = name.rpartition(".")
+        original, left = getattr(import_module(module), attribute), iter(range(call - 1))
+
+        def counted(*args, **options):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return original(*args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, counted)
+            assert run_here(run_teacher.run, *overrides) == 130
+
+    interrupted("src.teacher.training._step", 3)  # of 4
+    interrupted("src.teacher.ilora_backend.write_teacher_files", 1)
+    assert not (outputs / "manifest.json").exists()
+    assert run_here(run_teacher.run, *overrides) == 0
+
+    def made(teacher_outputs, run) -> dict[str, str]:
+        weights = {n: h for n, h in snapshot(run / "models" / "teacher").items() if n.endswith(".safetensors")}
+        return {
+            **snapshot(teacher_outputs),
+            **weights,
+            "metrics": read(run / "metrics" / "eval_teacher.json")["metrics"],
+        }
+
+    assert made(outputs, folder) == made(pipeline.teacher_outputs, pipeline.folder)
+
+
 NO_EFFECT = {
     "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
     "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),

@@ -96,6 +96,7 @@ def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
     assert (alone.texts, alone.candidates) == (answers.texts[2:3], answers.candidates[2:3])
     assert alone.likeliest == answers.likeliest[2:3]
     assert generate_answers(parts, dataset.test, index, seed=8).candidates != answers.candidates
+    assert generate_answers(parts, dataset.test, index[:0], seed=7) == Answers([], [], [], [])
 
 
 def make_ranking(items: list[list[int]]) -> Ranking:
