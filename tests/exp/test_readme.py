@@ -1,7 +1,9 @@
-"""What README tells to type exists."""
+"""What README tells to type exists, and README.ja.md tells the same."""
 
 import re
 import shlex
+from difflib import unified_diff
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from src.distill.selection_policy import TeacherInfo
 from src.student.datamodule import Batch
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^```[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 KEY = re.compile(r"(?<![\w./+-])(\+{0,2})([a-z_]+(?:\.[A-Za-z0-9_]+)+)=")
 COMMANDS = [
@@ -105,3 +109,39 @@ def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> N
     row, teacher = torch.arange(10), TeacherInfo(target[:, None], target[:, None].float(), torch.ones(10).bool())
     mask = policy.select(Batch(row, row[:, None], row + 1, target), teacher, None)
     assert int(mask.sum()) == 2 and mask[5]  # a fifth of ten rows, the one item that stands once among them
+
+
+def without_prose(block: re.Match[str]) -> str:
+    """A code block without what is translated: comments and docstrings; in `text` all but the first word of a line."""
+    return re.sub(r" .*" if block[1] == "text" else r'[ \t]*(#|""").*', "", block[0])
+
+
+def sections(text: str) -> list[tuple[str, list[str]]]:
+    """Each heading and what a translation of its section keeps: code, the number of table rows, sorted code spans."""
+    _, *parts = re.split(r"^(#+ .+)\n", BLOCK.sub(without_prose, text), flags=re.MULTILINE)
+    found = []
+    for heading, body in zip(parts[::2], parts[1::2], strict=True):
+        code = [line for block in BLOCK.finditer(body) for line in block[0].splitlines()]
+        prose = BLOCK.sub("", body)
+        rows = len(re.findall(r"^\|", prose, flags=re.MULTILINE))
+        spans = sorted(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+        found.append((heading, [*code, f"{rows} rows of tables", *[f"`{span}`" for span in spans]]))
+    return found
+
+
+def test_the_japanese_readme_has_the_same_headings() -> None:
+    english, japanese = ([heading for heading, _ in sections(text)] for text in (README, JAPANESE))
+    beside = "\n".join(f"{e:50} {j}" for e, j in zip_longest(english, japanese, fillvalue=""))
+    levels = [[heading.split(" ")[0] for heading in headings] for headings in (english, japanese)]
+    assert levels[0] == levels[1], f"the levels of the headings of README.md and README.ja.md differ:\n{beside}"
+
+
+def test_the_japanese_readme_keeps_code_and_tables() -> None:
+    """Commands, keys and paths of every section; a change of README.md's prose alone goes unnoticed."""
+    pairs = zip(sections(README), sections(JAPANESE), strict=False)
+    changes = [
+        line
+        for (heading, english), (translated, japanese) in pairs
+        for line in unified_diff(english, japanese, f"README.md {heading}", f"README.ja.md {translated}", "", "", 0, "")
+    ]
+    assert not changes, "README.ja.md lacks the lines with -, README.md those with +:\n" + "\n".join(changes)
