@@ -169,7 +169,7 @@ def _verdict(comparison: Comparison, tests: dict[str, PairedTest]) -> str:
     for floor in FLOORS:
         below = [LABELS[name] for name in students if values[name] < floors[floor]]
         if below:
-            text += f"Below the floor that {LABELS[floor]} sets: {' and '.join(below)}; not worth distilling so. "
+            text += f"Below {LABELS[floor]}: {'; '.join(below)}. A student below a floor is not worth distilling. "
     if max(map(len, comparison.seeds.values())) == 1:
         text += "This is one seed: give runs of others (`eval.seed_dirs`) before drawing conclusions."
     return text.rstrip()

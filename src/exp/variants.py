@@ -17,9 +17,12 @@ def variant(stage: Stage, name: str, where: str, seed: int, changes: dict) -> St
     """The stage `name` (baseline or distill) with other settings, in `<where>/seed_<seed>` below this run folder.
 
     Args:
-        changes: settings by group, such as {"distill": {"alpha": 0.0}}.
+        changes: settings by group, such as {"distill": {"alpha": 0.0}}; an `active` with a strategy is a whole policy,
+            whose keys replace those of the stage's policy.
     """
     open_cfg = OmegaConf.create(OmegaConf.to_container(stage.cfg))  # takes keys that only another choice of a group has
+    if "strategy" in changes.get("active", {}):
+        open_cfg.active = {}
     cfg = OmegaConf.merge(open_cfg, {"general": {"seed": seed}, **changes})
     settings = parse_settings(cfg)
     settings.student.max_seq_len = stage.settings.student.max_seq_len

@@ -117,6 +117,8 @@ def run_here(stage_function: Callable[[DictConfig], float | None], *overrides: s
         Exception: what the stage raised, if `full_error`.
     """
     close_log()
+    root = logging.getLogger()  # Hydra configures it in a sweep
+    level, handlers = root.level, list(root.handlers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["stage", *overrides])
         patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
@@ -126,6 +128,8 @@ def run_here(stage_function: Callable[[DictConfig], float | None], *overrides: s
             return int(exit_.code or 0)
         finally:
             close_log()
+            root.setLevel(level)
+            root.handlers[:] = handlers
             GlobalHydra.instance().clear()
     return 0
 

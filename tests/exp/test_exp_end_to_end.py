@@ -403,5 +403,5 @@ def test_the_original_programs_result_stands_beside_ours_with_its_protocol(pipel
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert "a protocol of its own (chosen on test): do not compare" in report
     assert "Only one student was found" in report
-    assert "Below the floor that Markov chain sets: student, baseline; not worth distilling so." in report
+    assert "Below Markov chain: student, baseline. A student below a floor is not worth distilling." in report
     assert " nan " not in report
