@@ -139,13 +139,13 @@ def plot(frame: pd.DataFrame, metric: str, path: Path) -> None:
         if policy in (BASELINE, NONE, ALL):
             continue
         points = pd.concat([common, frame[frame["policy"] == policy]]).groupby("share")[metric]
-        axis.errorbar(points.mean().index, points.mean(), points.std(ddof=0), marker="o", capsize=3, label=policy)
+        axis.errorbar(points.mean().index, points.mean(), points.std(ddof=1), marker="o", capsize=3, label=policy)
     axis.axhline(frame[frame["policy"] == BASELINE][metric].mean(), color="grey", linestyle="--", label=BASELINE)
     axis.set_xlabel("share of the training rows that the teacher is asked for")
     axis.set_ylabel(f"test {metric}")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-    figure.tight_layout()
+    figure.legend(loc="upper center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
     plt.close(figure)
 
