@@ -61,7 +61,7 @@ def build_tiny_llm(
         len(tokenizer),
         config.tiny.pretrain_steps,
     )
-    _pretrain(model, builder, config, dataset, seed, logger, tb_writer)
+    pretrain(model, builder, config, dataset, seed, logger, tb_writer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -118,7 +118,7 @@ def _llama_config(tiny: TinySettings, vocab_size: int) -> LlamaConfig:
     )
 
 
-def _pretrain(
+def pretrain(
     model: LlamaForCausalLM,
     builder: PromptBuilder,
     config: TeacherConfig,

@@ -1,0 +1,83 @@
+"""The commands of `benchmarks/` run and print one JSON line; how fast anything is, no test asks."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import data_processing, distillation, epoch, kd_step, quality, teacher_export, teacher_step
+
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample" / "interactions.csv"
+
+
+@pytest.fixture
+def raw_dir(tmp_path) -> str:
+    """60 users of the sample in ML-100K's format."""
+    log = pd.read_csv(SAMPLE)
+    log = log[log["user"] <= 60].assign(rating=5)
+    log[["user", "item", "rating", "timestamp"]].to_csv(tmp_path / "u.data", sep="\t", header=False, index=False)
+    lines = (f"{item}|Film {item} (1999)|x\n" for item in sorted(log["item"].unique()))
+    (tmp_path / "u.item").write_text("".join(lines))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def printed(monkeypatch, capsys) -> Callable[..., dict]:
+    def run(benchmark, *arguments: str) -> dict:
+        monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+        benchmark.main()
+        (line,) = capsys.readouterr().out.splitlines()
+        return json.loads(line)
+
+    return run
+
+
+@pytest.fixture
+def one_epoch(monkeypatch) -> None:
+    settings = quality.student_settings
+    for module in (quality, distillation):
+        monkeypatch.setattr(module, "student_settings", lambda name: replace(settings(name), num_epochs=1))
+
+
+def test_data_processing(printed, raw_dir) -> None:
+    result = printed(data_processing, "--raw_dir", raw_dir, "--interactions", "60000")
+    assert result["ml-100k"]["train_rows"] > 500 and result["synthetic-ml-1m"]["train_rows"] > 10000
+
+
+def test_epoch(printed, raw_dir, monkeypatch) -> None:
+    monkeypatch.setattr(epoch, "REPEATS", 1)
+    monkeypatch.setattr(epoch, "evaluation_seconds", lambda: 0.0)
+    assert {"packed_s", "rows_s", "evaluate_6040_users_s"} <= printed(epoch, "--raw_dir", raw_dir).keys()
+
+
+def test_quality(printed, raw_dir, one_epoch) -> None:
+    result = printed(quality, "--raw_dir", raw_dir, "--seeds", "1", "2", "--students", "sasrec", "sasrec_plus")
+    assert result["markov"]["masked"][0] > result["popular"]["masked"][0]
+    assert len(result["sasrec"]["shown"]) == len(result["sasrec_plus"]["shown"]) == 2
+
+
+def test_distillation(printed, raw_dir, one_epoch, monkeypatch) -> None:
+    config = distillation.DistillConfig
+    monkeypatch.setattr(distillation, "DistillConfig", lambda *a, **options: config(*a, num_epochs=1, **options))
+    result = printed(distillation, "--raw_dir", raw_dir, "--seeds", "1")
+    assert set(distillation.VARIANTS) < result.keys()
+
+
+def test_teacher_export(printed, monkeypatch) -> None:
+    """It fails by itself if the two ways rank a row differently."""
+    monkeypatch.setattr(teacher_export, "TRAIN_ROWS", 32)
+    monkeypatch.setattr(teacher_export, "PRETRAIN_STEPS", 2)
+    assert printed(teacher_export, "--rows", "9", "--rounds", "1")["cpu"]["equal_rows"] == 9
+
+
+def test_teacher_step(printed, monkeypatch, ilora_folder) -> None:
+    monkeypatch.setattr(teacher_step, "STEPS", 5)
+    assert printed(teacher_step)["loss_difference"] < 1e-5
+
+
+def test_kd_step(printed, monkeypatch, dllm2rec_folder) -> None:
+    monkeypatch.setattr(kd_step, "STEPS", 3)
+    assert printed(kd_step)["loss_difference"] < 1e-5
