@@ -170,7 +170,9 @@ def run_stage(
     """
     why = ""
     if run_folder().is_finished(name):
-        stage = _look_at(cfg, name)
+        muted = logging.getLogger(f"{LOGGER_NAME}.muted")
+        muted.disabled = True
+        stage = look_at_stage(cfg, name, muted)
         finished, why = compare(stage, files)
         if finished is not None:
             print(f"stage {name}: skipped: complete and unchanged ({stage.folder.root})", file=sys.stderr)
@@ -213,13 +215,6 @@ def compare(stage: Stage, files: Callable[[Stage], dict[str, str | None]]) -> tu
             "another hydra.run.dir, or general.overwrite=true to run it again"
         )
     return None, why
-
-
-def _look_at(cfg: DictConfig, name: str) -> Stage:
-    """A stage whose folder is only looked at: no log, no snapshot."""
-    settings, silent = parse_settings(cfg), logging.getLogger(f"{LOGGER_NAME}.silent")
-    silent.disabled = True
-    return Stage(name, cfg, settings, run_folder(), "", torch.device("cpu"), _load_data(cfg, settings, silent), silent)
 
 
 def run_folder() -> RunFolder:
