@@ -141,7 +141,10 @@ def collate(
 ) -> dict[str, object]:
     """The batch of upstream's collater; `prompt` has [HistoryHere] and [CansHere], the tokenizer's side is padded."""
     collater = program.data.TrainCollater(
-        [prompt], tokenizer, train=train, max_step=1 if embed else 10**12  # markers from the first, or never
+        [prompt],
+        tokenizer,
+        train=train,
+        max_step=1 if embed else 10**12,  # markers from the first, or never
     )
     samples = [
         {

@@ -94,6 +94,16 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{path}: not a teacher manifest ({error}); export the teacher again") from error
 
 
+def find_damage(folder: Path, manifest: Manifest) -> str | None:
+    """Which of the files that the manifest describes is missing or differs, in words; None if all are as written."""
+    for name, digest in manifest.sha256.items():
+        if not (folder / name).is_file():
+            return f"{folder / name}: missing file, the manifest names it"
+        if sha256_file(folder / name) != digest:
+            return f"{folder / name}: differs from what {MANIFEST_FILE} describes"
+    return None
+
+
 def write_teacher_files(
     folder: Path,
     embeddings: torch.Tensor,

@@ -20,6 +20,7 @@ from src.core.teacher_files import (
     ROW_STATS_FILE,
     ROWS_FILE,
     Manifest,
+    find_damage,
     read_manifest,
 )
 
@@ -78,7 +79,9 @@ def load_teacher_outputs(
         UserError: a file is missing, does not fit the dataset, or holds impossible values.
     """
     if top_k > dataset.num_items:
-        raise UserError(f"distill.top_k={top_k}: dataset {dataset.name} has only {dataset.num_items} items")
+        raise UserError(
+            f"distill.top_k={top_k}: must be at most {dataset.num_items}, the number of items of {dataset.name}"
+        )
     manifest = _check_manifest(folder, dataset, logger)
     outputs = TeacherOutputs(None, None, None, sha256_file(folder / MANIFEST_FILE) if manifest else None)
     rows = _read_rows(folder, manifest, dataset)
@@ -175,11 +178,9 @@ def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logg
             f"{manifest.num_rows} rows), this run uses {dataset.name} ({dataset.fingerprint[:12]}, "
             f"{len(dataset.train)} rows); export the teacher for it, or use the settings of the export"
         )
-    for name, digest in manifest.sha256.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing file, the manifest names it; export the teacher again")
-        if sha256_file(folder / name) != digest:
-            raise UserError(f"{folder / name}: differs from what {MANIFEST_FILE} describes; export the teacher again")
+    damage = find_damage(folder, manifest)
+    if damage is not None:
+        raise UserError(f"{damage}; export the teacher again")
     return manifest
 
 

@@ -22,7 +22,7 @@ from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import parse_section
-from src.core.teacher_files import ChosenRows, read_manifest, write_teacher_files
+from src.core.teacher_files import ChosenRows, find_damage, read_manifest, write_teacher_files
 from src.student.evaluator import write_evaluation
 from src.student.resume import Resume
 from src.teacher.adapter_file import read_adapter
@@ -254,9 +254,13 @@ class ILoRATeacher(ITeacherRecommender):
         made_with = self._export_settings(parts, seed)
         manifest = None if cfg.general.overwrite else read_manifest(target)
         if manifest is not None and manifest.made_with == made_with:
-            logger.info("%s: holds this export already", target)
-            return
-        require_free_export(target, cfg.general.overwrite)
+            damage = find_damage(target, manifest)
+            if damage is None:
+                logger.info("%s: holds this export already", target)
+                return
+            logger.warning("%s: exporting again", damage)
+        else:
+            require_free_export(target, cfg.general.overwrite)
 
         index = self._rows_to_export()
 

@@ -19,15 +19,15 @@ def state(device: torch.device | None = None) -> PartialState:
     return PartialState(cpu=device is not None and device.type == "cpu", timeout=timedelta(days=1))
 
 
-def tell(begins: bool) -> None:
-    """The main process tells the others whether there is work; see `hear`."""
+def tell(task: str) -> None:
+    """The main process tells the others what to help with, "" for nothing; see `hear`."""
     if state().num_processes > 1:
-        broadcast_object_list([begins])
+        broadcast_object_list([task])
 
 
-def hear() -> bool:
+def hear() -> str:
     """What the main process tells."""
-    heard = [False]
+    heard = [""]
     broadcast_object_list(heard)
     return heard[0]
 

@@ -208,7 +208,7 @@ def test_missing_file(load, folder, name, manifest):
 
 
 def test_more_candidates_than_items(load):
-    with pytest.raises(UserError, match="distill.top_k=7: dataset tiny has only 6 items"):
+    with pytest.raises(UserError, match="distill.top_k=7: must be at most 6, the number of items of tiny"):
         load(top_k=7)
 
 

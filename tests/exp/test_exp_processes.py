@@ -1,6 +1,7 @@
 """The teacher's stage in two processes, as `torchrun` starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,13 +17,22 @@ def settings(folder) -> list[str]:
     return [*TINY_STUDENT, *TINY_TEACHER, ROWS, *places(data_dir, folder / "result", folder / "result" / "run")]
 
 
-def test_two_processes_leave_the_files_of_one(tmp_path) -> None:
+def run_two_processes(overrides: list[str]) -> str:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "src.exp.run_teacher", *settings(tmp_path / "two")]
+    command = [*torchrun, "-m", "src.exp.run_teacher", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "export: 1024/1024 rows" in done.stderr and "(1500 rows, 200 items)" in done.stderr
+    return done.stderr
+
+
+def test_two_processes_leave_the_files_of_one(tmp_path) -> None:
+    overrides = settings(tmp_path / "two")
+    told = run_two_processes(overrides)
+    assert "export: 1024/1024 rows" in told and "(1500 rows, 200 items)" in told
+    shutil.rmtree(tmp_path / "two" / "data" / "teacher_outputs")
+    told = run_two_processes(overrides)
+    assert "exporting again" in told and "training the adapter" not in told
 
     assert run_here(run_teacher.run, *settings(tmp_path / "one")) == 0
     one, two = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")

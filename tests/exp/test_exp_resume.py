@@ -1,5 +1,6 @@
 """A run folder that is started again: what is complete and unchanged is skipped, what was interrupted goes on."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -116,6 +117,43 @@ def test_a_teacher_killed_while_it_trains_and_while_it_writes_ends_as_one_that_w
         }
 
     assert made(outputs, folder) == made(pipeline.teacher_outputs, pipeline.folder)
+
+
+def test_a_finished_teacher_whose_files_are_gone_or_damaged_exports_again_without_training(pipeline, tmp_path) -> None:
+    folder, outputs = tmp_path / "run", tmp_path / "outputs"
+    shutil.copytree(pipeline.folder, folder)
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
+    before = snapshot(folder / "models"), read(folder / "metrics" / "time.json")
+
+    assert run_here(run_teacher.run, *overrides) == 0
+    assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
+    (outputs / "myrank_train.txt").write_text("0\n")
+    assert run_here(run_teacher.run, *overrides) == 0
+    assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
+    text = (folder / "logs" / "train_teacher.log").read_text()
+    assert text.count("does not hold this teacher's export: exporting again") == 2
+    assert text.count("training the adapter") == 1
+    assert (snapshot(folder / "models"), read(folder / "metrics" / "time.json")) == before
+
+    log = text
+    assert run_here(run_teacher.run, *overrides) == 0
+    assert (folder / "logs" / "train_teacher.log").read_text() == log
+
+
+def test_a_finished_teacher_does_not_replace_the_export_of_another(pipeline, tmp_path, capsys) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(pipeline.teacher_outputs, outputs)
+    manifest = read(outputs / "manifest.json")
+    manifest["adapter_sha256"] = manifest["made_with"]["adapter_sha256"] = "0" * 64
+    (outputs / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(pipeline.folder, tmp_path / "run")
+    overrides = [*pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}", f"paths.teacher_outputs_dir={outputs}"]
+
+    assert run_here(run_teacher.run, *overrides) == 1
+    assert "holds the export of another teacher" in capsys.readouterr().err
+    assert read(outputs / "manifest.json") == manifest
+    assert run_here(run_teacher.run, *overrides, "general.overwrite=true") == 0
+    assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
 
 
 NO_EFFECT = {
