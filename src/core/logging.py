@@ -134,6 +134,13 @@ def time_block(name: str, time_file: Path) -> Iterator[Callable[[], None]]:
         add()
 
 
+def forget_times(time_file: Path, *names: str) -> None:
+    """What was measured under these names counts no more: the work starts over."""
+    times = read_json(time_file) if time_file.is_file() else {}
+    if times.keys() & set(names):
+        write_json(time_file, {name: value for name, value in times.items() if name not in names})
+
+
 @contextmanager
 def row_progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A progress bar over rows, of which `done` were there before; yields a function that counts more of them."""

@@ -26,7 +26,12 @@ _WITHOUT_EFFECT = {
     "student.save_interval",
     "teacher.save_interval",
     "teacher.save_steps",
+    "teacher.gradient_checkpointing",
+    "teacher.export.batch_tokens",
 }  # on the numbers
+CHOICE_OF_ROWS = "rows to export: "  # before the names of what a teacher's export reads besides its settings
+_AFTER_TRAINING = {"teacher": ("teacher.export.", "teacher.max_eval_rows", "metrics.ks", CHOICE_OF_ROWS)}
+_WHILE_TRAINING = {"teacher": ("teacher.micro_batch_size",)}
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,12 @@ class Record:
     Attributes:
         made_from: settings by dotted key, and what was read: the data's fingerprint, hashes of files.
         value: what the stage returned, its best validation value; None until it is complete.
+        trained: the same as soon as its training is done, which may be long before (a teacher's export takes hours).
     """
 
     made_from: dict[str, Any]
     value: float | None = None
+    trained: float | None = None
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -70,9 +77,24 @@ def _flat(node: Any, prefix: str) -> dict[str, Any]:
     return {leaf: value for key, inner in node.items() for leaf, value in _flat(inner, f"{prefix}.{key}").items()}
 
 
+def is_same_training(stage: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a finished training of the stage need not be repeated: only what comes after it has changed."""
+    return all(key.startswith(_AFTER_TRAINING.get(stage, ())) for key in _changed(before, now))
+
+
+def can_go_on(stage: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether an interrupted training of the stage can go on: besides, what may change from step to step has."""
+    harmless = _AFTER_TRAINING.get(stage, ()) + _WHILE_TRAINING.get(stage, ())
+    return all(key.startswith(harmless) for key in _changed(before, now))
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [key for key in {**before, **now} if before.get(key) != now.get(key)]
+
+
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs, as `student.lr changed from 0.001 to 0.01`."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    keys = _changed(before, now)
     told = [f"{key} changed from {_short(before.get(key))} to {_short(now.get(key))}" for key in keys[:_TOLD]]
     return told + ([f"{len(keys) - _TOLD} more keys changed"] if len(keys) > _TOLD else [])
 
@@ -90,7 +112,8 @@ def teacher_files_hash(folder: Path) -> str | None:
     return " ".join(digest[:12] for digest in hashes) or None
 
 
-def checkpoint_hash(folder: Path | None) -> str | None:
-    """The hash of a student's weights, None where there are none."""
-    path = folder / WEIGHTS_FILE if folder is not None else None
+def weights_hash(path: Path | None, name: str = WEIGHTS_FILE) -> str | None:
+    """The hash of a weights file, or of that in a folder (a student's, if not another `name`); None without one."""
+    if path is not None and path.is_dir():
+        path = path / name
     return sha256_file(path) if path is not None and path.is_file() else None

@@ -18,7 +18,7 @@ from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.significance import Ranks, paired_tests, user_metric
 from src.distill.data_bridge import TeacherOutputs
 from src.exp.arm_teachers import random_teacher, recommender_teacher
-from src.exp.record import checkpoint_hash, teacher_files_hash
+from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.settings import ArmConfig, parse_settings
 from src.exp.stage import Stage, begin_stage, run_entry_point
@@ -94,9 +94,9 @@ def _arm(stage: Stage, source: RunFolder, name: str, arm: ArmConfig, seed: int) 
         init = variant(stage, "baseline", BASELINE, seed, {}).folder.model_dir("baseline")
 
     def files(job: Stage) -> dict[str, str | None]:
-        teacher = checkpoint_hash(_recommender(job, source)) if arm.teacher == "recommender" else arm.teacher
+        teacher = weights_hash(_recommender(job, source)) if arm.teacher == "recommender" else arm.teacher
         used = {"the teacher's files": teacher_files_hash(teacher_outputs_dir(job.cfg)), "the teacher": teacher}
-        return {**used, "the initial weights": checkpoint_hash(init)}
+        return {**used, "the initial weights": weights_hash(init)}
 
     return keep_or_run(job, lambda job: train_with(job, _teacher(job, source, arm), init), files)
 

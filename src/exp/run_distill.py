@@ -14,7 +14,7 @@ from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
 from src.distill.trainer_distill import train_distilled
 from src.exp.lookup import baseline_folder
-from src.exp.record import checkpoint_hash, teacher_files_hash
+from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.stage import Stage, run_entry_point, run_stage
 from src.exp.students import finish
 from src.student.datamodule import require_full_batch
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> float:
 def _files(stage: Stage) -> dict[str, str | None]:
     return {
         "the teacher's files": _hash(stage),
-        "the initial weights": checkpoint_hash(_init_checkpoint(stage)),
+        "the initial weights": weights_hash(_init_checkpoint(stage)),
         "teacher.export.rows": stage.settings.teacher.export.rows,
     }
 

@@ -9,21 +9,23 @@ import torch
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
-from src.core.files import write_text
-from src.core.logging import LoggingConfig, silent_logger, tensorboard_writer, time_block
+from src.core.logging import LoggingConfig, forget_times, silent_logger, tensorboard_writer, time_block
 from src.core.paths import project_path, teacher_outputs_dir
 from src.core.seed import set_seed
-from src.core.teacher_files import MANIFEST_FILE, ChosenRows, find_damage, read_manifest
+from src.core.teacher_files import ChosenRows
 from src.distill.row_selection import select_rows
 from src.exp.lookup import baseline_folder
-from src.exp.record import checkpoint_hash
+from src.exp.record import CHOICE_OF_ROWS, weights_hash
 from src.exp.stage import Stage, begin_stage, look_at_stage, run_entry_point, run_folder, run_stage
 from src.student.checkpoint import load_checkpoint_of
 from src.teacher import processes
+from src.teacher.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from src.teacher.factory import build_teacher
-from src.teacher.ilora_backend import require_free_export
+from src.teacher.ilora_backend import EXPORT_TIME, export_is_there, require_free_export
+from src.teacher.interfaces import ITeacherRecommender
 
 _STUDENT_KEY = "teacher.export.student_checkpoint"
+_TRAIN_TIME = "teacher_train_time_total"
 _TRAIN, _EXPORT = "train and export", "export"  # what the main process tells the others to help with
 
 
@@ -45,7 +47,7 @@ def run(cfg: DictConfig) -> float:
         return _teach(stage)
 
     value = run_stage(cfg, "teacher", work, _files)
-    if not begun and not _export_is_there(cfg):
+    if not begun and not export_is_there(teacher_outputs_dir(cfg), run_folder().model_dir("teacher")):
         _export_again(cfg)
     elif not begun:
         processes.tell("")
@@ -67,61 +69,62 @@ def _assist(cfg: DictConfig, task: str) -> float:
 
 def _files(stage: Stage) -> dict[str, str | None]:
     """Only what is small: a LLaMA is known by its path."""
-    given = stage.settings.teacher.rec_model_path
-    files = {"the frozen recommender": checkpoint_hash(project_path(given) if given else None)}
-    if stage.settings.teacher.export.rows == "policy":
-        files["the student that chooses rows"] = checkpoint_hash(_choosing_student(stage))
-        files["active"] = str(stage.settings.active)
+    teacher = stage.settings.teacher
+    recommender, adapter = (p and project_path(p) for p in (teacher.rec_model_path, teacher.init_adapter))
+    files = {
+        "the frozen recommender": weights_hash(recommender),
+        "the initial adapter": weights_hash(adapter, ADAPTER_WEIGHTS),
+    }
+    if teacher.export.rows == "policy":
+        files[f"{CHOICE_OF_ROWS}the student"] = weights_hash(_choosing_student(stage))
+        files[f"{CHOICE_OF_ROWS}active"] = str(stage.settings.active)
     return files
 
 
 def _teach(stage: Stage) -> float:
-    cfg = stage.cfg
-    adapter = stage.folder.model_dir("teacher") / "adapter"
-    require_free_export(teacher_outputs_dir(cfg), stage.settings.general.overwrite, adapter)
-    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
-    stage.replace_result()
-    processes.tell(_TRAIN)
-    writer = stage.tensorboard
-    with time_block("teacher_train_time_total", stage.folder.time_file):
-        value = teacher.train(cfg, stage.logger, writer)
-    with time_block("distill_teacher_export_time", stage.folder.time_file):
+    """Train, unless that is done already, export and evaluate."""
+    cfg, folder = stage.cfg, stage.folder
+    teacher = _build(stage)
+    value = stage.replace_result()
+    if value is None or not (folder.model_dir("teacher") / "adapter" / ADAPTER_WEIGHTS).is_file():
+        processes.tell(_TRAIN)
+        value = _train(stage, teacher)
+    else:
+        stage.logger.info("the adapter is trained: %s", folder.model_dir("teacher"))
+        processes.tell(_EXPORT)
+    with time_block(EXPORT_TIME, folder.time_file):
         teacher.export_for_dllm2rec(cfg, stage.logger)
-    _keep_manifest(stage)
     teacher.evaluate(cfg, stage.logger)
+    return value
+
+
+def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
+    time_file, writer = stage.folder.time_file, stage.tensorboard
+    if not stage.folder.last_state_file("teacher").is_file():
+        forget_times(time_file, _TRAIN_TIME)
+    with time_block(_TRAIN_TIME, time_file):
+        value = teacher.train(stage.cfg, stage.logger, writer)
     writer.close()
+    stage.keep_trained(value)
     return value
 
 
 def _export_again(cfg: DictConfig) -> None:
-    """Export from the finished adapter: the files lie outside the run folder and may have been moved or replaced.
-
-    `metrics/time.json` keeps what the first export took.
-    """
+    """Export from the finished adapter: the files lie outside the run folder and may have been moved or replaced."""
     stage = begin_stage(cfg, "teacher")
-    target = teacher_outputs_dir(cfg)
-    require_free_export(target, stage.settings.general.overwrite, stage.folder.model_dir("teacher") / "adapter")
-    stage.logger.info("%s: does not hold this teacher's export: exporting again", target)
-    teacher = build_teacher(cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
+    teacher = _build(stage)
+    stage.logger.info("%s: does not hold this teacher's export: exporting again", teacher_outputs_dir(cfg))
     processes.tell(_EXPORT)
-    teacher.export_for_dllm2rec(cfg, stage.logger)
-    _keep_manifest(stage)
+    with time_block(EXPORT_TIME, stage.folder.time_file):
+        teacher.export_for_dllm2rec(cfg, stage.logger)
 
 
-def _export_is_there(cfg: DictConfig) -> bool:
-    """Whether the teacher's files are those that this run folder's teacher has written."""
-    kept, target = run_folder().model_dir("teacher") / MANIFEST_FILE, teacher_outputs_dir(cfg)
-    there = target / MANIFEST_FILE
-    if not (kept.is_file() and there.is_file() and kept.read_bytes() == there.read_bytes()):
-        return False
-    manifest = read_manifest(target)
-    return manifest is not None and find_damage(target, manifest) is None
-
-
-def _keep_manifest(stage: Stage) -> None:
-    """A copy of the export's manifest, by which the run folder knows its export again."""
-    manifest = (teacher_outputs_dir(stage.cfg) / MANIFEST_FILE).read_text(encoding="utf-8")
-    write_text(stage.folder.model_dir("teacher") / MANIFEST_FILE, manifest)
+def _build(stage: Stage) -> ITeacherRecommender:
+    """The teacher; refused at once, not after hours, where it could not write its export."""
+    require_free_export(
+        teacher_outputs_dir(stage.cfg), stage.settings.general.overwrite, stage.folder.model_dir("teacher")
+    )
+    return build_teacher(stage.cfg, stage.dataset, stage.folder, stage.device, _rows_to_export(stage))
 
 
 def _rows_to_export(stage: Stage) -> ChosenRows | None:

@@ -23,7 +23,7 @@ from src.core.seed import set_seed
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
 from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
-from src.exp.record import checkpoint_hash, teacher_files_hash
+from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.stage import Stage, begin_stage, run_entry_point
 from src.exp.variants import ALL_SAMPLES, keep_or_run, trained_baseline, variant
@@ -96,7 +96,7 @@ def _distilled(stage: Stage, outputs: TeacherOutputs, name: str, seed: int, rows
 
     def files(job: Stage) -> dict[str, str | None]:
         used = {"the teacher's files": teacher_files_hash(teacher_outputs_dir(job.cfg))}
-        return {**used, "the rows": sha256(rows.tobytes()).hexdigest(), "the initial weights": checkpoint_hash(init)}
+        return {**used, "the rows": sha256(rows.tobytes()).hexdigest(), "the initial weights": weights_hash(init)}
 
     return keep_or_run(
         job, lambda job: train_with(job, outputs.restricted_to(rows, len(job.dataset.train)), init), files

@@ -175,8 +175,17 @@ def _parse_distill(section: DictConfig) -> DistillConfig:
         raise UserError(str(error).replace("distill.kd_weight", "distill.lambda")) from error
 
 
+_NOT_OF_RECOMMENDER = {
+    "max_seq_len": "the recommender reads dataset.max_seq_len items",
+    "save_interval": "the recommender's training is not resumed",
+}
+
+
 def _parse_teacher(section: DictConfig) -> TeacherConfig:
     """The recommender is configured like a student; its errors name its own keys."""
+    for key, why in _NOT_OF_RECOMMENDER.items():
+        if key in (section.get("recommender") or {}):
+            raise UserError(f"teacher.recommender.{key}={section.recommender[key]}: {why}; leave it out")
     try:
         return parse_section(TeacherConfig, section, "teacher")
     except UserError as error:

@@ -22,10 +22,10 @@ from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.git_info import PROJECT_ROOT, save_git_info
-from src.core.logging import LOGGER_NAME, TensorBoardWriter, init_logger, tensorboard_writer, time_block
+from src.core.logging import LOGGER_NAME, TensorBoardWriter, forget_times, init_logger, tensorboard_writer, time_block
 from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
-from src.exp.record import Record, changes, made_from, read_record
+from src.exp.record import Record, can_go_on, changes, is_same_training, made_from, read_record
 from src.exp.settings import Settings, known_keys, parse_settings
 from src.exp.sweep import run_job, run_jobs
 from src.student.resume import Resume
@@ -121,20 +121,38 @@ class Stage:
     def training(self, time_name: str) -> Iterator[Resume]:
         """The time that a student's training takes, and where it keeps its last state."""
         self.replace_result()
+        last_state = self.folder.last_state_file(self.name)
+        if not last_state.is_file():
+            forget_times(self.folder.time_file, time_name)
         with time_block(time_name, self.folder.time_file) as add_time:
-            yield Resume(self.folder.last_state_file(self.name), add_time)
+            yield Resume(last_state, add_time)
 
-    def replace_result(self) -> None:
-        """To be called once everything is checked: from here on an earlier result of the stage counts no more."""
+    def replace_result(self) -> float | None:
+        """To be called once everything is checked: from here on an earlier result of the stage counts no more.
+
+        Returns:
+            The value of a training that is done and need not be repeated; None if there is none.
+        """
         folder, name = self.folder, self.name
-        before = read_record(folder.record_file(name))
-        different = changes(before.made_from, self.made_from) if before else []
-        if different and folder.last_state_file(name).is_file():
-            self.logger.info("stage %s: starts from the beginning: %s", name, "; ".join(different))
-        if different or before is None:
-            folder.last_state_file(name).unlink(missing_ok=True)
+        last_state = folder.last_state_file(name)
+        before = read_record(folder.record_file(name)) or Record({})
+        different = "; ".join(changes(before.made_from, self.made_from))
+        if not can_go_on(name, before.made_from, self.made_from):
+            if last_state.is_file():
+                self.logger.info("stage %s: starts from the beginning: %s", name, different)
+            last_state.unlink(missing_ok=True)
+        elif different:
+            self.logger.info("stage %s: goes on although %s", name, different)
+        trained = None
+        if is_same_training(name, before.made_from, self.made_from):
+            trained = before.value if before.trained is None else before.trained
         folder.eval_file(name).unlink(missing_ok=True)
-        Record(self.made_from).write(folder.record_file(name))
+        Record(self.made_from, trained=trained).write(folder.record_file(name))
+        return trained
+
+    def keep_trained(self, value: float) -> None:
+        """Note that the training is done, with this best validation value, though the stage is not."""
+        Record(self.made_from, trained=value).write(self.folder.record_file(self.name))
 
     def about(self, model: str, num_users: int, checkpoint: Path) -> dict[str, object]:
         """The head of an evaluation file."""

@@ -257,7 +257,10 @@ class GRU4Rec(Student):
         return _at_last(self.encode_all(history, table), length)
 
     def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
-        return self.gru(self.dropout(self.embed(history, table)))[0]
+        inputs = self.dropout(self.embed(history, table))
+        # In autocast a GPU would run it in float16, whatever dtype was asked for.
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.gru(inputs.float())[0]
 
 
 class Caser(Student):

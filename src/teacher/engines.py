@@ -18,7 +18,7 @@ from src.teacher.ilora_submodule import (
     is_pinned,
     load_submodule_lora,
 )
-from src.teacher.moe_lora import add_gated_lora, load_gated_lora
+from src.teacher.moe_lora import add_gated_lora, load_gated_lora, saved_settings
 from src.teacher.upstream_weights import read_checkpoint
 
 _ADD = {"native": add_gated_lora, "submodule": add_submodule_lora}
@@ -57,9 +57,21 @@ def add_adapter(
         path = project_path(settings.init_adapter)
         state = read_adapter(path, lora.base) if path.is_dir() else read_checkpoint(path, lora.state(), logger)
         check_fits(path, state, lora.state())
+        if path.is_dir():
+            _check_scale(path, settings)
         lora.load_state(state)
         logger.info("the adapter starts from %s", path)
     return lora
+
+
+def _check_scale(folder: Path, settings: TeacherConfig) -> None:
+    """The scale is no weight; an adapter that is continued at another one starts as another adapter."""
+    alpha = saved_settings(folder, settings.lora.num_experts).alpha
+    if alpha != settings.lora.alpha:
+        raise UserError(
+            f"teacher.lora.alpha={settings.lora.alpha}: the adapter that teacher.init_adapter={folder} names was "
+            f"trained with {alpha}; set teacher.lora.alpha={alpha}"
+        )
 
 
 def load_adapter(engine: str, llm: PreTrainedModel, folder: Path, settings: TeacherConfig, rec_size: int) -> AdaptedLM:

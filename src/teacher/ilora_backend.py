@@ -17,15 +17,15 @@ from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
-from src.core.logging import LOGGER_NAME, TensorBoardWriter
+from src.core.logging import LOGGER_NAME, TensorBoardWriter, forget_times
 from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import parse_section
-from src.core.teacher_files import ChosenRows, find_damage, read_manifest, write_teacher_files
+from src.core.teacher_files import MANIFEST_FILE, ChosenRows, Manifest, find_damage, read_manifest, write_teacher_files
 from src.student.evaluator import write_evaluation
 from src.student.resume import Resume
-from src.teacher.adapter_file import read_adapter
+from src.teacher.adapter_file import WEIGHTS_FILE, read_adapter
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import Engine
 from src.teacher.engines import add_adapter, choose_engine, load_adapter
@@ -36,12 +36,13 @@ from src.teacher.llm import check_llm_folder, load_llm
 from src.teacher.processes import gather, share, state
 from src.teacher.prompts import PromptBuilder
 from src.teacher.recommender import FrozenRecommender, load_recommender, train_recommender
-from src.teacher.shards import read_shards, remove_shards, shard_folder, write_shards
+from src.teacher.shards import has_shards, read_shards, remove_shards, shard_folder, write_shards
 from src.teacher.tiny_llm import build_tiny_llm
 from src.teacher.training import TeacherParts, train_adapter, training_rows
 
 _SAMPLE_ANSWERS = 20
 _TIMED_USERS = 10
+EXPORT_TIME = "distill_teacher_export_time"  # in metrics/time.json
 
 
 class ILoRATeacher(ITeacherRecommender):
@@ -250,25 +251,29 @@ class ILoRATeacher(ITeacherRecommender):
             UserError: another teacher's export is there and `general.overwrite` is off.
         """
         target, seed, train = teacher_outputs_dir(cfg), cfg.general.seed, self.dataset.train
+        own = self.folder.model_dir("teacher")
         parts, export = self._loaded(), self.settings.export
         made_with = self._export_settings(parts, seed)
-        manifest = None if cfg.general.overwrite else read_manifest(target)
+        manifest = _present_manifest(target, cfg.general.overwrite)
         if manifest is not None and manifest.made_with == made_with:
             damage = find_damage(target, manifest)
             if damage is None:
                 logger.info("%s: holds this export already", target)
+                _keep_manifest(target, own)
                 return
             logger.warning("%s: exporting again", damage)
         else:
-            require_free_export(target, cfg.general.overwrite)
+            require_free_export(target, cfg.general.overwrite, own)
 
         index = self._rows_to_export()
 
         def score(places: np.ndarray, advance: Callable[[int], None]) -> dict[str, np.ndarray]:
             return score_rows(parts, train, index[places], seed, export.candidates, advance)
 
-        folder = shard_folder(self.folder.model_dir("teacher") / "shards", made_with)
+        folder = shard_folder(own / "shards", made_with)
         process = state()
+        if process.is_main_process and not has_shards(folder):
+            forget_times(self.folder.time_file, EXPORT_TIME)
         logger.info(
             "exporting %d of %d rows by %s, candidates: %s", len(index), len(train), export.method, export.candidates
         )
@@ -276,6 +281,7 @@ class ILoRATeacher(ITeacherRecommender):
         process.wait_for_everyone()
         if process.is_main_process:
             self._write_files(target, read_shards(folder, len(index)), made_with)
+            _keep_manifest(target, own)
             remove_shards(folder)
             logger.info("wrote %s (%d rows, %d items)", target, len(index), self.dataset.num_items)
 
@@ -328,7 +334,7 @@ class ILoRATeacher(ITeacherRecommender):
             "engine": parts.engine.lora.name,
             "base_model": self._base_model_name(),
             "dtype": settings.dtype,
-            "adapter_sha256": sha256_file(self._adapter_dir / "adapter_model.safetensors"),
+            "adapter_sha256": sha256_file(self._adapter_dir / WEIGHTS_FILE),
             "recommender_sha256": _weights_sha256(parts.recommender.model),
             "prompt_template": settings.prompt_template,
             "max_history": settings.max_history,
@@ -345,22 +351,51 @@ class ILoRATeacher(ITeacherRecommender):
         return "ilora_tiny" if self.settings.tiny is not None else self._llm_dir.name
 
 
-def require_free_export(folder: Path, overwrite: bool, adapter_dir: Path | None = None) -> None:
+def require_free_export(folder: Path, overwrite: bool, own: Path) -> None:
     """Refuse to replace a finished export unless told to; called before the training, too, which costs hours.
 
     Args:
-        adapter_dir: an export of the adapter in it is welcome: a stage that is started again made it.
+        own: `models/teacher` of the run folder. What it has exported, or what its adapter has, it may replace.
     """
-    manifest = read_manifest(folder) if not overwrite else None
-    if manifest is None:
+    manifest = _present_manifest(folder, overwrite)
+    if manifest is None or overwrite or _is_kept(folder, own):
         return
-    adapter = adapter_dir / "adapter_model.safetensors" if adapter_dir is not None else None
-    if adapter is not None and adapter.is_file() and sha256_file(adapter) == manifest.adapter_sha256:
+    adapter = own / "adapter" / WEIGHTS_FILE
+    if adapter.is_file() and sha256_file(adapter) == manifest.adapter_sha256:
         return
     raise UserError(
         f"{folder}: holds the export of another teacher ({manifest.base_model}, seed {manifest.seed}, "
         f"{manifest.num_rows} rows); set general.overwrite=true to replace it, or another paths.teacher_outputs_dir"
     )
+
+
+def export_is_there(folder: Path, own: Path) -> bool:
+    """Whether `folder` holds, whole, what the run folder with `own` as its `models/teacher` exported last."""
+    if not _is_kept(folder, own):
+        return False
+    manifest = read_manifest(folder)
+    return manifest is not None and find_damage(folder, manifest) is None
+
+
+def _keep_manifest(folder: Path, own: Path) -> None:
+    """Copy the export's manifest to the run folder, by which it knows its export again."""
+    if state().is_main_process:
+        write_text(own / MANIFEST_FILE, (folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+
+
+def _is_kept(folder: Path, own: Path) -> bool:
+    there, kept = folder / MANIFEST_FILE, own / MANIFEST_FILE
+    return there.is_file() and kept.is_file() and there.read_bytes() == kept.read_bytes()
+
+
+def _present_manifest(folder: Path, overwrite: bool) -> Manifest | None:
+    """The export's manifest; with `overwrite` an unreadable one counts as none."""
+    try:
+        return read_manifest(folder)
+    except UserError:
+        if not overwrite:
+            raise
+        return None
 
 
 def _weights_sha256(model: torch.nn.Module) -> str:

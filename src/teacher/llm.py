@@ -25,6 +25,12 @@ from src.teacher.moe_lora import TARGET_MODULES
 from src.teacher.prompts import MARKERS, PAD_TOKEN
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+_WEIGHT_FILES = (  # transformers reads the first that is there; a download may leave the index of another
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _EXPECTED = (
     "expected a local Hugging Face folder of a LLaMA-family model with config.json, tokenizer.model or "
     "tokenizer.json, and *.safetensors or pytorch_model*.bin (or use teacher=ilora_tiny, which builds one)"
@@ -43,13 +49,14 @@ def check_llm_folder(path: Path) -> None:
         raise UserError(f"teacher.llm_path={path}: has no config.json; {_EXPECTED}")
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
-    for index in path.glob("*.index.json"):
-        shards = set(read_json(index).get("weight_map", {}).values())
+    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
+    if weights is None:
+        raise UserError(f"teacher.llm_path={path}: has none of {', '.join(_WEIGHT_FILES)}; {_EXPECTED}")
+    if weights.suffix == ".json":
+        shards = set(read_json(weights).get("weight_map", {}).values())
         missing = sorted(name for name in shards if not (path / name).is_file())
         if missing:
-            raise UserError(f"teacher.llm_path={path}: {index.name} names {', '.join(missing)}, missing there")
-    if not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise UserError(f"teacher.llm_path={path}: has no weights; {_EXPECTED}")
+            raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
 
 
 def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -33,6 +33,11 @@ def shard_folder(parent: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
+def has_shards(folder: Path) -> bool:
+    """Whether a killed export has left some."""
+    return any(folder.glob("*.npz"))
+
+
 def write_shards(
     folder: Path, num_rows: int, score: Score, logger: logging.Logger, index: int = 0, count: int = 1
 ) -> None:

@@ -92,6 +92,8 @@ def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processe
         ("distill.lambda=-0.1", ("distill.lambda=-0.1: must be a number >= 0",)),
         ("distill.lambda=[1]", ("distill.lambda=[1]",)),
         ("teacher.recommender.lr=0", ("teacher.recommender.lr=0.0: must be a number > 0",)),
+        ("+teacher.recommender.max_seq_len=9", ("teacher.recommender.max_seq_len=9: ", "dataset.max_seq_len")),
+        ("+teacher.recommender.save_interval=2", ("teacher.recommender.save_interval=2: ", "leave it out")),
         ("paths.data_dir=${nowhere}", ("nowhere",)),
         ("general.device=tpu9", ("general.device=tpu9: not a device; use cpu, cuda or cuda:<index>",)),
         ("general.device=meta", ("general.device=meta: only cpu and cuda:<index> are supported",)),

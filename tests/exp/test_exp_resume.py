@@ -12,6 +12,8 @@ from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
 from src.exp.record import changes, read_record
+from src.teacher.evaluation import generate_answers
+from src.teacher.training import _step
 
 ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}
 
@@ -26,6 +28,22 @@ def cut_off_at(patch: pytest.MonkeyPatch, number: int) -> None:
         return step(self, *args, **options)
 
     patch.setattr(torch.optim.Adam, "step", counted)
+
+
+def kill_at(original, call: int):
+    """The function, cut off where it is called for the `call`-th time."""
+    left = iter(range(call - 1))
+
+    def counted(*args, **options):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    return counted
+
+
+def log_of_teacher(folder) -> str:
+    return (folder / "logs" / "train_teacher.log").read_text()
 
 
 def without(folder, copy, stage: str):
@@ -92,15 +110,8 @@ def test_a_teacher_killed_while_it_trains_and_while_it_writes_ends_as_one_that_w
     def interrupted(name: str, call: int) -> None:
         """The teacher's stage, cut off where it calls a function of its own for the `call`-th time."""
         module, _, attribute = name.rpartition(".")
-        original, left = getattr(import_module(module), attribute), iter(range(call - 1))
-
-        def counted(*args, **options):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            return original(*args, **options)
-
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(name, counted)
+            patch.setattr(name, kill_at(getattr(import_module(module), attribute), call))
             assert run_here(run_teacher.run, *overrides) == 130
 
     interrupted("src.teacher.training._step", 3)  # of 4
@@ -123,7 +134,7 @@ def test_a_finished_teacher_whose_files_are_gone_or_damaged_exports_again_withou
     folder, outputs = tmp_path / "run", tmp_path / "outputs"
     shutil.copytree(pipeline.folder, folder)
     overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
-    before = snapshot(folder / "models"), read(folder / "metrics" / "time.json")
+    before = snapshot(folder / "models")
 
     assert run_here(run_teacher.run, *overrides) == 0
     assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
@@ -133,7 +144,7 @@ def test_a_finished_teacher_whose_files_are_gone_or_damaged_exports_again_withou
     text = (folder / "logs" / "train_teacher.log").read_text()
     assert text.count("does not hold this teacher's export: exporting again") == 2
     assert text.count("training the adapter") == 1
-    assert (snapshot(folder / "models"), read(folder / "metrics" / "time.json")) == before
+    assert snapshot(folder / "models") == before
 
     log = text
     assert run_here(run_teacher.run, *overrides) == 0
@@ -154,6 +165,59 @@ def test_a_finished_teacher_does_not_replace_the_export_of_another(pipeline, tmp
     assert read(outputs / "manifest.json") == manifest
     assert run_here(run_teacher.run, *overrides, "general.overwrite=true") == 0
     assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
+
+
+def test_a_teacher_whose_training_is_done_is_not_trained_again_for_another_export(pipeline, tmp_path) -> None:
+    """Neither after an interruption nor when it was complete; what was exported is its own to replace."""
+    folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))  # 1: validation
+        assert run_here(run_teacher.run, *overrides) == 130
+    adapter = (folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors").read_bytes()
+    spent = read(folder / "metrics" / "time.json")
+    assert not (folder / "metrics" / "eval_teacher.json").exists()
+
+    # After the export: it stays, also with general.overwrite, which an export of another teacher may have wanted.
+    assert run_here(run_teacher.run, *overrides, "general.overwrite=true", "teacher.export.batch_tokens=512") == 0
+    again = read(folder / "metrics" / "time.json")
+    assert again["teacher_train_time_total"] == spent["teacher_train_time_total"]
+    assert log_of_teacher(folder).count("exporting 600 of 600 rows") == 1
+
+    changed = "teacher.export.top_n=5"
+    assert run_here(run_teacher.run, *overrides, changed) == 1
+    assert run_here(run_teacher.run, *overrides, changed, "general.overwrite=true") == 0
+    assert read(outputs / "manifest.json")["top_n"] == 5
+    assert (folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    assert log_of_teacher(folder).count("training the adapter") == 1
+    assert read(folder / "metrics" / "time.json")["teacher_train_time_total"] == spent["teacher_train_time_total"]
+
+
+def test_an_interrupted_teacher_goes_on_with_smaller_micro_batches(pipeline, tmp_path) -> None:
+    folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.teacher.training._step", kill_at(_step, 3))
+        assert run_here(run_teacher.run, *overrides, "teacher.save_steps=1") == 130
+    assert run_here(run_teacher.run, *overrides, "teacher.save_steps=1", "teacher.micro_batch_size=2") == 0
+    assert "goes on although teacher.micro_batch_size changed from 8 to 2" in log_of_teacher(folder)
+    assert "going on after step 2 of 4" in log_of_teacher(folder)
+
+
+def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pipeline, tmp_path) -> None:
+    folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
+    overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))
+        assert run_here(run_teacher.run, *overrides) == 130
+    times = dict.fromkeys(read(folder / "metrics" / "time.json"), 1e6)
+    (folder / "metrics" / "time.json").write_text(json.dumps(times))
+    before = read(outputs / "manifest.json")
+    assert run_here(run_teacher.run, *overrides, "teacher.lr=5e-4") == 0
+    assert read(outputs / "manifest.json")["adapter_sha256"] != before["adapter_sha256"]
+    now = read(folder / "metrics" / "time.json")
+    assert max(now["teacher_train_time_total"], now["distill_teacher_export_time"]) < 1e5
+    assert now["distill_student_train_time"] == 1e6
 
 
 NO_EFFECT = {

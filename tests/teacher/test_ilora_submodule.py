@@ -289,6 +289,14 @@ def test_an_adapter_of_other_settings_is_refused(lora, llm_folder, config, tmp_p
         add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
 
 
+def test_an_adapter_of_another_scale_is_refused(lora, llm_folder, config, tmp_path, logger):
+    lora.save(tmp_path / "adapter")
+    trained = config.lora.alpha
+    config.init_adapter, config.lora.alpha = str(tmp_path / "adapter"), trained + 1
+    with pytest.raises(UserError, match=rf"teacher\.lora\.alpha={trained + 1}: .* with {trained}; set"):
+        add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
+
+
 def test_the_base_model_is_recognised_in_any_dtype(lora, llm_folder, config, tmp_path):
     lora.save(tmp_path / "adapter")
     half = load_llm(llm_folder, "bfloat16", CPU)[1]

@@ -49,9 +49,17 @@ def test_no_weights(folder):
 
 
 def test_a_missing_shard_is_named(folder):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, "model-00001-of-00002.safetensors")
+    refused(folder, "model.safetensors.index.json names model-00001-of-00002.safetensors, missing there")
+
+
+def test_the_index_of_files_that_were_not_downloaded_does_not_matter(folder):
+    """Llama-2-7b-hf has both kinds of weights; one takes the safetensors."""
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    load_llm(folder, "float32", CPU)
 
 
 def test_damaged_weights(folder):

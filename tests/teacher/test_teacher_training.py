@@ -219,7 +219,7 @@ def test_train_save_load_gives_the_same_numbers(settings, dataset, cfg, logger, 
     folder.eval_file("teacher").unlink()
     again = ILoRATeacher(settings, dataset, folder, CPU)
     again.evaluate(cfg, logger)
-    cfg.general.overwrite = True
+    (outputs / "manifest.json").unlink()
     again.export_for_dllm2rec(cfg, logger)
 
     assert evaluation_of(folder) == first
@@ -267,9 +267,13 @@ def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cf
     before = (tmp_path / "outputs" / MANIFEST_FILE).read_bytes()
     teacher.export_for_dllm2rec(cfg, logger)  # is there already
     other = replace(settings, export=replace(settings.export, top_n=3))
+    elsewhere = ILoRATeacher(replace(other, lr=0.1), dataset, RunFolder(tmp_path / "elsewhere"), CPU)
+    elsewhere.train(cfg, logger, tb_writer)
     with pytest.raises(UserError, match=r"holds the export of another teacher .*general\.overwrite=true"):
-        ILoRATeacher(other, dataset, RunFolder(tmp_path / "run"), CPU).export_for_dllm2rec(cfg, logger)
+        elsewhere.export_for_dllm2rec(cfg, logger)
     assert (tmp_path / "outputs" / MANIFEST_FILE).read_bytes() == before
+    ILoRATeacher(other, dataset, RunFolder(tmp_path / "run"), CPU).export_for_dllm2rec(cfg, logger)  # its own
+    assert read_manifest(tmp_path / "outputs").top_n == 3
 
 
 def test_evaluating_what_was_never_trained(settings, dataset, cfg, logger, tmp_path):
