@@ -223,7 +223,7 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
 NO_EFFECT = {
     "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
     "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),
-    "distill": ("student.lr=1", "student.num_epochs=3", "general.experiment_name=other", "general.overwrite=true"),
+    "distill": ("student.save_interval=7", "distill.lr=1e-3", "general.experiment_name=other", "general.overwrite=true"),
 }
 
 
