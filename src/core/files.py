@@ -9,6 +9,8 @@ from typing import Any
 
 from src.core.errors import UserError
 
+LOCK_FILE = ".lock"  # in a folder that one process at a time may write to: see `src.core.artefacts.locked`
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write(temporary)` make the file beside `path`, then move it into place.
@@ -28,6 +30,18 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left of `write_atomic` below a folder that this process has locked.
+
+    A folder below it that has a lock of its own is left alone: somebody else may be writing there.
+    """
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not (Path(where) / name / LOCK_FILE).exists()]
+        for name in names:
+            if name.startswith(".") and name.endswith(".part"):
+                (Path(where) / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ _console = Console(stderr=True)
 _show_progress = True
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """`conf/logging`: what is shown and kept while a stage runs."""
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError, check
+from src.core.settings import EVALUATION
 
 _NAMES = ("recall", "ndcg", "hit_ratio")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
     """`conf/metrics`: cut-offs and the validation metric that picks the best epoch."""
 
-    ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20])
+    ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20], metadata=EVALUATION)
     monitor: str = "ndcg@10"
 
     def __post_init__(self) -> None:

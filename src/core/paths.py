@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class PathsConfig:
     """`conf/paths`: folders; relative ones start where the command was called."""
 

@@ -1,6 +1,9 @@
-"""From a section of the Hydra configuration to the checked dataclass behind it."""
+"""From a section of the Hydra configuration to the frozen, checked dataclass behind it, and what its values decide."""
 
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -9,26 +12,112 @@ from src.core.errors import UserError
 
 Settings = TypeVar("Settings")
 
+# Metadata of a field of a settings dataclass: what its value decides. A field without any decides the RESULT: another
+# value makes another model. The others are told apart so that a change of them repeats no more than it must.
+RESULT = "result"
+NOTHING = {"decides": "nothing"}  # no number: where files lie, how often state is saved, how memory is used
+UNDERWAY = {"decides": "underway"}  # a result, but an interrupted training may go on with another value
+EVALUATION = {"decides": "evaluation"}  # what is measured of a trained model
+EXPORT = {"decides": "export"}  # what a trained teacher writes for students
 
-def parse_section(schema: type[Settings], section: DictConfig, name: str) -> Settings:
+
+def key_of(name: str) -> dict[str, str]:
+    """Metadata of a field whose key in the YAML cannot be its name, such as `lambda`."""
+    return {"key": name}
+
+
+def parse_section(schema: type[Settings], section: DictConfig | dict, name: str) -> Settings:
     """Check a section's keys, types and ranges against a dataclass and build it.
 
     Raises:
         UserError: an unknown key, a value of another type, a reference to nothing, or a value that the dataclass
             refuses.
     """
+    keys = _renamed(schema)
     try:
-        values = OmegaConf.to_container(section, resolve=True)
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        built: Any = OmegaConf.to_object(merged)
+        values = section if isinstance(section, dict) else OmegaConf.to_container(section, resolve=True)
+        given = {keys.get(key, key): value for key, value in values.items()}
+        for key, attribute in keys.items():
+            if attribute in values:
+                raise UserError(f"{name}.{attribute}: unknown key; did you mean {name}.{key}?")
+        built: Any = OmegaConf.to_object(OmegaConf.merge(_unlocked(OmegaConf.structured(schema)), given))
     except ConfigKeyError as error:
-        raise UserError(f"{name}.{error.full_key or error.key}: unknown key") from error
+        raise UserError(unknown_key(schema, name, str(error.full_key or error.key))) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        key = (error.full_key or "").removeprefix(f"{name}.")  # from the root where a reference fails
+        attribute = (error.full_key or "").removeprefix(f"{name}.")  # from the root where a reference fails
+        key = {attribute: key for key, attribute in keys.items()}.get(attribute, attribute)
         raise UserError(f"{name}.{key}={_value(section, key)}: {reason}") from error
     return built
 
 
-def _value(section: DictConfig, key: str) -> Any:
-    return OmegaConf.select(section, key, throw_on_resolution_failure=False) if key else None
+def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict, name: str, by: str = "name") -> Any:
+    """`parse_section` with the schema that the section's `name` (or another key, `by`) chooses.
+
+    Raises:
+        UserError: as `parse_section`, or nothing of that name.
+    """
+    choice = section.get(by)
+    if choice not in schemas:
+        raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
+    return parse_section(schemas[choice], section, name)
+
+
+def unknown_key(schema: type, name: str, key: str) -> str:
+    """The message for a key, dotted from the section `name`, that its schema does not have."""
+    *path, last = key.split(".")
+    inner: Any = schema
+    for part in path:
+        kinds = get_type_hints(inner).get(part)
+        inner = next((kind for kind in (kinds, *get_args(kinds)) if is_dataclass(kind)), None)
+        if inner is None:
+            return f"{name}.{key}: unknown key"
+    allowed = [entry.metadata.get("key", entry.name) for entry in fields(inner)]
+    close = get_close_matches(last, allowed, n=1)
+    hint = f"did you mean {'.'.join([name, *path, close[0]])}? " if close else ""
+    return f"{name}.{key}: unknown key; {hint}allowed there: {', '.join(allowed)}"
+
+
+def _renamed(schema: type) -> dict[str, str]:
+    """Attribute by key, of the fields whose keys differ from their names."""
+    return {entry.metadata["key"]: entry.name for entry in fields(schema) if "key" in entry.metadata}  # type: ignore[arg-type]
+
+
+def _unlocked(node: DictConfig) -> DictConfig:
+    """OmegaConf makes the configuration of a frozen dataclass read-only, inner ones by flags of their own."""
+    OmegaConf.set_readonly(node, None)
+    if not (OmegaConf.is_missing({"node": node}, "node") or node._is_none()):
+        for key in node:
+            inner = node._get_node(key)
+            if isinstance(inner, DictConfig):
+                _unlocked(inner)
+    return node
+
+
+def _value(section: DictConfig | dict, key: str) -> Any:
+    if not key or isinstance(section, dict):
+        return section.get(key) if key else None
+    return OmegaConf.select(section, key, throw_on_resolution_failure=False)
+
+
+def flat_settings(settings: Any, prefix: str, decides: Collection[str] = (RESULT, "underway")) -> dict[str, Any]:
+    """Values of a settings dataclass by dotted key, those whose metadata say that they decide one of `decides`.
+
+    An inner dataclass takes on what its field decides.
+
+    >>> from src.core.metrics import MetricsConfig
+    >>> flat_settings(MetricsConfig(ks=[5, 10], monitor="ndcg@10"), "metrics")
+    {'metrics.monitor': 'ndcg@10'}
+    >>> flat_settings(MetricsConfig(ks=[5, 10], monitor="ndcg@10"), "metrics", ["evaluation"])
+    {'metrics.ks': [5, 10]}
+    """
+    return {key: value for key, value, kind in _leaves(settings, prefix, RESULT) if kind in decides}
+
+
+def _leaves(settings: Any, prefix: str, inherited: str) -> list[tuple[str, Any, str]]:
+    found = []
+    for entry in fields(settings):
+        key = f"{prefix}.{entry.metadata.get('key', entry.name)}"
+        value, kind = getattr(settings, entry.name), entry.metadata.get("decides", inherited)
+        found += _leaves(value, key, kind) if is_dataclass(value) else [(key, value, kind)]
+    return found
