@@ -146,8 +146,8 @@ class Artefact:
         """Note that it is whole: `files` as in `Record`."""
         self._update(completed=_now(), value=value, files=dict(files or {}), error=None)
 
-    def fail(self, error: str) -> None:
-        """Note why the making ended early."""
+    def note_error(self, error: str | None) -> None:
+        """Note how the last attempt to make it failed, or that it did not."""
         self._update(error=error)
 
     def _update(self, **changes: Any) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from src.core.artefacts import Artefact
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:
@@ -40,9 +42,6 @@ def teacher_outputs_dir(cfg: DictConfig) -> Path:
     return project_path(cfg.paths.teacher_outputs_dir)
 
 
-STAGES = ("teacher", "baseline", "distill", "dllm2rec_upstream")  # the last: distill.engine=submodule
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run folder; every name in it is decided here."""
@@ -57,10 +56,8 @@ class RunFolder:
         return self.model_dir(stage) / "last_state.pt"
 
     def log_file(self, stage: str) -> Path:
-        name = {"baseline": "train_student_baseline", "eval": "eval_all", "curve": "selection_curve"}.get(
-            stage, f"train_{stage}"
-        )
-        return self.root / "logs" / f"{name}.log"
+        names = {"baseline": "train_student_baseline", "eval": "eval_all", "study": "study"}
+        return self.root / "logs" / f"{names.get(stage, f'train_{stage}')}.log"
 
     def tensorboard_dir(self, stage: str) -> Path:
         return self.root / "tb" / stage
@@ -101,13 +98,6 @@ class RunFolder:
     def snapshot_dir(self, stage: str) -> Path:
         return self.root / ".hydra" / stage
 
-    def record_file(self, stage: str) -> Path:
-        """What the stage was made from, and whether it is complete."""
-        return self.snapshot_dir(stage) / "record.json"
-
-    def is_finished(self, stage: str) -> bool:
-        """Whether a stage was completed here: it writes its evaluation last.
-
-        Evaluating another folder's run leaves an evaluation without a model, which does not count.
-        """
-        return self.eval_file(stage).is_file() and self.model_dir(stage).is_dir()
+    def artefact(self, name: str) -> Artefact:
+        """One of the things that are made in this folder; `records/<name>.json` says from what, and whether it is whole."""
+        return Artefact(name=name, record_file=self.root / "records" / f"{name}.json", base=self.root)

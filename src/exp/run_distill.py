@@ -1,132 +1,149 @@
-"""Train the student with the teacher's exported knowledge."""
+"""Train the student with a teacher's exported knowledge."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+import torch
 
 from src.core.errors import UserError
 from src.core.files import write_json
-from src.core.logging import TensorBoardWriter, time_block
+from src.core.logging import TensorBoardWriter, forget_times, time_block
 from src.core.paths import teacher_outputs_dir
+from src.distill.control_teachers import random_teacher, recommender_teacher
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
+from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
 from src.distill.trainer_distill import train_distilled
-from src.exp.lookup import baseline_folder
-from src.exp.record import teacher_files_hash, weights_hash
-from src.exp.stage import Stage, run_entry_point, run_stage
-from src.exp.students import finish
+from src.exp.settings import Settings
+from src.exp.stage.entry import run_entry_point
+from src.exp.stage.inputs import INITIAL_WEIGHTS, distillation_inputs, teacher_files_hash, weights_hash
+from src.exp.stage.lookup import baseline_folder, recommender_folder
+from src.exp.stage.stage import Stage, Step, run_stage
+from src.exp.stage.students import about, finish, student_step
+from src.student.checkpoint import load_checkpoint_of
 from src.student.datamodule import require_full_batch
 from src.student.training import FitResult, save_history
 
+_CHOOSER_KEY = "teacher.export.student_checkpoint"
 
-def run(cfg: DictConfig) -> float:
+
+def run(cfg: Settings) -> float:
     if cfg.distill.engine == "submodule":
-        return run_stage(cfg, "dllm2rec_upstream", _run_original, lambda stage: {"the teacher's files": _hash(stage)})
-    return run_stage(cfg, "distill", train, _files)
+        return run_stage(cfg, "dllm2rec_upstream", _plan_original)
+    return run_stage(cfg, "distill", plan)
 
 
-def _files(stage: Stage) -> dict[str, str | None]:
-    return {
-        "the teacher's files": _hash(stage),
-        "the initial weights": weights_hash(_init_checkpoint(stage)),
-        "teacher.export.rows": stage.settings.teacher.export.rows,
-    }
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What a distillation reads besides its data: folders, None where it reads none.
+
+    Attributes:
+        initial: checkpoint that the student starts from; recommender: the teacher of `distill.teacher=recommender`;
+            chooser: the student whose scores have the policy choose rows of a whole export.
+    """
+
+    initial: Path | None
+    recommender: Path | None
+    chooser: Path | None
 
 
-def _init_checkpoint(stage: Stage) -> Path | None:
-    distill = stage.settings.distill
-    if distill.init == "scratch":
-        return None
-    return baseline_folder(stage, "distill.init_checkpoint", distill.init_checkpoint)
-
-
-def _hash(stage: Stage) -> str | None:
-    return teacher_files_hash(teacher_outputs_dir(stage.cfg))
-
-
-def train(stage: Stage) -> float:
-    """Train and test the student with the teacher's files; returns the best validation value."""
-    return train_with(stage, teacher_outputs(stage), _init_checkpoint(stage))
-
-
-def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | None) -> float:
-    """Train and test the student with this teacher; returns the best validation value."""
-    settings, writer = stage.settings, stage.tensorboard
-    policy = _policy(stage, outputs, writer)
-    with stage.training("distill_student_train_time") as resume:
-        result = train_distilled(
-            settings.distill,
-            settings.student,
+def plan(stage: Stage) -> list[Step]:
+    """One step; refused here is what could not be distilled."""
+    cfg = stage.settings
+    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
+    _require_something_to_select(cfg)
+    sources = _find_sources(stage)
+    made_from = {
+        **distillation_inputs(
+            cfg,
             stage.dataset,
-            outputs,
-            policy,
-            init_checkpoint,
-            settings.metrics,
-            stage.folder.model_dir("distill"),
-            settings.general.seed,
-            stage.device,
-            stage.logger,
-            writer,
-            resume,
+            teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)) if _reads_teacher(cfg) else None,
+            initial_weights=weights_hash(sources.initial),
+        ),
+        "the frozen recommender": weights_hash(sources.recommender),
+        "the student that chose the rows": weights_hash(sources.chooser),
+    }
+    return [student_step(stage, made_from=made_from, work=lambda: _train(stage, sources))]
+
+
+def _find_sources(stage: Stage) -> _Sources:
+    cfg = stage.settings
+    initial = recommender = chooser = None
+    if cfg.distill.init == "baseline":
+        initial = baseline_folder(stage, "distill.init_checkpoint", cfg.distill.init_checkpoint)
+    if cfg.distill.teacher == "recommender":
+        recommender = recommender_folder(stage, teacher_outputs_dir(cfg))
+    if _chooses_rows(cfg) and not _is_partial(teacher_outputs_dir(cfg)):
+        chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
+    return _Sources(initial=initial, recommender=recommender, chooser=chooser)
+
+
+def _require_something_to_select(cfg: Settings) -> None:
+    if cfg.active.strategy != "all" and not cfg.distill.gates_samples:
+        raise UserError(
+            f"active.strategy={cfg.active.strategy}: there is no loss to select samples for with distill.lambda="
+            f"{cfg.distill.kd_weight:g}, distill.alpha={cfg.distill.alpha:g} and distill.embedding="
+            f"{cfg.distill.embedding}; use active=all"
+        )
+
+
+def _reads_teacher(cfg: Settings) -> bool:
+    return cfg.distill.teacher != "recommender" and (cfg.distill.needs_ranking or cfg.distill.needs_embeddings)
+
+
+def _chooses_rows(cfg: Settings) -> bool:
+    """Whether the policy chooses rows before the teacher is asked, so that none is left to choose while distilling."""
+    return cfg.teacher.export.rows == "policy" and cfg.active.strategy != "all" and cfg.distill.gates_samples
+
+
+def _is_partial(folder: Path) -> bool:
+    from src.core.teacher_files import ROWS_FILE
+
+    return (folder / ROWS_FILE).is_file()
+
+
+# --- this framework -----------------------------------------------------------------------------------------
+
+
+def _train(stage: Stage, sources: _Sources) -> float:
+    """Train and test the student with the teacher's files; returns the best validation value."""
+    cfg = stage.settings
+    outputs = _asked_for(stage, _teach(stage, sources), sources)
+    with stage.training("distill_student_train_time") as context:
+        policy = _policy(stage, outputs, context.writer)
+        result = train_distilled(
+            cfg.distill,
+            cfg.student,
+            stage.dataset,
+            outputs=outputs,
+            policy=policy,
+            init_checkpoint=sources.initial,
+            metrics=cfg.metrics,
+            folder=stage.folder.model_dir("distill"),
+            context=context,
         )
     if isinstance(policy, LoggedPolicy):
         policy.save(stage.folder.selection_file)
-    return finish(stage, result, writer)
+    return finish(stage, result, context.writer)
 
 
-def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
-    """The policy of `active`, logged; one that chose rows before the export has nothing left to choose.
-
-    Raises:
-        UserError: a policy without a loss to select for, or one whose export holds all rows.
-    """
-    strategy, settings = stage.settings.active.strategy, stage.settings
-    if strategy == "all":
-        return SelectionPolicyAll()
-    if settings.teacher.export.rows == "policy":
-        if outputs.known is None:
-            raise UserError(
-                f"teacher.export.rows=policy: the export in {teacher_outputs_dir(stage.cfg)} holds all rows; leave the "
-                "key out to apply the policy while distilling, or export again"
-            )
-        stage.logger.info("the rows were chosen before the export (%s): distilling all of them", outputs.selection)
-        return SelectionPolicyAll()
-    if not settings.distill.gates_samples:
-        raise UserError(
-            f"active.strategy={strategy}: there is no loss to select samples for with distill.lambda="
-            f"{settings.distill.kd_weight:g}, distill.alpha={settings.distill.alpha:g} and distill.embedding="
-            f"{settings.distill.embedding}; use active=all"
+def _teach(stage: Stage, sources: _Sources) -> TeacherOutputs:
+    """The knowledge of the teacher that `distill.teacher` names."""
+    cfg, distill = stage.settings, stage.settings.distill
+    if sources.recommender is not None:
+        return recommender_teacher(
+            sources.recommender,
+            stage.dataset,
+            top_k=distill.top_k,
+            per_sequence=distill.confidence == "per_sequence",
+            device=stage.device,
         )
-    policy = build_selection_policy(stage.cfg.active, stage.dataset, settings.general.seed)
-    return LoggedPolicy(policy, stage.dataset, writer)
-
-
-def _run_original(stage: Stage) -> float:
-    """Train with DLLM2Rec's own program; its metrics become `metrics/eval_dllm2rec_upstream.json`."""
-    settings, dataset, folder = stage.settings, stage.dataset, stage.folder
-    monitor = settings.metrics.monitor
-    check_settings(settings.distill, settings.student, settings.general.seed, settings.active.strategy, monitor)
-    require_full_batch(settings.distill.batch_size, len(dataset.train))
-    program, outputs = find_program(), teacher_outputs(stage)
-    stage.replace_result()
-    work = folder.model_dir(stage.name)
-    write_files(work, dataset, outputs)
-    stage.logger.info("histories are cut to their last 10 items, as the original program has it")
-    words = arguments(settings.distill, settings.student, stage.device)
-    stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
-    with time_block("dllm2rec_upstream_train_time", folder.time_file):
-        result = run_program(program, work, words, settings.distill.num_epochs, work / "output.log")
-    save_history(FitResult(history=result.epochs), folder.history_file(stage.name))
-    metrics = result.metrics("test")
-    about = stage.about(f"{settings.student.name}, original program", len(dataset.test), work)
-    write_json(
-        folder.eval_file(stage.name),
-        {**about, "protocol": PROTOCOL, "best_epoch": result.best_epoch, "metrics": metrics, "metrics_masked": {}},
-    )
-    stage.logger.info("test %s: %.4f in epoch %d (%s)", monitor, metrics[monitor], result.best_epoch, PROTOCOL)
-    return result.metrics("valid")[monitor]
+    outputs = teacher_outputs(stage)
+    if distill.teacher == "random":
+        return random_teacher(outputs, stage.dataset.num_items, cfg.general.seed)
+    return outputs
 
 
 def teacher_outputs(stage: Stage) -> TeacherOutputs:
@@ -135,22 +152,82 @@ def teacher_outputs(stage: Stage) -> TeacherOutputs:
     if not (distill.needs_ranking or distill.needs_embeddings):
         stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
         return TeacherOutputs(None, None, None, None)
-    folder = teacher_outputs_dir(stage.cfg)
-    outputs = load_teacher_outputs(
-        folder,
-        stage.dataset,
-        distill.top_k,
-        distill.needs_embeddings,
-        distill.needs_ranking,
-        stage.logger,
-        distill.confidence == "per_sequence",
-    )
+    folder = teacher_outputs_dir(stage.settings)
+    outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
     stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
     return outputs
 
 
+def _asked_for(stage: Stage, outputs: TeacherOutputs, sources: _Sources) -> TeacherOutputs:
+    """As if the teacher had been asked only for the rows that the policy chooses from a baseline.
+
+    That equals an export of only those rows, because no line of an export depends on another.
+    """
+    if sources.chooser is None:
+        return outputs
+    cfg, dataset = stage.settings, stage.dataset
+    model = load_checkpoint_of(sources.chooser, dataset, _CHOOSER_KEY)
+    rows = select_rows(cfg.active, model, dataset, seed=cfg.general.seed, device=stage.device)
+    stage.logger.info("as if the teacher had been asked for %d of %d rows", len(rows), len(dataset.train))
+    return outputs.restricted_to(rows, len(dataset.train))
+
+
+def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
+    """The policy of `active`, logged; one that chose rows before the export has nothing left to choose."""
+    cfg = stage.settings
+    if cfg.active.strategy == "all" or _chooses_rows(cfg):
+        if outputs.selection:
+            stage.logger.info("the rows were chosen before the export (%s): distilling all of them", outputs.selection)
+        return SelectionPolicyAll()
+    return LoggedPolicy(build_selection_policy(cfg.active), stage.dataset, writer)
+
+
+# --- DLLM2Rec's own program ---------------------------------------------------------------------------------
+
+
+def _plan_original(stage: Stage) -> list[Step]:
+    cfg, name = stage.settings, stage.name
+    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics.monitor)
+    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
+    find_program()
+    made_from = distillation_inputs(
+        cfg,
+        stage.dataset,
+        teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)),
+        initial_weights=None,
+    )
+    step = Step(
+        artefact=stage.folder.artefact(name),
+        made_from=lambda: made_from,
+        work=lambda: _run_original(stage),
+        files=lambda: stage.hashes(stage.folder.eval_file(name)),
+        forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),
+    )
+    return [step]
+
+
+def _run_original(stage: Stage) -> float:
+    """Train with DLLM2Rec's own program; its metrics become `metrics/eval_dllm2rec_upstream.json`."""
+    cfg, folder, monitor = stage.settings, stage.folder, stage.settings.metrics.monitor
+    program, work = find_program(), folder.model_dir(stage.name)
+    write_files(work, stage.dataset, teacher_outputs(stage))
+    stage.logger.info("histories are cut to their last 10 items, as the original program has it")
+    words = arguments(cfg.distill, cfg.student, stage.device)
+    stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
+    forget_times("dllm2rec_upstream_train_time")
+    with time_block("dllm2rec_upstream_train_time"):
+        result = run_program(program, work, words, cfg.distill.num_epochs, work / "output.log")
+    save_history(FitResult(history=result.epochs), folder.history_file(stage.name))
+    metrics = result.metrics("test")
+    head = about(stage, f"{cfg.student.name}, original program", f"models/{stage.name}")
+    content = {"protocol": PROTOCOL, "best_epoch": result.best_epoch, "metrics": metrics, "metrics_masked": {}}
+    write_json(folder.eval_file(stage.name), {**head, **content})
+    stage.logger.info("test %s: %.4f in epoch %d (%s)", monitor, metrics[monitor], result.best_epoch, PROTOCOL)
+    return result.metrics("valid")[monitor]
+
+
 def main() -> None:
-    run_entry_point(run)
+    run_entry_point(run, "distill")
 
 
 if __name__ == "__main__":

@@ -3,123 +3,131 @@
 import shutil
 from collections.abc import Callable
 from math import isnan
-from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.core.cost import answer_latency, parameter_counts, record_cost
+from src.core.artefacts import locked
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
-from src.core.paths import STAGES, RunFolder, project_path, result_root
-from src.core.significance import Ranks, load_ranks
-from src.exp.lookup import find_run
-from src.exp.report import STUDENTS, Comparison, summary_table, write_report
-from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
+from src.core.foreign.escape import rich_text
+from src.core.git_info import git_commit
+from src.core.paths import RunFolder, project_path
+from src.exp.report.comparison import LABELS, STUDENTS, Comparison, summary_table
+from src.exp.report.run_report import write_report
+from src.exp.report.significance import Ranks, load_ranks
+from src.exp.settings import Settings
+from src.exp.stage.entry import run_entry_point
+from src.exp.stage.inputs import weights_hash
+from src.exp.stage.lookup import Found
+from src.exp.report.sources import Sources, differ_besides_seed, find_sources, random_control
+from src.exp.stage.stage import Stage, look, open_stage, run_folder
 from src.student.checkpoint import load_checkpoint
+from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.student.evaluator import Evaluation, ScoreRows, evaluate_model, evaluate_scores, write_evaluation
-from src.student.floors import markov_chain, popularity
 from src.student.models import Student
+from src.student.references import markov_chain, popularity
 
 _TIMED_USERS = 200
+_UPSTREAM = "dllm2rec_upstream"
 
 
-def run(cfg: DictConfig) -> float:
-    stage = begin_stage(cfg, "eval")
-    sources = _sources(stage)
-    students = {name: _evaluate_student(stage, name, sources[name]) for name in STUDENTS if name in sources}
-    floors = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
-    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in floors.items()}
-    if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
-        evaluations["teacher"] = _take_over(stage, "teacher", sources["teacher"])
-    evaluations |= students
-    if "dllm2rec_upstream" in sources:
-        evaluations["dllm2rec_upstream"] = _take_over(stage, "dllm2rec_upstream", sources["dllm2rec_upstream"])
-    ranks, seeds = _all_seeds(stage, students)
-    if "teacher" in sources:
-        ranks["teacher"] = [load_ranks(stage.folder.ranks_file("teacher"))]
-    ranks |= {name: [e.ranks] for name, e in floors.items()}
-    ranks = {name: ranks[name] for name in evaluations if name in ranks}
-    comparison = Comparison(
-        stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations, ranks, seeds
-    )
-    write_report(comparison)
+def run(cfg: Settings) -> float:
+    with locked(run_folder().root):
+        stage = look(cfg, "eval")
+        sources = find_sources(stage)
+        open_stage(stage)
+        artefact = stage.folder.artefact("eval")
+        artefact.begin({f"the {name}": _weights(run, name) for name, run in sources.runs.items()})
+        comparison = _compare(stage, sources)
+        files = write_report(comparison)
+        value = comparison.value("distill" if "distill" in comparison.seeds else "baseline")
+        artefact.complete(value, stage.hashes(*files))
     _print(comparison)
-    return evaluations.get("distill", evaluations.get("baseline"))["metrics"][comparison.monitor]
+    return value
 
 
-def _all_seeds(stage: Stage, students: dict[str, dict]) -> tuple[dict[str, list[Ranks]], dict[str, list[dict]]]:
+def _weights(run: Found, name: str) -> str | None:
+    return weights_hash(run.folder.model_dir(name))
+
+
+def _compare(stage: Stage, sources: Sources) -> Comparison:
+    """Every model's evaluation: students and references anew, teacher and upstream's program as they were."""
+    runs = sources.runs
+    students = {name: _evaluate_student(stage, name, runs[name]) for name in STUDENTS if name in runs}
+    references = {"popular": _reference(stage, popularity), "markov": _reference(stage, markov_chain)}
+    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in references.items()}
+    if "teacher" in runs:
+        evaluations["teacher"] = _take_over(stage, "teacher", runs["teacher"].folder)
+    evaluations |= students
+    if _UPSTREAM in runs:
+        evaluations[_UPSTREAM] = _take_over(stage, _UPSTREAM, runs[_UPSTREAM].folder)
+    ranks, seeds = _all_seeds(stage, students, sources)
+    if "teacher" in runs:
+        ranks["teacher"] = [load_ranks(stage.folder.ranks_file("teacher"))]
+    ranks |= {name: [e.ranks] for name, e in references.items()}
+    return Comparison(
+        settings=stage.settings,
+        commit=git_commit(),
+        dataset=stage.dataset,
+        device=stage.device,
+        folder=stage.folder,
+        sources={name: run.folder for name, run in runs.items()},
+        evaluations=evaluations,
+        ranks={name: ranks[name] for name in evaluations if name in ranks},
+        seeds=seeds,
+        unlike=sources.unlike,
+        notes=sources.notes,
+        random_control=random_control(stage, runs["distill"]) if "distill" in runs else None,
+    )
+
+
+def _all_seeds(
+    stage: Stage, students: dict[str, dict], sources: Sources
+) -> tuple[dict[str, list[Ranks]], dict[str, list[dict]]]:
     """Per student the ranks and evaluations of this run, then of the runs in `eval.seed_dirs`.
 
     Raises:
-        UserError: a folder holds no student, or one of another data set or of a seed that is there already.
+        UserError: a folder holds no student, or one that differs in more than its seed, or has a seed once more.
     """
     ranks = {name: [load_ranks(stage.folder.ranks_file(name))] for name in students}
     found = {name: [evaluation] for name, evaluation in students.items()}
     for given in stage.settings.eval.seed_dirs:
         folder = RunFolder(project_path(given))
-        here = [name for name in students if folder.is_finished(name)]
+        here = [name for name in students if folder.artefact(name).status().is_current]
         if not here:
             raise UserError(f"eval.seed_dirs: {given} holds no finished {' or '.join(students)}; give run folders")
         for name in here:
             evaluation = read_json(folder.eval_file(name))
-            _check_seed_run(stage, given, evaluation, found[name])
+            _require_another_seed(given, name, folder, evaluation, others=found[name], main=sources.runs[name])
             found[name].append(evaluation)
             ranks[name].append(load_ranks(folder.ranks_file(name)))
     return ranks, found
 
 
-def _check_seed_run(stage: Stage, given: str, evaluation: dict, others: list[dict]) -> None:
-    if evaluation["dataset_fingerprint"] != stage.dataset.fingerprint:
+def _require_another_seed(
+    given: str, name: str, folder: RunFolder, evaluation: dict, *, others: list[dict], main: Found
+) -> None:
+    record = folder.artefact(name).status().record
+    assert record is not None
+    if difference := differ_besides_seed(main.record, record):
         raise UserError(
-            f"eval.seed_dirs: {given} is a run of other data; give runs of the dataset {stage.dataset.name}"
+            f"eval.seed_dirs: the {name} of {given} differs from that of {main.folder.root} in more than its seed: "
+            f"{difference}; give runs of the same settings and data"
         )
-    seeds = [other["seed"] for other in others]
-    if evaluation["seed"] in seeds:
+    if evaluation["seed"] in [other["seed"] for other in others]:
         raise UserError(
             f"eval.seed_dirs: {given} has seed {evaluation['seed']} once more; give runs of different seeds"
         )
 
 
-def _sources(stage: Stage) -> dict[str, RunFolder]:
-    """The run folder of each finished stage."""
-    given = stage.settings.eval.run_dir
-    if given is not None:
-        folder = RunFolder(project_path(given))
-        if not folder.root.is_dir():
-            raise UserError(
-                f"eval.run_dir={given}: no such folder; give a run folder such as result/result_<timestamp>"
-            )
-        found = {name: folder for name in STAGES if folder.is_finished(name)}
-    elif is_multirun():
-        raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
-    else:
-        root = result_root(stage.cfg)
-        runs = {
-            name: find_run(name, stage.folder, root, stage.dataset.fingerprint, "eval.run_dir", stage.logger)
-            for name in STAGES
-            # DLLM2Rec's own program belongs to one run only: another run's must not slip into this report.
-            if name != "dllm2rec_upstream" or stage.folder.is_finished(name)
-        }
-        found = {name: run for name, run in runs.items() if run is not None}
-    if not found.keys() & {"baseline", "distill"}:
-        where = f"in {given}" if given else f"for dataset {stage.dataset.name} under {result_root(stage.cfg)}"
-        raise UserError(
-            f"eval.run_dir={given}: no finished baseline or distilled student {where}; run "
-            "src.exp.run_student_baseline or src.exp.run_distill first"
-        )
-    return found
-
-
-def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
-    """A scorer without training that every model has to beat."""
+def _reference(stage: Stage, scorer: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
+    """A scorer without training, which every model has to beat."""
     dataset = stage.dataset
-    scorer = floor(dataset, dataset.test)
-    return evaluate_scores(scorer, dataset.test, dataset.num_items, stage.settings.metrics.ks)
+    return evaluate_scores(scorer(dataset, dataset.test), dataset.test, dataset.num_items, stage.settings.metrics.ks)
 
 
 def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
@@ -135,23 +143,29 @@ def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
     return read_json(source.eval_file(name))
 
 
-def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:
+def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
     """Evaluate a checkpoint and compare with what its training wrote."""
-    folder = source.model_dir(name)
+    folder = source.folder.model_dir(name)
     model, info = load_checkpoint(folder)
-    if info.dataset_fingerprint != stage.dataset.fingerprint:
-        raise UserError(
-            f"{folder}: trained on {info.dataset} ({info.dataset_fingerprint[:12]}), this run uses "
-            f"{stage.dataset.name} ({stage.dataset.fingerprint[:12]}); give the dataset settings of that run"
-        )
-    before = read_json(source.eval_file(name))
+    before = source.folder.eval_file(name)
+    metrics_before = read_json(before)["metrics"] if before.is_file() else {}
     evaluation = evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
-    about = stage.about(model.config.name, len(stage.dataset.test), folder)
-    about["seed"], about["git_commit"] = info.seed, info.git_commit  # of the training, not of this evaluation
+    inside = folder.is_relative_to(stage.folder.root)
+    about = {
+        "model": model.config.name,
+        "dataset": stage.dataset.name,
+        "dataset_fingerprint": stage.dataset.fingerprint,
+        "split": "test",
+        "num_users": len(stage.dataset.test),
+        "num_items": stage.dataset.num_items,
+        "seed": info.seed,  # of the training, as the commit
+        "git_commit": info.git_commit,
+        "checkpoint": str(folder.relative_to(stage.folder.root) if inside else folder),
+    }
     write_evaluation(stage.folder.eval_file(name), stage.folder.ranks_file(name), evaluation, about)
     _measure_cost(stage, name, model)
-    shared = before["metrics"].keys() & evaluation.metrics.keys()
-    if all(before["metrics"][k] == evaluation.metrics[k] for k in shared):
+    shared = metrics_before.keys() & evaluation.metrics.keys()
+    if all(metrics_before[key] == evaluation.metrics[key] for key in shared):
         stage.logger.info("%s: same test metrics as after its training", name)
     else:
         stage.logger.warning("%s: test metrics differ from those after its training (another device?)", name)
@@ -159,7 +173,7 @@ def _evaluate_student(stage: Stage, name: str, source: RunFolder) -> dict:
 
 
 def _measure_cost(stage: Stage, name: str, model: Student) -> None:
-    """Parameters, and the time to score all items for one test user and to sort out the best ten."""
+    """Parameters, and the time to score all items for one test user and to find the top 10."""
     rows, model = stage.dataset.test, model.eval().to(stage.device)
 
     @torch.no_grad()
@@ -175,7 +189,8 @@ def _measure_cost(stage: Stage, name: str, model: Student) -> None:
 def _print(comparison: Comparison) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
-    table = Table(title=f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items")
+    dataset = comparison.dataset
+    table = Table(title=rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items"))
     table.add_column("metric")
     for label in frame.index:
         table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
@@ -184,17 +199,14 @@ def _print(comparison: Comparison) -> None:
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))
     console = Console()
     console.print(table)
-    reports = [("report", comparison.folder.report_file), ("report", comparison.folder.html_report_file)]
-    for title, path in (*reports, *_plots(comparison.folder.plots_dir)):
-        console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
-
-
-def _plots(folder: Path) -> list[tuple[str, Path]]:
-    return [("plot", path) for path in sorted(folder.glob("*.png"))]
+    folder = comparison.folder
+    plots = [("plot", path) for path in sorted(folder.plots_dir.glob("*.png"))]
+    for title, path in (("report", folder.report_file), ("report", folder.html_report_file), *plots):
+        console.print(rich_text(f"{title}: {path}"), soft_wrap=True, highlight=False)
 
 
 def main() -> None:
-    run_entry_point(run)
+    run_entry_point(run, "eval")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,41 @@
 """Train the student without a teacher."""
 
-from omegaconf import DictConfig
-
-from src.exp.stage import Stage, run_entry_point, run_stage
-from src.exp.students import finish
+from src.exp.settings import Settings
+from src.exp.stage.entry import run_entry_point
+from src.exp.stage.inputs import student_inputs
+from src.exp.stage.stage import Stage, Step, run_stage
+from src.exp.stage.students import finish, student_step
+from src.student.datamodule import require_full_batch
 from src.student.trainer_baseline import train_baseline
 
 
-def run(cfg: DictConfig) -> float:
-    return run_stage(cfg, "baseline", train)
+def run(cfg: Settings) -> float:
+    return run_stage(cfg, "baseline", plan)
 
 
-def train(stage: Stage) -> float:
+def plan(stage: Stage) -> list[Step]:
+    """One step; refused here is what could not be trained."""
+    require_full_batch(stage.settings.student.batch_size, len(stage.dataset.train))
+    made_from = student_inputs(stage.settings, stage.dataset)
+    return [student_step(stage, made_from=made_from, work=lambda: _train(stage))]
+
+
+def _train(stage: Stage) -> float:
     """Train and test the student; returns the best validation value."""
-    writer = stage.tensorboard
-    with stage.training("student_baseline_train_time") as resume:
+    cfg = stage.settings
+    with stage.training("student_baseline_train_time") as context:
         result = train_baseline(
-            stage.settings.student,
+            cfg.student,
             stage.dataset,
-            stage.settings.metrics,
-            stage.folder.model_dir("baseline"),
-            stage.settings.general.seed,
-            stage.device,
-            stage.logger,
-            writer,
-            resume,
+            metrics=cfg.metrics,
+            folder=stage.folder.model_dir("baseline"),
+            context=context,
         )
-    return finish(stage, result, writer)
+    return finish(stage, result, context.writer)
 
 
 def main() -> None:
-    run_entry_point(run)
+    run_entry_point(run, "baseline")
 
 
 if __name__ == "__main__":

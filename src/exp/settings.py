@@ -1,26 +1,31 @@
-"""The whole configuration as checked dataclasses: where Hydra's `cfg` ends."""
+"""The whole configuration as frozen, checked dataclasses: built once, where Hydra's configuration ends."""
 
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.core.data_utils import DatasetConfig
+from src.core import datasets
+from src.core.datasets.base import DatasetConfig
 from src.core.errors import UserError, check
 from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
-from src.core.paths import PathsConfig, project_path
-from src.core.settings import parse_section
-from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
-from src.distill.trainer_distill import DistillConfig
-from src.student.config import StudentConfig
+from src.core.paths import PathsConfig
+from src.core.settings import parse_choice, parse_section
+from src.distill import selection_policy
+from src.distill.config import DistillConfig
+from src.distill.selection_policy import ActiveConfig
+from src.exp.study.config import GatherConfig, StudyConfig
+from src.student import config as students
+from src.student.config import StudentConfig, fit_window
 from src.teacher.config import TeacherConfig
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class GeneralConfig:
     """`general`: what all stages share."""
 
@@ -34,7 +39,7 @@ class GeneralConfig:
         check(self.experiment_name.strip() != "", "general.experiment_name", self.experiment_name, "a name")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """`eval`: what `run_eval_all` looks at."""
 
@@ -42,34 +47,7 @@ class EvalConfig:
     seed_dirs: list[str] = field(default_factory=list)
 
 
-TEACHERS = ("files", "recommender", "random")
-
-
-@dataclass
-class ArmConfig:
-    """A distillation beside another: who teaches, and which settings of `distill` and `active` differ."""
-
-    teacher: str = "files"
-    distill: dict[str, Any] = field(default_factory=dict)
-    active: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check(self.teacher in TEACHERS, "arms.trained.<name>.teacher", self.teacher, f"one of {', '.join(TEACHERS)}")
-
-
-@dataclass
-class ArmsConfig:
-    """`arms`: what `run_arms` trains beside the baseline, and for which seeds."""
-
-    run_dir: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    trained: dict[str, ArmConfig] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check(len(self.seeds) == len(set(self.seeds)) > 0, "arms.seeds", self.seeds, "a list of different integers")
-
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class RecommendConfig:
     """`recommend`: a question to a trained student."""
 
@@ -82,35 +60,13 @@ class RecommendConfig:
         check(self.top_k >= 1, "recommend.top_k", self.top_k, "an integer >= 1")
 
 
-@dataclass
-class CurveConfig:
-    """`curve`: the points of `selection_curve`, policies x shares x seeds."""
-
-    policies: list[str]
-    shares: list[float]
-    seeds: list[int]
-
-    def __post_init__(self) -> None:
-        for key in ("policies", "shares", "seeds"):
-            values = getattr(self, key)
-            different = len(values) > 0 and len(set(values)) == len(values)
-            check(different, f"curve.{key}", values, "one or more different values")
-        allowed = ("random", *STUDENT_MEASURES)
-        check(set(self.policies) <= {*allowed}, "curve.policies", self.policies, f"of {', '.join(allowed)}")
-        check(all(0 < s < 1 for s in self.shares), "curve.shares", self.shares, "numbers between 0 and 1")
-        check(all(0 <= s < 2**31 for s in self.seeds), "curve.seeds", self.seeds, "integers from 0 to 2**31 - 1")
-
-
-@dataclass
-class GatherConfig:
-    """`gather`: a sweep to tabulate."""
-
-    sweep_dir: str | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every section, checked."""
+    """Every section, checked; what the specification calls `cfg`.
+
+    Attributes:
+        composed: the configuration as Hydra composed it, for the snapshot in the run folder.
+    """
 
     general: GeneralConfig
     dataset: DatasetConfig
@@ -122,57 +78,59 @@ class Settings:
     logging: LoggingConfig
     metrics: MetricsConfig
     eval: EvalConfig
-    curve: CurveConfig
     recommend: RecommendConfig
-    arms: ArmsConfig
+    study: StudyConfig
     gather: GatherConfig
+    composed: DictConfig = field(repr=False, compare=False)
 
 
-_SCHEMAS = {name: entry.type for name, entry in Settings.__dataclass_fields__.items()}
+_SECTIONS = [name for name in Settings.__dataclass_fields__ if name != "composed"]
+_CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
+    "dataset": (datasets.SCHEMAS, "name"),
+    "student": (students.SCHEMAS, "name"),
+    "active": (selection_policy.SCHEMAS, "strategy"),
+}
 
 
-def parse_settings(cfg: DictConfig) -> Settings:
+def parse_settings(config: DictConfig) -> Settings:
     """Check every section, whatever the stage, so that a wrong value fails before anything is computed.
 
     Raises:
         UserError: an unknown key or group, a value of another type or out of range.
     """
-    for key in cfg:
-        if key not in _SCHEMAS:
-            raise UserError(f"{key}: unknown section; available: {', '.join(_SCHEMAS)}")
-    own = {"distill": _parse_distill, "teacher": _parse_teacher}
-    sections = {
-        name: own[name](cfg[name]) if name in own else parse_section(schema, cfg[name], name)
-        for name, schema in _SCHEMAS.items()
-    }
-    if sections["dataset"].raw_dir is not None:
-        sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
-    return Settings(**sections)
+    for key in config:
+        if key not in _SECTIONS:
+            raise UserError(f"{key}: unknown section; available: {', '.join(_SECTIONS)}")
+    sections = {name: _parse(name, config[name]) for name in _SECTIONS}
+    sections["student"] = fit_window(sections["student"], sections["dataset"].max_seq_len)
+    return Settings(**sections, composed=config)
+
+
+def _parse(name: str, section: DictConfig) -> Any:
+    own: dict[str, Callable[[DictConfig], Any]] = {"teacher": _parse_teacher}
+    if name in own:
+        return own[name](section)
+    if name in _CHOICES:
+        schemas, by = _CHOICES[name]
+        return parse_choice(schemas, section, name, by)
+    return parse_section(Settings.__dataclass_fields__[name].type, section, name)
 
 
 def known_keys(section: str) -> list[str]:
-    """The keys of a section such as `student` or `teacher.lora`, of the whole configuration for ``; [] if unknown."""
-    schema: Any = Settings
-    for name in filter(None, section.split(".")):
-        fields = typing.get_type_hints(schema)
-        options = [t for t in (fields.get(name), *typing.get_args(fields.get(name))) if is_dataclass(t)]
-        if not options:
-            return []
-        schema = options[0]
-    return ["lambda" if entry.name == "kd_weight" else entry.name for entry in fields_of(schema)]
+    """The keys of a section such as `student` or `teacher.lora`, of the whole configuration for ``; [] if unknown.
 
-
-def _parse_distill(section: DictConfig) -> DistillConfig:
-    """`lambda` cannot name a dataclass field; here it becomes `kd_weight`."""
-    values = OmegaConf.to_container(section, resolve=True)
-    if "kd_weight" in values:
-        raise UserError("distill.kd_weight: unknown key; did you mean distill.lambda?")
-    if "lambda" in values:
-        values["kd_weight"] = values.pop("lambda")
-    try:
-        return parse_section(DistillConfig, OmegaConf.create(values), "distill")
-    except UserError as error:
-        raise UserError(str(error).replace("distill.kd_weight", "distill.lambda")) from error
+    A section with several schemas has the keys of them all.
+    """
+    if not section:
+        return _SECTIONS
+    first, *rest = section.split(".")
+    if first not in _SECTIONS:
+        return []
+    schemas = list(_CHOICES[first][0].values()) if first in _CHOICES else [Settings.__dataclass_fields__[first].type]
+    for name in rest:
+        inner = [typing.get_type_hints(schema).get(name) for schema in schemas]
+        schemas = [kind for hint in inner for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+    return list(dict.fromkeys(e.metadata.get("key", e.name) for schema in schemas for e in fields_of(schema)))
 
 
 _NOT_OF_RECOMMENDER = {
@@ -187,6 +145,6 @@ def _parse_teacher(section: DictConfig) -> TeacherConfig:
         if key in (section.get("recommender") or {}):
             raise UserError(f"teacher.recommender.{key}={section.recommender[key]}: {why}; leave it out")
     try:
-        return parse_section(TeacherConfig, section, "teacher")
+        return parse_section(TeacherConfig, OmegaConf.to_container(section, resolve=True), "teacher")
     except UserError as error:
         raise UserError(re.sub(r"^student\.", "teacher.recommender.", str(error))) from error

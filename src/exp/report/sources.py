@@ -1,0 +1,184 @@
+"""Which run each model of a comparison comes from, and whether the two students may be compared."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.core.artefacts import Record, unlike
+from src.core.errors import UserError
+from src.core.paths import RunFolder, project_path, result_root
+from src.exp.report.significance import PairedTest, load_ranks, paired_tests
+from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
+from src.exp.stage.lookup import Found, complete_runs, find, of_data
+from src.exp.stage.stage import Stage
+
+SEED, TEACHER = "general.seed", "distill.teacher"
+_OF_A_SEED = (SEED, TEACHER_FILES, INITIAL_WEIGHTS, "the frozen recommender", "the student that chose the rows")
+_UPSTREAM = "dllm2rec_upstream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The runs that a comparison is about.
+
+    Attributes:
+        runs: by model: `teacher`, `baseline`, `distill`, `dllm2rec_upstream`.
+        unlike: what differs between the two students besides the distillation; empty if they may be compared.
+        notes: sentences that a reader of the comparison has to know.
+    """
+
+    runs: dict[str, Found]
+    unlike: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def find_sources(stage: Stage) -> Sources:
+    """The runs that `eval.run_dir` names; without it this folder's, completed by the newest runs that fit them.
+
+    Raises:
+        UserError: there is no finished student.
+    """
+    given = stage.settings.eval.run_dir
+    runs, other = _of_folder(stage, given) if given is not None else _searched(stage)
+    if not runs.keys() & {"baseline", "distill"}:
+        where = f"in {given}" if given else f"for dataset {stage.dataset.name} under {result_root(stage.settings)}"
+        raise UserError(
+            f"eval.run_dir={given}: no finished baseline or distilled student {where}; run "
+            "src.exp.run_student_baseline or src.exp.run_distill first"
+        )
+    difference = other
+    if {"baseline", "distill"} <= runs.keys():
+        difference = differ_besides_distillation(runs["baseline"].record, runs["distill"].record)
+    return Sources(runs=runs, unlike=difference, notes=_notes(runs))
+
+
+def _of_folder(stage: Stage, given: str) -> tuple[dict[str, Found], str]:
+    folder = RunFolder(project_path(given))
+    if not folder.root.is_dir():
+        raise UserError(f"eval.run_dir={given}: no such folder; give a run folder such as result/result_<timestamp>")
+    names = {"teacher": "teacher_evaluation", "baseline": "baseline", "distill": "distill", _UPSTREAM: _UPSTREAM}
+    runs = {model: run for model, name in names.items() if (run := _here(folder, name)) is not None}
+    for model, run in runs.items():
+        found = run.record.made_from.get(DATA)
+        if found != stage.dataset.fingerprint:
+            raise UserError(
+                f"eval.run_dir={given}: its {model} was made from other data ({str(found)[:12]}) than "
+                f"{stage.dataset.name} of this run ({stage.dataset.fingerprint[:12]}); give the dataset settings of "
+                "that run"
+            )
+    return runs, ""
+
+
+def _here(folder: RunFolder, name: str) -> Found | None:
+    status = folder.artefact(name).status()
+    return Found(folder=folder, record=status.record) if status.is_current and status.record else None
+
+
+def _searched(stage: Stage) -> tuple[dict[str, Found], str]:
+    """The runs, and by what the nearest other student differs where none fits."""
+    runs: dict[str, Found] = {}
+    fits = of_data(stage.dataset.fingerprint)
+    anchor = next((n for n in ("distill", "baseline") if _fitting_here(stage, n)), None)
+    anchor = anchor or next((n for n in ("distill", "baseline") if _search(stage, n, fits)), None)
+    if anchor is None:
+        return runs, ""
+    first = _search(stage, anchor, fits)
+    assert first is not None
+    runs[anchor] = first
+    partner = {"distill": "baseline", "baseline": "distill"}[anchor]
+
+    def differs(record: Record) -> str:
+        students = {anchor: first.record, partner: record}
+        return differ_besides_distillation(students["baseline"], students["distill"])
+
+    other, reason = _search(stage, partner, differs), ""
+    if other is not None:
+        runs[partner] = other
+    elif misfit := _fitting_here(stage, partner):  # both lie in this folder: the report says why they are not compared
+        runs[partner] = misfit
+    else:
+        reason = next((differs(run.record) for run in _all(stage, partner) if not fits(run.record)), "")
+    teacher = _teacher_of(stage, runs.get("distill"))
+    upstream = _fitting_here(stage, _UPSTREAM)  # another run's must not slip into this report
+    found = {"teacher": teacher, **runs, _UPSTREAM: upstream}
+    return {name: run for name, run in found.items() if run is not None}, reason
+
+
+def _all(stage: Stage, name: str) -> list[Found]:
+    return complete_runs(name, result_root(stage.settings), stage.folder)
+
+
+def _fitting_here(stage: Stage, name: str) -> Found | None:
+    run = _here(stage.folder, name)
+    return run if run is not None and run.record.made_from.get(DATA) == stage.dataset.fingerprint else None
+
+
+def _search(stage: Stage, name: str, misfit: Callable[[Record], str]) -> Found | None:
+    return find(
+        name,
+        root=result_root(stage.settings),
+        here=stage.folder,
+        misfit=misfit,
+        why="eval.run_dir not given",
+        logger=stage.logger,
+    )
+
+
+def _teacher_of(stage: Stage, distilled: Found | None) -> Found | None:
+    """The teacher whose files were distilled; without a distilled student the newest one of the data."""
+    if distilled is None:
+        return _search(stage, "teacher_evaluation", of_data(stage.dataset.fingerprint))
+    files = distilled.record.made_from.get(TEACHER_FILES)
+    for run in _all(stage, "teacher_export"):
+        if files is not None and files in run.record.files.values():
+            return _here(run.folder, "teacher_evaluation")
+    return None
+
+
+def _notes(runs: Mapping[str, Found]) -> list[str]:
+    notes = []
+    if {"baseline", "distill"} <= runs.keys():
+        one, other = runs["baseline"].record, runs["distill"].record
+        if one.commit != other.commit:
+            notes.append(
+                f"The students were trained by different versions of the code: baseline {one.commit[:12]}, distilled "
+                f"{other.commit[:12]}."
+            )
+        if other.made_from.get("distill.init") == "baseline":
+            notes.append("The distilled student started from a baseline's weights, so it was trained for longer.")
+        if other.made_from.get(TEACHER, "files") != "files":
+            notes.append(f"The distilled student's teacher was a control: {other.made_from[TEACHER]}.")
+    if "teacher" in runs and (engine := _engine(runs["teacher"].folder)):
+        notes.append(f"The teacher's engine was {engine} (teacher.engine); another engine gives another teacher.")
+    return notes
+
+
+def _engine(folder: RunFolder) -> Any:
+    record = folder.artefact("teacher").status().record
+    return record.made_from.get("teacher.engine") if record else None
+
+
+# --- runs of other seeds, and controls ----------------------------------------------------------------------
+
+
+def differ_besides_seed(one: Record, other: Record, *also: str) -> str:
+    """By what two runs differ besides their seed and what the seed decides; empty: by nothing."""
+    left, right = (
+        {key: value for key, value in record.made_from.items() if key not in (*_OF_A_SEED, *also)}
+        for record in (one, other)
+    )
+    return unlike(left, right)
+
+
+def random_control(stage: Stage, distilled: Found) -> PairedTest | None:
+    """The distilled student against one that was taught by a random teacher, over the seeds that both were run for."""
+    alike: dict[str, dict[int, Found]] = {"files": {}, "random": {}}
+    for run in _all(stage, "distill"):
+        teacher = run.record.made_from.get(TEACHER, "files")
+        if teacher in alike and not differ_besides_seed(distilled.record, run.record, TEACHER):
+            alike[teacher].setdefault(run.record.made_from[SEED], run)
+    seeds = sorted(alike["files"].keys() & alike["random"].keys())
+    if not seeds:
+        return None
+    ranks = [[load_ranks(alike[t][seed].folder.ranks_file("distill")) for seed in seeds] for t in ("files", "random")]
+    return paired_tests({"control": (ranks[0], ranks[1])}, stage.settings.metrics.monitor)["control"]

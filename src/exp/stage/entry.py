@@ -1,0 +1,93 @@
+"""How every command starts and ends: the configuration is composed and checked once, any error becomes one line."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from src.core.files import LOCK_FILE
+from src.core.foreign import escape
+from src.core.git_info import PROJECT_ROOT
+from src.core.logging import LOGGER_NAME
+from src.exp.settings import Settings, parse_settings
+from src.exp.stage.messages import one_line
+from src.exp.stage.multirun import is_multirun, run_job, run_jobs
+
+Run = Callable[[Settings], float | None]
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what is being measured and written is finished properly."""
+
+
+def run_entry_point(run: Run, artefact: str | None = None) -> None:
+    """Compose the configuration, run, and turn any error into one line and exit code 1.
+
+    Set HYDRA_FULL_ERROR=1 for the stack trace.
+
+    Args:
+        artefact: what the command makes, by whose record a sweep knows its jobs; None: a command that only looks.
+    """
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting itself
+    entry = hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "conf"), config_name="config")
+
+    # Inside the job, too: Hydra would print the whole list of overrides above an error that leaves it.
+    @functools.wraps(run)
+    def job(config: DictConfig) -> float | None:
+        if is_multirun():
+            return run_job(lambda: _run(run, config), config, artefact, one_line, wants_trace=wants_trace)
+        return _or_fail(lambda: _run(run, config), wants_trace=wants_trace)
+
+    signal.signal(signal.SIGTERM, _terminate)
+    _or_fail(lambda: run_jobs(entry(job), artefact), wants_trace=wants_trace)
+
+
+def _run(run: Run, config: DictConfig) -> float | None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return run(parse_settings(config))
+    finally:
+        remove_if_empty(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Take away a run folder in which nothing was written: that of a refused command, or of one that only looks."""
+    if folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()):
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _or_fail(action: Callable[[], float | None], *, wants_trace: bool) -> float | None:
+    try:
+        return action()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command with the same hydra.run.dir goes on from here", 130)
+    except Terminated:
+        _fail("terminated; the same command with the same hydra.run.dir goes on from here", 143)
+    except Exception as error:
+        if wants_trace:
+            raise
+        _fail(one_line(error), 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
+    print(f"error: {escape.terminal(message)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,108 @@
+"""Finding what earlier stages made: by their records, in whatever folder under the results a run was given."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.core.artefacts import Record, State
+from src.core.errors import UserError
+from src.core.paths import RunFolder, project_path, result_root
+from src.exp.stage.inputs import DATA, student_inputs, teacher_files_hash
+from src.exp.stage.stage import Stage
+from src.core.artefacts import unlike
+
+Misfit = Callable[[Record], str]  # why a record does not fit, in words; empty where it does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A complete artefact of some run."""
+
+    folder: RunFolder
+    record: Record
+
+
+def complete_runs(name: str, root: Path, here: RunFolder | None = None) -> list[Found]:
+    """All runs below `root` in which `name` is complete, the newest first; `here` before them all."""
+    folders = {path.parents[1] for path in root.rglob(f"records/{name}.json")} if root.is_dir() else set()
+    found = [run for folder in folders for run in _complete(RunFolder(folder), name)]
+    found.sort(key=lambda run: run.record.completed or "", reverse=True)
+    first = _complete(here, name) if here is not None else []
+    return [*first, *(run for run in found if not first or run.folder.root != first[0].folder.root)]
+
+
+def _complete(folder: RunFolder, name: str) -> list[Found]:
+    status = folder.artefact(name).status()
+    return [Found(folder=folder, record=status.record)] if status.state is State.COMPLETE and status.record else []
+
+
+def of_data(fingerprint: str) -> Misfit:
+    """Fits what was made from the data set with this fingerprint."""
+    return lambda record: "" if record.made_from.get(DATA) == fingerprint else "it is of other data"
+
+
+def find(name: str, *, root: Path, here: RunFolder, misfit: Misfit, why: str, logger: logging.Logger) -> Found | None:
+    """The newest complete `name` that fits, this run's own before all others; what was taken is logged.
+
+    The nearest one that does not fit is named, with what is in the way.
+
+    Args:
+        why: what it is looked for, such as the key that was not given.
+    """
+    nearest: tuple[Found, str] | None = None
+    for run in complete_runs(name, root, here):
+        reason = misfit(run.record)
+        if not reason:
+            if run.folder.root != here.root:
+                logger.info("%s: taking %s of %s (complete %s)", why, name, run.folder.root, run.record.completed)
+            return run
+        if nearest is None or reason.count(",") < nearest[1].count(","):
+            nearest = (run, reason)
+    if nearest is not None:
+        logger.info("%s: no %s fits; the nearest, of %s, does not: %s", why, name, nearest[0].folder.root, nearest[1])
+    return None
+
+
+def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
+    """Checkpoint folder of a baseline: the given one, else that of the newest run with this student, data and seed.
+
+    Raises:
+        UserError: none was given, and none fits.
+    """
+    if given is not None:
+        return project_path(given)
+    wanted = student_inputs(stage.settings, stage.dataset)
+    found = find(
+        "baseline",
+        root=result_root(stage.settings),
+        here=stage.folder,
+        misfit=lambda record: unlike(record.made_from, wanted),
+        why=f"{key} not given",
+        logger=stage.logger,
+    )
+    if found is None:
+        raise UserError(
+            f"{key}=null: no finished baseline of dataset {stage.dataset.name} with these student settings and this "
+            "seed; run src.exp.run_student_baseline with them first, or set the key to a checkpoint's folder"
+        )
+    return found.folder.model_dir("baseline")
+
+
+def recommender_folder(stage: Stage, outputs: Path) -> Path:
+    """The frozen recommender behind the teacher's files: the given one, else that of the run that exported them.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = stage.settings.teacher.rec_model_path
+    exported = teacher_files_hash(outputs)
+    runs = complete_runs("teacher_export", result_root(stage.settings), stage.folder)
+    own = (run.folder.model_dir("teacher") / "recommender" for run in runs if exported in run.record.files.values())
+    folder = project_path(given) if given else next(own, None)
+    if folder is None or not folder.exists():
+        raise UserError(
+            f"distill.teacher=recommender: no frozen recommender{f' in {folder}' if folder else ''}; set "
+            "teacher.rec_model_path to one, or train a teacher here (src.exp.run_teacher), which trains one"
+        )
+    return folder

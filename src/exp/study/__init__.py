@@ -1,0 +1,1 @@
+"""Studies: variants of a training over several seeds, trained, gathered and compared in one table."""

@@ -1,0 +1,65 @@
+"""Running a study's jobs through one of Hydra's launchers: here, in several processes, or on a cluster."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from src.core.paths import RunFolder
+from src.exp import run_distill, run_student_baseline
+from src.exp.settings import parse_settings
+from src.exp.stage.messages import one_line
+from src.exp.stage.multirun import run_job
+
+_RUNS = {"baseline": run_student_baseline.run, "distill": run_distill.run}
+
+
+def launch(stage: str, jobs: Sequence[list[str]], folder: RunFolder) -> None:
+    """Run jobs of one stage, each in its subfolder of the study's folder; an error in one does not end the others.
+
+    Args:
+        jobs: the overrides of each (`plan.job_overrides`).
+    """
+    if not jobs:
+        return
+    _launcher(stage, folder).launch(list(jobs), initial_job_idx=0)
+
+
+def _launcher(stage: str, folder: RunFolder) -> Launcher:
+    """The launcher that `hydra/launcher=` of the study's command names."""
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    words = [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra/launcher")]
+    words += [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.launcher.")]
+    config = hydra.compose_config(
+        config_name="config",
+        overrides=[*words, f"hydra.sweep.dir={_quoted(str(folder.root))}"],
+        run_mode=RunMode.MULTIRUN,
+        with_log_configuration=False,
+    )
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra_callbacks(config))
+    return Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=partial(run_study_job, stage), config=config
+    )
+
+
+def hydra_callbacks(config: DictConfig):  # type: ignore[no-untyped-def]
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks(config)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def run_study_job(stage: str, config: DictConfig) -> float | None:
+    """One job, in whatever process the launcher has chosen."""
+    run = _RUNS[stage]
+    return run_job(lambda: run(parse_settings(config)), config, stage, one_line, wants_trace=False)
