@@ -8,12 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.core.data_utils import DatasetConfig
+from src.core.datasets.base import DatasetConfig
+from src.core.datasets.sources import SCHEMAS as DATASETS
 from src.core.errors import UserError, check
 from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
-from src.core.paths import PathsConfig, project_path
-from src.core.settings import parse_section
+from src.core.paths import PathsConfig
+from src.core.settings import parse_choice, parse_section
 from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
 from src.distill.trainer_distill import DistillConfig
 from src.student.config import StudentConfig
@@ -140,26 +141,28 @@ def parse_settings(cfg: DictConfig) -> Settings:
     for key in cfg:
         if key not in _SCHEMAS:
             raise UserError(f"{key}: unknown section; available: {', '.join(_SCHEMAS)}")
-    own = {"distill": _parse_distill, "teacher": _parse_teacher}
+    own = {
+        "dataset": lambda section: parse_choice(DATASETS, section, "dataset"),
+        "distill": _parse_distill,
+        "teacher": _parse_teacher,
+    }
     sections = {
         name: own[name](cfg[name]) if name in own else parse_section(schema, cfg[name], name)
         for name, schema in _SCHEMAS.items()
     }
-    if sections["dataset"].raw_dir is not None:
-        sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
     return Settings(**sections)
 
 
 def known_keys(section: str) -> list[str]:
     """The keys of a section such as `student` or `teacher.lora`, of the whole configuration for ``; [] if unknown."""
-    schema: Any = Settings
+    schemas: list[Any] = [Settings]
     for name in filter(None, section.split(".")):
-        fields = typing.get_type_hints(schema)
-        options = [t for t in (fields.get(name), *typing.get_args(fields.get(name))) if is_dataclass(t)]
-        if not options:
-            return []
-        schema = options[0]
-    return ["lambda" if entry.name == "kd_weight" else entry.name for entry in fields_of(schema)]
+        hints = [typing.get_type_hints(schema).get(name) for schema in schemas]
+        schemas = [kind for hint in hints for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+        if DatasetConfig in schemas:
+            schemas = list(DATASETS.values())
+    names = [entry.name for schema in schemas for entry in fields_of(schema)]
+    return ["lambda" if name == "kd_weight" else name for name in dict.fromkeys(names)]
 
 
 def _parse_distill(section: DictConfig) -> DistillConfig:
