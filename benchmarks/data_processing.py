@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.core.data_utils import DatasetConfig, load_dataset
+from src.core.data_utils import load_dataset
+from src.core.datasets.movielens import MovielensConfig
 
 LOGGER = logging.getLogger("data_processing")
 
@@ -31,7 +32,7 @@ def write_ml_1m(folder: Path, num_interactions: int, num_users: int = 6040, num_
 
 def measure(version: str, raw_dir: Path) -> dict[str, float]:
     """Seconds of the first call, which processes, and of the second, which reads the cache."""
-    cfg = DatasetConfig("movielens", version=version, raw_dir=str(raw_dir))
+    cfg = MovielensConfig(version=version, raw_dir=str(raw_dir))
     seconds = {}
     with tempfile.TemporaryDirectory() as data_dir:
         for call in ("process", "cached"):

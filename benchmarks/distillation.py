@@ -13,13 +13,15 @@ import argparse
 import json
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.quality import CPU, METRIC, student_settings, summary
-from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
+from src.core.data_utils import SequenceDataset, load_dataset
+from src.core.datasets.movielens import MovielensConfig
 from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
@@ -95,12 +97,12 @@ def main() -> None:
     parser.add_argument("--raw_dir", required=True)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     args = parser.parse_args()
-    config = {"name": "movielens", "version": "100k", "raw_dir": args.raw_dir, "max_seq_len": 50}
+    config = MovielensConfig(raw_dir=args.raw_dir)
     student, metrics = student_settings("sasrec"), MetricsConfig()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        dataset = load_dataset(DatasetConfig(**config), root / "data", LOGGER)
-        fifth = DatasetConfig(**config, max_train_rows=len(dataset.train) // 5)
+        dataset = load_dataset(config, root / "data", LOGGER)
+        fifth = replace(config, max_train_rows=len(dataset.train) // 5)
         rows = load_dataset(fifth, root / "data", LOGGER)
         teacher = fit_teacher(dataset, rows, root / "teacher")
         result = {"teacher": summary([_test(root / "teacher", dataset)])}

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.core.data_utils import DatasetConfig, Rows, SequenceDataset, load_dataset
+from src.core.data_utils import Rows, SequenceDataset, load_dataset
+from src.core.datasets.movielens import MovielensConfig
 from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
@@ -66,7 +67,7 @@ def evaluation_seconds() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--raw_dir", required=True)
-    config = DatasetConfig(name="movielens", version="100k", raw_dir=parser.parse_args().raw_dir, max_seq_len=50)
+    config = MovielensConfig(raw_dir=parser.parse_args().raw_dir)
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(config, Path(folder) / "data", logging.getLogger("epoch"))
         seconds = {

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
+from src.core.data_utils import SequenceDataset, load_dataset
+from src.core.datasets.movielens import MovielensConfig
 from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
 from src.core.settings import parse_section
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", default=["sasrec", "gru4rec", "caser", "sasrec_plus"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     args = parser.parse_args()
-    config = DatasetConfig(name="movielens", version="100k", raw_dir=args.raw_dir, max_seq_len=50)
+    config = MovielensConfig(raw_dir=args.raw_dir)
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(config, Path(folder), logging.getLogger("quality"))
     result = {}

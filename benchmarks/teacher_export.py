@@ -28,7 +28,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
 
-from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
+from src.core.data_utils import SequenceDataset, load_dataset
+from src.core.datasets.sample import SampleConfig
 from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
@@ -52,7 +53,7 @@ SEED, TOP_N, PLAIN_BATCH, MAX_NEW_TOKENS, TRAIN_ROWS, PRETRAIN_STEPS = 42, 10, 8
 
 def build_teacher(folder: Path, candidates: str) -> TeacherParts:
     """The quickstart's teacher: it answers with titles, as one does that is worth exporting."""
-    dataset = load_dataset(DatasetConfig(name="sample", raw_dir=str(SAMPLE)), folder / "data", LOGGER)
+    dataset = load_dataset(SampleConfig(max_seq_len=50, raw_dir=str(SAMPLE)), folder / "data", LOGGER)
     config = TeacherConfig(
         name="ilora_tiny",
         batch_size=32,

@@ -1,173 +1,34 @@
-"""Raw interactions to numbered items, split prediction rows and a cache of both."""
+"""Raw data to processed data to split rows: what `load_dataset` does, in the order of this file."""
 
-import csv
-import hashlib
-import json
 import logging
-import os
 import re
-import shutil
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from src.core import raw_data
-from src.core.errors import UserError, check
-from src.core.raw_data import Interactions, WindowSplits
+from src.core.datasets.base import GIVEN_SPLIT, MIN_INTERACTIONS, DatasetConfig, Interactions, Windows, WindowSplits
+from src.core.datasets.cache import SPLITS, Processed, load_or_make
+from src.core.datasets.sources import SOURCES, find_raw_files
+from src.core.errors import UserError
+from src.core.paths import project_path
+from src.core.settings import flat_settings
 
-DATASETS = ("sample", "movielens", "amazon_games", "lastfm", "csv")
-MIN_INTERACTIONS = 3  # a training, a validation and a test target are too many for fewer
-# Part of the cache key: raise it when the same raw files give another result.
+# Part of what processed data are made from: raise it when the same raw files give another result.
 _PROCESSING_VERSION = 1
 # Of dataset.max_train_rows: not the run's, so that teacher rows stay valid for another run.
 _SAMPLE_SEED = 0
-
-
-# --- configuration ------------------------------------------------------------------------------------------
-
-
-@dataclass
-class SplitConfig:
-    """How rows are split: ``leave_one_out``, ``temporal``, or ``given`` for data that come split."""
-
-    method: str = "leave_one_out"
-
-    def __post_init__(self) -> None:
-        allowed = ("leave_one_out", "temporal", "given")
-        check(
-            self.method in allowed,
-            "dataset.split.method",
-            self.method,
-            f"one of {', '.join(allowed)}",
-        )
-
-
-@dataclass
-class CsvColumns:
-    """Names of the columns of a csv data set."""
-
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = "timestamp"
-    title: str = "title"
-
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            check(value != "", f"dataset.columns.{key}", value, "the name of a column")
-        log_columns = [self.user, self.item, self.timestamp]
-        check(len(set(log_columns)) == 3, "dataset.columns", log_columns, "user, item and timestamp must differ")
-
-
-@dataclass
-class DatasetConfig:
-    """What ``load_dataset`` reads and how it splits it.
-
-    Attributes:
-        name: one of ``DATASETS``.
-        max_seq_len: window of a row; the last items count.
-        min_user_inter: users with fewer interactions are dropped (0 for lastfm, which has no users).
-        split: see ``SplitConfig``.
-        raw_dir: folder of the raw files; None is ``<data_dir>/raw/<name>``.
-        max_train_rows: size of a fixed random sample of the training rows; None is all.
-        version: movielens only: "100k" (default) or "1m".
-        interactions_file, titles_file: csv only: file names in the raw folder.
-        separator: csv only: one character (default comma).
-        columns: csv only.
-
-    Raises:
-        UserError: for a value out of range, or one that the data set has no use for.
-    """
-
-    name: str
-    max_seq_len: int = 50
-    min_user_inter: int = 5
-    split: SplitConfig = field(default_factory=SplitConfig)
-    raw_dir: str | None = None
-    max_train_rows: int | None = None
-    version: str | None = None
-    interactions_file: str | None = None
-    titles_file: str | None = None
-    separator: str | None = None
-    columns: CsvColumns | None = None
-
-    def __post_init__(self) -> None:
-        check(self.name in DATASETS, "dataset.name", self.name, f"one of {', '.join(DATASETS)}")
-        check(self.max_seq_len >= 1, "dataset.max_seq_len", self.max_seq_len, "an integer >= 1")
-        rows = self.max_train_rows
-        check(rows is None or rows >= 1, "dataset.max_train_rows", rows, "null or an integer >= 1")
-        check(self.raw_dir != "", "dataset.raw_dir", self.raw_dir, "null or a folder")
-        self._check_split()
-        self._check_version()
-        self._check_csv()
-
-    def _check_split(self) -> None:
-        method, minimum = self.split.method, self.min_user_inter
-        if self.name == "lastfm":
-            check(method == "given", "dataset.split.method", method, "given, because lastfm comes split")
-            check(minimum == 0, "dataset.min_user_inter", minimum, "0, because lastfm has no users to drop")
-            return
-        check(
-            method != "given",
-            "dataset.split.method",
-            method,
-            f"leave_one_out or temporal, because {self.name} does not come split",
-        )
-        check(
-            minimum >= MIN_INTERACTIONS,
-            "dataset.min_user_inter",
-            minimum,
-            f"an integer >= {MIN_INTERACTIONS} (one item each to train, validate and test)",
-        )
-
-    def _check_version(self) -> None:
-        if self.name == "movielens":
-            self.version = "100k" if self.version is None else self.version
-            allowed = ", ".join(raw_data.MOVIELENS)
-            check(
-                self.version in raw_data.MOVIELENS,
-                "dataset.version",
-                self.version,
-                f"one of {allowed}",
-            )
-        else:
-            check(self.version is None, "dataset.version", self.version, "null, because only movielens has it")
-
-    def _check_csv(self) -> None:
-        defaults: dict[str, Callable[[], Any]] = {
-            "interactions_file": lambda: "interactions.csv",
-            "titles_file": lambda: "items.csv",
-            "separator": lambda: ",",
-            "columns": CsvColumns,
-        }
-        for key, default in defaults.items():
-            value = getattr(self, key)
-            if self.name != "csv":
-                check(value is None, f"dataset.{key}", value, "null, because only csv has it")
-            elif value is None:
-                setattr(self, key, default())
-        if self.name != "csv":
-            return
-        for key in ("interactions_file", "titles_file"):
-            check(getattr(self, key) != "", f"dataset.{key}", "", "the name of a file")
-        if self.separator == "\\t":  # a shell and Hydra pass the two characters on
-            self.separator = "\t"
-        usable = len(self.separator) == 1 and self.separator not in "\r\n\"'" and not self.separator.isalnum()
-        check(usable, "dataset.separator", self.separator, 'one character such as "," or "\\t"')
-
-
-# --- the data set -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rows:
     """Prediction rows: (history, target) pairs that point into one flat item array.
 
-    Row i has the history ``items[start[i]:pos[i]]`` and the target ``items[pos[i]]``.
+    Row i has the history `items[start[i]:pos[i]]` and the target `items[pos[i]]`.
 
     Attributes:
         items: int32 [T], shared by all splits.
@@ -190,7 +51,7 @@ class Rows:
         return self.items[self.pos].astype(np.int64)
 
     def select(self, index: np.ndarray) -> "Rows":
-        """The rows at ``index`` (int [M] or bool [N]), in its order."""
+        """The rows at `index` (int [M] or bool [N]), in its order."""
         return Rows(self.items, self.start[index], self.pos[index], self.user[index])
 
     def history(self, i: int) -> np.ndarray:
@@ -203,7 +64,7 @@ class Rows:
         pad_id: int,
         index: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Histories cut to their last ``max_len`` items and right-padded.
+        """Histories cut to their last `max_len` items and right-padded.
 
         Args:
             max_len: width of the window.
@@ -230,7 +91,7 @@ class SequenceDataset:
         titles: title of each item, all different.
         item_ids: raw id of each item.
         max_seq_len: window of a row.
-        fingerprint: sha256 over users, items, titles, split and row order; another ``max_seq_len`` or another
+        fingerprint: sha256 over users, items, titles, split and row order; another `max_seq_len` or another
             folder of the same data has the same.
     """
 
@@ -247,145 +108,125 @@ class SequenceDataset:
 
     @property
     def pad_id(self) -> int:
-        """The padding id, ``num_items``."""
+        """The padding id, `num_items`."""
         return self.num_items
 
 
-@dataclass(frozen=True)
-class _Processed:
-    """What the cache holds: all of a data set but its window."""
-
-    num_users: int
-    titles: list[str]
-    item_ids: list[str]
-    train: Rows
-    valid: Rows
-    test: Rows
-
-    @property
-    def splits(self) -> dict[str, Rows]:
-        return {"train": self.train, "valid": self.valid, "test": self.test}
-
-    def fingerprint(self) -> str:
-        """sha256, hexadecimal; every part is preceded by its length, so that no two data sets read alike."""
-        digest = hashlib.sha256()
-
-        def add(part: bytes) -> None:
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-
-        add(str(self.num_users).encode())
-        add(json.dumps([self.item_ids, self.titles]).encode())
-        add(self.train.items.astype("<i4").tobytes())
-        for rows in self.splits.values():
-            add(rows.start.astype("<i8").tobytes())
-            add(rows.pos.astype("<i8").tobytes())
-            add(rows.user.astype("<i4").tobytes())
-        return digest.hexdigest()
-
-
-def load_dataset(cfg: DatasetConfig, data_dir: Path, logger: logging.Logger) -> SequenceDataset:
-    """Reads, processes and splits a data set, or loads what an identical earlier call made.
+def load_dataset(config: DatasetConfig, data_dir: Path, logger: logging.Logger) -> SequenceDataset:
+    """Read, process and split a data set, or load what an identical earlier call made.
 
     Args:
-        cfg: the data set.
-        data_dir: holds ``raw/<name>`` (unless ``cfg.raw_dir`` is given) and the cache,
-            ``processed/<name>/<key>``.
+        config: the data set, of a class in `src.core.datasets.sources.SCHEMAS`.
+        data_dir: holds `raw/<name>` (unless `config.raw_dir` is given) and the cache, `processed/<name>/<key>`.
         logger: gets what was dropped or renamed, and one line of sizes.
 
     Raises:
         UserError: for missing or damaged files, or when no user is left.
     """
-    raw_dir = Path(cfg.raw_dir) if cfg.raw_dir is not None else Path(data_dir) / "raw" / cfg.name
-    files = _find_raw_files(cfg, raw_dir, logger)
-    folder = Path(data_dir) / "processed" / cfg.name / _cache_key(cfg, raw_dir, files)
-    processed = _load_cache(folder, logger)
-    if processed is None:
-        processed = _process(cfg, raw_dir, logger)
-        _save_cache(processed, folder, logger)
+    source = SOURCES[config.name]
+    raw_dir = Path(data_dir) / "raw" / config.name if config.raw_dir is None else project_path(config.raw_dir)
+    files = find_raw_files(source, config, raw_dir, logger=logger)
+    processed = load_or_make(
+        Path(data_dir) / "processed" / config.name,
+        _made_from(config, raw_dir, files),
+        lambda: _process(source.read(config, raw_dir), config, logger),
+        logger=logger,
+    )
+    train, valid, test = (Rows(processed.items, *processed.rows[split]) for split in SPLITS)
     dataset = SequenceDataset(
-        name=cfg.name,
+        name=config.name,
         num_items=len(processed.titles),
         num_users=processed.num_users,
         titles=processed.titles,
         item_ids=processed.item_ids,
-        max_seq_len=cfg.max_seq_len,
-        **processed.splits,
+        max_seq_len=config.max_seq_len,
+        train=train,
+        valid=valid,
+        test=test,
         fingerprint=processed.fingerprint(),
     )
     logger.info(
-        "dataset %s: %d users, %d items, rows: %d train, %d valid, %d test (fingerprint %s)",
-        cfg.name,
-        dataset.num_users,
-        dataset.num_items,
-        len(dataset.train),
-        len(dataset.valid),
-        len(dataset.test),
-        dataset.fingerprint[:12],
+        f"dataset {dataset.name}: {dataset.num_users} users, {dataset.num_items} items, rows: {len(train)} train, "
+        f"{len(valid)} valid, {len(test)} test (fingerprint {dataset.fingerprint[:12]})"
     )
     return dataset
 
 
-# --- raw files to rows --------------------------------------------------------------------------------------
+def _made_from(config: DatasetConfig, raw_dir: Path, files: list[Path]) -> dict[str, Any]:
+    """All that decides the processed data: this code's version, the settings but the window, the raw files' state."""
+    settings = flat_settings(config, "dataset")
+    del settings["dataset.max_seq_len"]  # windows are cut when rows are read
+    state = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    return {"processing version": _PROCESSING_VERSION, **settings, "raw folder": str(raw_dir.resolve()), **state}
 
 
-def _raw_files(cfg: DatasetConfig, raw_dir: Path) -> list[Path]:
-    if cfg.name == "movielens":
-        return raw_data.movielens_files(raw_dir, cfg.version)
-    if cfg.name == "amazon_games":
-        return raw_data.amazon_files(raw_dir)
-    if cfg.name == "lastfm":
-        return raw_data.lastfm_files(raw_dir)
-    if cfg.name == "csv":
-        return [raw_dir / cfg.interactions_file, raw_dir / cfg.titles_file]
-    return [raw_dir / "interactions.csv", raw_dir / "items.csv"]
+# --- raw data to processed data -----------------------------------------------------------------------------
 
 
-def _find_raw_files(cfg: DatasetConfig, raw_dir: Path, logger: logging.Logger) -> list[Path]:
-    """The raw files, fetched where they are missing from the default folder and have a public source."""
-    files = _raw_files(cfg, raw_dir)
-    if cfg.name == "movielens" and cfg.raw_dir is None and not all(path.is_file() for path in files):
-        raw_data.fetch_movielens(raw_dir, cfg.version, logger)
-    given = f"dataset.raw_dir={cfg.raw_dir!r} must hold them"
-    raw_data.require_files(files, given if cfg.raw_dir else "put them there, or set dataset.raw_dir to their folder")
-    return files
+@dataclass(frozen=True, kw_only=True)
+class _Log:
+    """A numbered log, by user, then time.
+
+    items int32 [T], times [T], counts int64 [num_users]: interactions of each user.
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    counts: np.ndarray
 
 
-def _process(cfg: DatasetConfig, raw_dir: Path, logger: logging.Logger) -> _Processed:
-    if cfg.name == "lastfm":
-        processed = _from_windows(raw_data.read_lastfm(raw_dir), logger)
-    else:
-        processed = _from_interactions(cfg, _read_interactions(cfg, raw_dir), logger)
-    if cfg.max_train_rows is None:
-        return processed
-    train = _sample_rows(processed.train, cfg.max_train_rows)
-    logger.info("dataset.max_train_rows=%d: %d of %d rows", cfg.max_train_rows, len(train), len(processed.train))
-    return _Processed(**{**vars(processed), "train": train})
+@dataclass(frozen=True, kw_only=True)
+class _Numbered:
+    """Raw data with numbered items and split rows: `rows` are of training, validation and test."""
+
+    num_users: int
+    item_ids: list[str]
+    raw_titles: list[str]
+    rows: tuple[Rows, Rows, Rows]
 
 
-def _read_interactions(cfg: DatasetConfig, raw_dir: Path) -> Interactions:
-    if cfg.name == "movielens":
-        return raw_data.read_movielens(raw_dir, cfg.version)
-    if cfg.name == "amazon_games":
-        return raw_data.read_amazon_games(raw_dir)
-    columns = cfg.columns or CsvColumns()
-    return raw_data.read_csv(*_raw_files(cfg, raw_dir), separator=cfg.separator or ",", **vars(columns))
+def _process(raw: Interactions | WindowSplits, config: DatasetConfig, logger: logging.Logger) -> Processed:
+    """Number the items, split the rows, name the items, and sample the training rows."""
+    numbered = _NUMBER_AND_SPLIT[config.split.method](raw, config, logger)
+    titles = make_titles(numbered.raw_titles, numbered.item_ids, logger)
+    train, valid, test = numbered.rows
+    if config.max_train_rows is not None:
+        num_rows, train = len(train), _sample_rows(train, config.max_train_rows)
+        logger.info("dataset.max_train_rows=%d: %d of %d rows", config.max_train_rows, len(train), num_rows)
+    return Processed(
+        num_users=numbered.num_users,
+        item_ids=numbered.item_ids,
+        titles=titles,
+        items=train.items,
+        rows={split: (r.start, r.pos, r.user) for split, r in zip(SPLITS, (train, valid, test), strict=True)},
+    )
 
 
-def _from_interactions(cfg: DatasetConfig, log: Interactions, logger: logging.Logger) -> _Processed:
-    log = _drop_short_users(log, cfg.min_user_inter, logger)
-    user, user_ids = number_ids(log.users)
-    item, item_ids = number_ids(log.items)
+def _number_log(
+    split: Callable[[_Log], tuple[Rows, Rows, Rows]], raw: Interactions, config: DatasetConfig, logger: logging.Logger
+) -> _Numbered:
+    raw = _drop_short_users(raw, config.min_user_inter, logger)
+    user, user_ids = number_ids(raw.users)
+    item, item_ids = number_ids(raw.items)
     # By user, then time; lexsort is stable, so that ties in time keep the order of the file.
-    order = np.lexsort((log.timestamps, user))
-    items = item[order].astype(np.int32)
-    counts = np.bincount(user, minlength=len(user_ids))
-    if cfg.split.method == "temporal":
-        train, valid, test = _split_temporal(items, counts, log.timestamps[order])
-    else:
-        train, valid, test = _split_leave_one_out(items, counts)
-    titles = make_titles([log.titles.get(raw, "") for raw in item_ids], item_ids, logger)
-    return _Processed(len(user_ids), titles, item_ids, train, valid, test)
+    order = np.lexsort((raw.timestamps, user))
+    log = _Log(
+        items=item[order].astype(np.int32),
+        times=raw.timestamps[order],
+        counts=np.bincount(user, minlength=len(user_ids)),
+    )
+    raw_titles = [raw.titles.get(raw_id, "") for raw_id in item_ids]
+    return _Numbered(num_users=len(user_ids), item_ids=item_ids, raw_titles=raw_titles, rows=split(log))
+
+
+def _number_windows(raw: WindowSplits, config: DatasetConfig, logger: logging.Logger) -> _Numbered:
+    train, valid, test = _joined([_rows_of_windows(windows) for windows in (raw.train, raw.valid, raw.test)])
+    return _Numbered(
+        num_users=len(train) + len(valid) + len(test),
+        item_ids=[str(item) for item in range(len(raw.titles))],
+        raw_titles=raw.titles,
+        rows=(train, valid, test),
+    )
 
 
 def _drop_short_users(log: Interactions, min_user_inter: int, logger: logging.Logger) -> Interactions:
@@ -398,18 +239,13 @@ def _drop_short_users(log: Interactions, min_user_inter: int, logger: logging.Lo
             f"has {counts.max()} interactions; lower it (at least {MIN_INTERACTIONS}) or add data"
         )
     if short.any():
-        logger.info(
-            "dropped %d of %d users with fewer than %d interactions",
-            short.sum(),
-            len(uniques),
-            min_user_inter,
-        )
+        logger.info("dropped %d of %d users with fewer than %d interactions", short.sum(), len(uniques), min_user_inter)
     keep = ~short[codes]
-    return Interactions(log.users[keep], log.items[keep], log.timestamps[keep], log.titles)
+    return replace(log, users=log.users[keep], items=log.items[keep], timestamps=log.timestamps[keep])
 
 
 def number_ids(raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Numbers raw ids 0..n-1 in their order: by value if all are decimal numbers, else as text.
+    """Number raw ids 0..n-1 in their order: by value if all are decimal numbers, else as text.
 
     Args:
         raw: int64 or object (str) [N].
@@ -426,26 +262,29 @@ def number_ids(raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return rank[codes], [ids[i] for i in order]
 
 
-def _rows_of_users(items: np.ndarray, counts: np.ndarray) -> Rows:
+# --- split --------------------------------------------------------------------------------------------------
+
+
+def _rows_of_users(log: _Log) -> Rows:
     """A row for every interaction of every user, the first ones (with an empty history) included."""
-    user = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return Rows(items, first[user], np.arange(len(items)), user.astype(np.int32))
+    user = np.repeat(np.arange(len(log.counts)), log.counts)
+    first = np.cumsum(log.counts) - log.counts
+    return Rows(log.items, first[user], np.arange(len(log.items)), user.astype(np.int32))
 
 
-def _split_leave_one_out(items: np.ndarray, counts: np.ndarray) -> tuple[Rows, Rows, Rows]:
+def _split_leave_one_out(log: _Log) -> tuple[Rows, Rows, Rows]:
     """By user: last item = test target, second last = validation target, second to third last = training."""
-    rows = _rows_of_users(items, counts)
-    end = np.cumsum(counts)
+    rows = _rows_of_users(log)
+    end = np.cumsum(log.counts)
     left = end[rows.user] - rows.pos  # 1 at a user's last item
     return rows.select((left > 2) & (rows.pos > rows.start)), rows.select(left == 2), rows.select(left == 1)
 
 
-def _split_temporal(items: np.ndarray, counts: np.ndarray, times: np.ndarray) -> tuple[Rows, Rows, Rows]:
+def _split_temporal(log: _Log) -> tuple[Rows, Rows, Rows]:
     """All rows by the time of their target (ties: by user, then position), cut 8:1:1."""
-    rows = _rows_of_users(items, counts)
+    rows = _rows_of_users(log)
     rows = rows.select(rows.pos > rows.start)
-    rows = rows.select(np.argsort(times[rows.pos], kind="stable"))
+    rows = rows.select(np.argsort(log.times[rows.pos], kind="stable"))
     first, second = len(rows) * 8 // 10, len(rows) * 9 // 10
     if not 0 < first < second < len(rows):
         raise UserError(
@@ -456,37 +295,47 @@ def _split_temporal(items: np.ndarray, counts: np.ndarray, times: np.ndarray) ->
     return rows.select(index[:first]), rows.select(index[first:second]), rows.select(index[second:])
 
 
-def _from_windows(splits: WindowSplits, logger: logging.Logger) -> _Processed:
-    tables = [splits.train, splits.valid, splits.test]
-    flat: list[np.ndarray] = []
-    rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    num_items, num_rows = 0, 0
-    for table in tables:
-        # Each row takes its history and its target, one behind the other.
-        sequence = np.concatenate([table.history, table.target[:, None]], axis=1)
-        width = table.history.shape[1]
-        keep = np.arange(width + 1) < table.length[:, None]
-        keep[:, width] = True
-        flat.append(sequence[keep].astype(np.int32))
-        pos = num_items + np.cumsum(table.length + 1) - 1
-        rows.append((pos - table.length, pos, np.arange(num_rows, num_rows + len(pos), dtype=np.int32)))
-        num_items, num_rows = num_items + len(flat[-1]), num_rows + len(pos)
-    items = np.concatenate(flat)
-    item_ids = [str(item) for item in range(len(splits.titles))]
-    titles = make_titles(splits.titles, item_ids, logger)
-    train, valid, test = (Rows(items, *parts) for parts in rows)
-    return _Processed(num_rows, titles, item_ids, train, valid, test)
+def _rows_of_windows(windows: Windows) -> Rows:
+    """Each window's history and target, one behind the other; each is a user of its own."""
+    width = windows.history.shape[1]
+    sequence = np.concatenate([windows.history, windows.target[:, None]], axis=1)  # [N, L + 1]
+    is_item = np.arange(width + 1) < windows.length[:, None]
+    is_item[:, width] = True
+    pos = np.cumsum(windows.length + 1) - 1
+    user = np.arange(len(pos), dtype=np.int32)
+    return Rows(sequence[is_item].astype(np.int32), pos - windows.length, pos, user)
+
+
+def _joined(parts: list[Rows]) -> list[Rows]:
+    """The same rows over one item array, with users numbered on from part to part."""
+    items = np.concatenate([rows.items for rows in parts])
+    joined, first_item, first_user = [], 0, 0
+    for rows in parts:
+        joined.append(Rows(items, rows.start + first_item, rows.pos + first_item, rows.user + first_user))
+        first_item, first_user = first_item + len(rows.items), first_user + len(rows)
+    return joined
+
+
+# By dataset.split.method, which the settings of a data set admit only where its raw data are of that kind.
+_NUMBER_AND_SPLIT: dict[str, Callable[..., _Numbered]] = {
+    "leave_one_out": partial(_number_log, _split_leave_one_out),
+    "temporal": partial(_number_log, _split_temporal),
+    GIVEN_SPLIT: _number_windows,
+}
 
 
 def _sample_rows(rows: Rows, size: int) -> Rows:
-    """A fixed random sample of ``size`` rows, in their order; all rows if there are no more."""
+    """A fixed random sample of `size` rows, in their order; all rows if there are no more."""
     # RandomState: its stream is frozen across NumPy versions, that of default_rng is not.
     chosen = np.random.RandomState(_SAMPLE_SEED).permutation(len(rows))[:size]
     return rows.select(np.sort(chosen))
 
 
+# --- titles -------------------------------------------------------------------------------------------------
+
+
 def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logger) -> list[str]:
-    """Cleans titles: one line each, none empty, all different (ignoring case, as answers are matched).
+    """Clean titles: one line each, none empty, all different (ignoring case, as answers are matched).
 
     A missing title becomes "item <raw id>"; a title that occurs again gets " (2)", " (3)", ... in item order.
     """
@@ -514,81 +363,3 @@ def _free_title(title: str, taken: set[str]) -> str:
     while f"{title} ({number})".casefold() in taken:
         number += 1
     return f"{title} ({number})"
-
-
-# --- cache --------------------------------------------------------------------------------------------------
-
-
-def _cache_key(cfg: DatasetConfig, raw_dir: Path, files: list[Path]) -> str:
-    """Short hash of what the processed data depend on: code version, settings, state of the raw files."""
-    settings = {
-        "processing": _PROCESSING_VERSION,
-        "split": cfg.split.method,
-        "min_user_inter": cfg.min_user_inter,
-        "max_train_rows": cfg.max_train_rows,
-        "version": cfg.version,
-        "separator": cfg.separator,
-        "columns": vars(cfg.columns) if cfg.columns else None,
-        "folder": str(raw_dir.resolve()),
-        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _save_cache(processed: _Processed, folder: Path, logger: logging.Logger) -> None:
-    """Writes the folder under another name and renames it, so that it appears whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        arrays = {"items": processed.train.items}
-        for name, rows in processed.splits.items():
-            arrays |= {f"{name}_start": rows.start, f"{name}_pos": rows.pos, f"{name}_user": rows.user}
-        np.savez(temporary / "rows.npz", **arrays)
-        with (temporary / "items.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["item", "raw_id", "title"])
-            writer.writerows(zip(range(len(processed.titles)), processed.item_ids, processed.titles, strict=True))
-        meta = {"num_users": processed.num_users, "fingerprint": processed.fingerprint()}
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        os.replace(temporary, folder)
-    except OSError as error:
-        # The data are in memory all the same. Where the folder exists, another process made it first.
-        if not folder.is_dir():
-            logger.warning("could not keep the processed data in %s: %s", folder, error)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _load_cache(folder: Path, logger: logging.Logger) -> _Processed | None:
-    """What ``_save_cache`` wrote; None if there is none or it is damaged."""
-    if not folder.is_dir():
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        with (folder / "items.csv").open(newline="", encoding="utf-8") as file:
-            table = list(csv.reader(file))[1:]
-        with np.load(folder / "rows.npz", allow_pickle=False) as arrays:
-            items = arrays["items"]
-            splits = {
-                name: Rows(items, *(arrays[f"{name}_{part}"] for part in ("start", "pos", "user")))
-                for name in ("train", "valid", "test")
-            }
-        processed = _Processed(
-            meta["num_users"], titles=[row[2] for row in table], item_ids=[row[1] for row in table], **splits
-        )
-        if processed.fingerprint() != meta["fingerprint"]:
-            raise ValueError("its fingerprint differs")
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        zipfile.BadZipFile,
-        csv.Error,
-    ) as error:
-        logger.warning("%s is damaged (%s): processing the raw files again", folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    return processed

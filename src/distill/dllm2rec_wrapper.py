@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 
 from src.core.data_utils import Rows, SequenceDataset
+from src.core.datasets.pickles import read_pickled_frame
 from src.core.errors import UserError, check
 from src.core.files import sha256_file, write_atomic
 from src.core.git_info import PROJECT_ROOT
 from src.core.logging import progress_bar
-from src.core.raw_data import read_pickled_frame
 from src.core.teacher_files import CONFIDENCE_FILE, EMBEDDINGS_FILE, RANKING_FILE
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.trainer_distill import DistillConfig

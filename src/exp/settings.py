@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.core import datasets
+from src.core.datasets import sources
 from src.core.datasets.base import DatasetConfig
 from src.core.errors import UserError, check
 from src.core.logging import LoggingConfig
@@ -86,7 +86,7 @@ class Settings:
 
 _SECTIONS = [name for name in Settings.__dataclass_fields__ if name != "composed"]
 _CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
-    "dataset": (datasets.SCHEMAS, "name"),
+    "dataset": (sources.SCHEMAS, "name"),
     "student": (students.SCHEMAS, "name"),
     "active": (selection_policy.SCHEMAS, "strategy"),
 }

@@ -1,4 +1,4 @@
-"""Numbering, splitting, windows, titles, fingerprint and cache, on inputs small enough to check by hand."""
+"""Numbering, splitting, windows, titles, fingerprint and what is kept, on inputs small enough to check by hand."""
 
 import logging
 from dataclasses import replace
@@ -6,22 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
-from src.core.data_utils import (
-    CsvColumns,
-    DatasetConfig,
-    Rows,
-    SequenceDataset,
-    SplitConfig,
-    load_dataset,
-    make_titles,
-    number_ids,
-)
+from src.core.data_utils import Rows, SequenceDataset, load_dataset, make_titles, number_ids
+from src.core.datasets.base import SplitConfig
+from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
 
 LOGGER = logging.getLogger("test_data_utils")
-ROOT = Path(__file__).parents[2]
 ITEMS = "item,title\n" + "".join(f"{i},Title {i}\n" for i in range(1, 10))
 
 # User 1 in time order: 3 1 4 2 5; user 2: 9 3 1 (the tie at t=5 keeps file order); user 3 has two only.
@@ -39,16 +30,16 @@ LOG = """user,item,timestamp
 """
 
 
-def csv_config(tmp_path: Path, log: str = LOG, items: str = ITEMS, **changes) -> DatasetConfig:
+def csv_config(tmp_path: Path, log: str = LOG, items: str = ITEMS, **changes) -> CsvConfig:
     folder = tmp_path / "given"
     folder.mkdir(exist_ok=True)
     (folder / "interactions.csv").write_text(log, encoding="utf-8")
     (folder / "items.csv").write_text(items, encoding="utf-8")
-    return DatasetConfig(**{"name": "csv", "min_user_inter": 3, "raw_dir": str(folder), **changes})
+    return CsvConfig(**{"min_user_inter": 3, "raw_dir": str(folder), **changes})
 
 
-def load(cfg: DatasetConfig, tmp_path: Path) -> SequenceDataset:
-    return load_dataset(cfg, tmp_path / "data", LOGGER)
+def load(config: CsvConfig, tmp_path: Path) -> SequenceDataset:
+    return load_dataset(config, tmp_path / "data", LOGGER)
 
 
 def pairs(dataset: SequenceDataset, rows: Rows) -> list[tuple[int, list[int], int]]:
@@ -76,7 +67,7 @@ def test_leave_one_out_rows(tmp_path):
 def test_temporal_rows_are_cut_by_target_time(tmp_path):
     # Two users alternate: user 1 at even times, user 2 at odd ones; 2 * 6 interactions, 10 rows, 8:1:1.
     log = "user,item,timestamp\n" + "".join(f"{1 + t % 2},{1 + t // 2},{t}\n" for t in range(12))
-    dataset = load(csv_config(tmp_path, log, split=SplitConfig("temporal")), tmp_path)
+    dataset = load(csv_config(tmp_path, log, split=SplitConfig(method="temporal")), tmp_path)
 
     expected = [(t % 2, list(range(1, 1 + t // 2)), 1 + t // 2) for t in range(2, 12)]
     assert pairs(dataset, dataset.train) == expected[:8]
@@ -86,7 +77,7 @@ def test_temporal_rows_are_cut_by_target_time(tmp_path):
 
 def test_temporal_ties_go_by_user_then_position(tmp_path):
     log = "user,item,timestamp\n" + "".join(f"{user},{item},7\n" for item in range(1, 7) for user in (2, 1))
-    dataset = load(csv_config(tmp_path, log, split=SplitConfig("temporal")), tmp_path)
+    dataset = load(csv_config(tmp_path, log, split=SplitConfig(method="temporal")), tmp_path)
 
     rows = pairs(dataset, dataset.train) + pairs(dataset, dataset.valid) + pairs(dataset, dataset.test)
     assert [(user, target) for user, _, target in rows] == [(u, i) for u in (0, 1) for i in range(2, 7)]
@@ -95,7 +86,7 @@ def test_temporal_ties_go_by_user_then_position(tmp_path):
 def test_temporal_needs_a_row_for_each_part(tmp_path):
     # User 1 alone has 4 rows: cut at 4 * 8 // 10 = 3 and 4 * 9 // 10 = 3, nothing is left to validate on.
     with pytest.raises(UserError, match=r"dataset\.split\.method='temporal': 4 \(history, target\) pairs"):
-        load(csv_config(tmp_path, split=SplitConfig("temporal"), min_user_inter=5), tmp_path)
+        load(csv_config(tmp_path, split=SplitConfig(method="temporal"), min_user_inter=5), tmp_path)
 
 
 def test_short_users_are_dropped_and_logged_once(tmp_path, caplog):
@@ -165,6 +156,11 @@ def test_windows_of_no_rows(rows):
     assert history.shape == (0, 3) and len(length) == len(target) == 0
 
 
+def test_rows_are_immutable(rows):
+    with pytest.raises(AttributeError):
+        rows.items = rows.pos
+
+
 # --- ids and titles -----------------------------------------------------------------------------------------
 
 
@@ -188,7 +184,7 @@ def test_titles_are_made_distinct_and_one_line(caplog):
     assert "2 of 6 titles occurred before" in caplog.text
 
 
-# --- fingerprint and cache ----------------------------------------------------------------------------------
+# --- fingerprint and what is kept ---------------------------------------------------------------------------
 
 
 def test_fingerprint_ignores_window_and_folder(tmp_path):
@@ -233,165 +229,25 @@ def same(first: SequenceDataset, second: SequenceDataset) -> bool:
     return all(arrays) and all(getattr(first, key) == getattr(second, key) for key in keys)
 
 
-def cache_folder(tmp_path: Path) -> Path:
-    (folder,) = (tmp_path / "data" / "processed" / "csv").iterdir()
-    return folder
-
-
-def test_cache_gives_the_same_data_set_without_reading_raw_files(tmp_path, monkeypatch):
+def test_what_was_kept_is_the_same_data_set_without_the_raw_files_being_read(tmp_path, monkeypatch):
     items = ITEMS.replace("Title 4", '"Comma, and ""quote"""')
-    cfg = csv_config(tmp_path, items=items)
-    first = load(cfg, tmp_path)
-    monkeypatch.setattr("src.core.raw_data.read_csv", None)  # calling it would fail
-    second = load(cfg, tmp_path)
+    config = csv_config(tmp_path, items=items)
+    first = load(config, tmp_path)
+    monkeypatch.setattr(CsvLog, "read", None)  # calling it would fail
+    second = load(config, tmp_path)
     assert same(first, second)
     assert 'Comma, and "quote"' in second.titles
     assert second.train.items.dtype == np.int32 and second.train.pos.dtype == np.int64
+    assert load(replace(config, max_seq_len=3), tmp_path).max_seq_len == 3
 
 
-@pytest.mark.parametrize("name", ["rows.npz", "items.csv", "meta.json"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_damaged_cache_is_rebuilt(tmp_path, caplog, name, damage):
-    cfg = csv_config(tmp_path)
-    first = load(cfg, tmp_path)
-    path = cache_folder(tmp_path) / name
-    content = path.read_bytes()
-    path.unlink()
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    assert same(first, load(cfg, tmp_path))
-    assert "is damaged" in caplog.text
-    assert path.read_bytes()  # whole again, and nothing else beside it
-    assert len(list(cache_folder(tmp_path).iterdir())) == 3
-
-
-def test_cache_follows_settings_and_raw_files(tmp_path):
+def test_other_settings_and_changed_raw_files_are_processed_anew(tmp_path):
     load(csv_config(tmp_path), tmp_path)
     assert load(csv_config(tmp_path, min_user_inter=5), tmp_path).num_users == 1
-    changed = load(csv_config(tmp_path, LOG + "3,3,3\n"), tmp_path)
-    assert changed.num_users == 3
+    assert load(csv_config(tmp_path, LOG + "3,3,3\n"), tmp_path).num_users == 3
 
 
-def test_another_process_that_was_first_is_no_problem(tmp_path, caplog, monkeypatch):
-    cfg = csv_config(tmp_path)
-    load(cfg, tmp_path)
-    monkeypatch.setattr("src.core.data_utils._load_cache", lambda folder, logger: None)  # looked before it was there
-    load(cfg, tmp_path)
-    assert not caplog.records
-    assert len(list((tmp_path / "data" / "processed" / "csv").iterdir())) == 1
-
-
-def test_unwritable_cache_is_only_a_warning(tmp_path, caplog):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "processed").write_text("a file where the folder should be")
-    assert load(csv_config(tmp_path), tmp_path).num_users == 2
-    assert "could not keep the processed data" in caplog.text
-
-
-# --- configuration ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"name": "netflix"}, r"dataset\.name='netflix': must be one of sample, movielens"),
-        ({"max_seq_len": 0}, r"dataset\.max_seq_len=0: must be an integer >= 1"),
-        ({"min_user_inter": 2}, r"dataset\.min_user_inter=2: must be an integer >= 3"),
-        ({"max_train_rows": 0}, r"dataset\.max_train_rows=0: must be null or an integer >= 1"),
-        ({"raw_dir": ""}, r"dataset\.raw_dir='': must be null or a folder"),
-        ({"version": "100k"}, r"dataset\.version='100k': must be null, because only movielens has it"),
-        ({"separator": ","}, r"dataset\.separator=',': must be null, because only csv has it"),
-        (
-            {"interactions_file": "a"},
-            r"dataset\.interactions_file='a': must be null, because only csv has it",
-        ),
-        ({"titles_file": "a"}, r"dataset\.titles_file='a': must be null, because only csv has it"),
-        ({"columns": CsvColumns()}, r"dataset\.columns=.*: must be null, because only csv has it"),
-        ({"name": "movielens", "version": "10m"}, r"dataset\.version='10m': must be one of 100k, 1m"),
-        (
-            {"split": SplitConfig("given")},
-            r"dataset\.split\.method='given': must be leave_one_out or temporal, because sample does not come split",
-        ),
-        (
-            {"name": "lastfm"},
-            r"dataset\.split\.method='leave_one_out': must be given, because lastfm comes split",
-        ),
-        ({"name": "lastfm", "split": SplitConfig("given")}, r"dataset\.min_user_inter=5: .*must be 0"),
-        ({"name": "csv", "separator": "::"}, r"dataset\.separator='::': must be one character"),
-        ({"name": "csv", "titles_file": ""}, r"dataset\.titles_file='': must be the name of a file"),
-    ],
-)
-def test_settings_that_are_wrong_or_without_effect_are_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        DatasetConfig(**{"name": "sample", **changes})
-
-
-def test_unknown_split_and_equal_columns_are_refused():
-    with pytest.raises(UserError, match=r"dataset\.split\.method='random': must be one of leave_one_out"):
-        SplitConfig("random")
-    with pytest.raises(UserError, match=r"dataset\.columns\.user='': must be the name of a column"):
-        CsvColumns(user="")
-    with pytest.raises(UserError, match=r"dataset\.columns=.*user, item and timestamp must differ"):
-        CsvColumns(user="item")
-
-
-def test_defaults_of_optional_fields():
-    cfg = DatasetConfig("csv", separator="\\t")
-    assert (cfg.interactions_file, cfg.titles_file, cfg.separator) == ("interactions.csv", "items.csv", "\t")
-    assert cfg.columns == CsvColumns()
-    assert DatasetConfig("movielens").version == "100k"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "conf" / "dataset").glob("*.yaml")), ids=lambda path: path.stem)
-def test_yaml_files_fit_the_schema(path):
-    merged = OmegaConf.merge(OmegaConf.structured(DatasetConfig), OmegaConf.load(path))
-    cfg = OmegaConf.to_object(merged)
-    assert isinstance(cfg, DatasetConfig) and isinstance(cfg.split, SplitConfig)
-    assert cfg.name == path.stem
-
-
-def test_movielens_yaml_has_the_keys_of_the_specification():
-    cfg = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / "movielens.yaml"))
-    expected = {
-        "name": "movielens",
-        "max_seq_len": 50,
-        "min_user_inter": 5,
-        "split": {"method": "leave_one_out"},
-    }
-    assert {key: cfg[key] for key in expected} == expected
-
-
-# --- the committed sample -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> SequenceDataset:
-    cfg = DatasetConfig("sample", max_seq_len=20, raw_dir=str(ROOT / "data" / "raw" / "sample"))
-    return load_dataset(cfg, tmp_path_factory.mktemp("sample"), LOGGER)
-
-
-def test_sample_sizes_and_titles(sample):
-    assert (sample.num_users, sample.num_items) == (300, 200)
-    assert len(sample.train) + 2 * 300 + 300 == 8377  # a row for each interaction but the first of each user
-    assert len(set(sample.titles)) == 200 and "The Silver Harbor" in sample.titles
-
-
-def test_sample_has_sequential_structure(sample):
-    """What follows the last item says far more than what is popular."""
-    transitions = np.zeros((sample.num_items, sample.num_items))
-    np.add.at(transitions, (sample.train.items[sample.train.pos - 1], sample.train.targets), 1)
-    popularity = np.bincount(sample.train.targets, minlength=sample.num_items) / 1e6
-    last = sample.test.items[sample.test.pos - 1]
-
-    def hit_ratio(scores: np.ndarray) -> float:
-        target = scores[np.arange(len(scores)), sample.test.targets]
-        return float(((scores > target[:, None]).sum(axis=1) < 10).mean())
-
-    assert hit_ratio(np.tile(popularity, (300, 1))) < 0.15
-    assert hit_ratio(transitions[last] + popularity) > 0.45
-
-
-def test_rows_are_immutable(sample):
-    with pytest.raises(AttributeError):
-        sample.train.items = sample.train.pos
-    assert replace(sample, max_seq_len=3).max_seq_len == 3
+def test_a_relative_raw_dir_starts_where_the_command_was_called(tmp_path, monkeypatch):
+    csv_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert load(CsvConfig(min_user_inter=3, raw_dir="given"), tmp_path).num_users == 2

@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +171,7 @@ class Bench:
         return parse_settings(compose_config(*small, *mine, f"paths.data_dir={self.tmp}", *overrides))
 
     def sample(self, settings: Settings) -> SequenceDataset:
-        settings.dataset.raw_dir = str(SAMPLE)
-        return load_dataset(settings.dataset, self.tmp / "data", QUIET)
+        return load_dataset(replace(settings.dataset, raw_dir=str(SAMPLE)), self.tmp / "data", QUIET)
 
     def _trained(self, folder: Path, result: FitResult) -> Trained:
         return Trained(result, load_file(folder / "model.safetensors"), read(folder / "config.json"))
@@ -424,7 +423,7 @@ def _data_dir(bench: Bench) -> None:
     write_raw_files("sample", data / "raw" / "sample")
     folder = bench.stage(run_student_baseline.run, f"paths.data_dir={data}", "student.batch_size=16")
     assert read(folder / "metrics" / "eval_baseline.json")["num_items"] == 9
-    assert len(list((data / "processed" / "sample").iterdir())) == 1
+    assert len(list((data / "processed" / "sample").glob("*/record.json"))) == 1
 
 
 def _result_root(bench: Bench) -> None:

@@ -19,7 +19,7 @@ import upstream_ilora as upstream
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from src.core import raw_data
+from src.core.datasets.lastfm import read_lastfm
 from src.teacher.config import LoraSettings
 from src.teacher.engine import AdaptedLM, Engine
 from src.teacher.ilora_submodule import SubmoduleLora, add_submodule_lora
@@ -75,7 +75,7 @@ def lastfm(ilora_folder) -> Data:
     folder = Path(os.environ.get("LASTFM_DIR", ilora_folder / "data" / "ref" / "lastfm"))
     if not (folder / "train_data.df").is_file():
         pytest.skip(f"no LastFM windows in {folder}")
-    splits = raw_data.read_lastfm(folder)
+    splits = read_lastfm(folder)
     index = [0, 11, 4000, 30000]
     train = splits.train
     histories = [train.history[i, : train.length[i]].tolist() for i in index]

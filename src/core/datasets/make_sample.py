@@ -1,4 +1,4 @@
-"""Writes the invented data set of data/raw/sample: ``python -m src.core.make_sample [folder]``.
+"""Writes the invented data set of data/raw/sample: ``python -m src.core.datasets.make_sample [folder]``.
 
 Ten series of twenty titles, "The Silver Harbor" = adjective + noun. Within a series the usual next title has
 the same noun and the next adjective, then the next noun's first: what a model learns from the titles of one
@@ -101,5 +101,5 @@ def _write(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
 
 
 if __name__ == "__main__":
-    default = Path(__file__).parents[2] / "data" / "raw" / "sample"
+    default = Path(__file__).parents[3] / "data" / "raw" / "sample"
     write_sample(Path(sys.argv[1]) if len(sys.argv) > 1 else default)

@@ -1,0 +1,170 @@
+"""What the data sets share: the types that readers return, the common settings, and helpers for raw files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from src.core.errors import UserError, check
+from src.core.settings import NOTHING
+
+MIN_INTERACTIONS = 3  # a training, a validation and a test target are too many for fewer
+LOG_SPLITS = ("leave_one_out", "temporal")
+GIVEN_SPLIT = "given"  # of data that come split
+
+
+# --- what a reader returns ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interactions:
+    """An interaction log in file order.
+
+    Attributes:
+        users: raw user ids [N], int64 or object (str).
+        items: raw item ids [N], int64 or object (str).
+        timestamps: int64 or float64 [N], any unit.
+        titles: raw item id (str) -> title; may be empty or lack an item where the format allows it.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    timestamps: np.ndarray
+    titles: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Ready-made (history, target) pairs in file order.
+
+    history int64 [N, L], length int64 [N], target int64 [N]. Only the first `length` entries of a history
+    are items; the rest is padding.
+    """
+
+    history: np.ndarray
+    length: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class WindowSplits:
+    """A data set that comes already split; item ids are positions in `titles`."""
+
+    train: Windows
+    valid: Windows
+    test: Windows
+    titles: list[str]
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How rows are split: `leave_one_out`, `temporal`, or `given` for data that come split."""
+
+    method: str = "leave_one_out"
+
+    def __post_init__(self) -> None:
+        allowed = (*LOG_SPLITS, GIVEN_SPLIT)
+        check(self.method in allowed, "dataset.split.method", self.method, f"one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """The settings that every data set has.
+
+    Attributes:
+        name: its name in `SOURCES`.
+        max_seq_len: window of a row; the last items count.
+        min_user_inter: users with fewer interactions are dropped.
+        split: see `SplitConfig`.
+        raw_dir: folder of the raw files; None is `<data_dir>/raw/<name>`. A relative one starts where the command was
+            called.
+        max_train_rows: size of a fixed random sample of the training rows; None is all.
+
+    Raises:
+        UserError: for a value out of range.
+    """
+
+    name: str
+    max_seq_len: int = 50
+    min_user_inter: int = 5
+    split: SplitConfig = field(default_factory=SplitConfig)
+    raw_dir: str | None = field(default=None, metadata=NOTHING)
+    max_train_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        rows = self.max_train_rows
+        check(self.max_seq_len >= 1, "dataset.max_seq_len", self.max_seq_len, "an integer >= 1")
+        check(rows is None or rows >= 1, "dataset.max_train_rows", rows, "null or an integer >= 1")
+        check(self.raw_dir != "", "dataset.raw_dir", self.raw_dir, "null or a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig(DatasetConfig):
+    """The settings of a data set that comes as a log of interactions, and is split here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.split.method in LOG_SPLITS,
+            "dataset.split.method",
+            self.split.method,
+            f"{' or '.join(LOG_SPLITS)}, because {self.name} does not come split",
+        )
+        check(
+            self.min_user_inter >= MIN_INTERACTIONS,
+            "dataset.min_user_inter",
+            self.min_user_inter,
+            f"an integer >= {MIN_INTERACTIONS} (one item each to train, validate and test)",
+        )
+
+
+# --- raw files ----------------------------------------------------------------------------------------------
+
+
+def require_files(paths: list[Path], advice: str) -> None:
+    """Refuse missing and empty files.
+
+    Args:
+        paths: files of one folder.
+        advice: what the user can do about a missing file.
+
+    Raises:
+        UserError: naming the folder and every file of `paths` that is missing, or the first that is empty.
+    """
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{paths[0].parent}: missing {', '.join(missing)}; {advice}")
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; replace it by a complete copy")
+
+
+def read_decoded(path: Path, encoding: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: naming the line that is not text of this encoding.
+    """
+    data = path.read_bytes()
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not valid {encoding} text; save the file as {encoding}") from None
+
+
+def numbered_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    """(line number, line without its end) of the lines that are not blank."""
+    for number, line in enumerate(read_decoded(path, encoding).split("\n"), start=1):
+        line = line.rstrip("\r")
+        if line.strip():
+            yield number, line
+
+
+def shorten(text: str, limit: int = 160) -> str:
+    """A text of at most `limit` characters, for a message."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
