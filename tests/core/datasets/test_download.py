@@ -6,13 +6,14 @@ import http.server
 import logging
 import threading
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from raw_examples import MOVIES_100K, RATINGS_100K, write
 
 from src.core.data_utils import load_dataset
-from src.core.datasets import sources
+from src.core.datasets import download, sources
 from src.core.datasets.amazon_games import AmazonGamesConfig
 from src.core.datasets.base import DatasetConfig
 from src.core.datasets.csv_log import CsvConfig
@@ -114,3 +115,18 @@ def test_without_network_the_error_names_files_and_folder(site, tmp_path, monkey
     ) as error:
         load_dataset(MovielensConfig(), tmp_path, LOGGER)
     assert "\n" not in str(error.value)
+
+
+def test_who_waited_for_another_process_to_fetch_takes_its_files(tmp_path, monkeypatch):
+    files = [tmp_path / "movielens" / name for name in ("u.data", "u.item")]
+
+    @contextmanager
+    def fetched_meanwhile(folder, notify):
+        assert folder == tmp_path  # not the folder of the files, which may hold nothing else
+        write(files[0].parent, u__data=RATINGS_100K, u__item=MOVIES_100K)
+        yield
+
+    monkeypatch.setattr(download, "locked", fetched_meanwhile)
+    monkeypatch.setattr(download, "_fetch", None)  # calling it would fail
+    download.fetch_missing(RELEASES["100k"].archive, files, LOGGER)
+    assert files[0].read_text() == RATINGS_100K
