@@ -9,14 +9,14 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from src.core.errors import UserError
 from src.core.files import LOCK_FILE, read_json, remove_unfinished, sha256_file, write_json
@@ -231,23 +231,33 @@ def locked(folder: Path, *, notify: Callable[[str], None] | None = None) -> Iter
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE, is_singleton=True)
         is_first = not lock.is_locked
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            holder = _holder(folder)
-            if notify is None:
-                raise UserError(f"{folder}: in use by {holder}; wait for it to end, or choose another folder") from None
-            notify(f"{folder}: in use by {holder}: waiting")
-            lock.acquire()
-        if is_first:
-            (folder / LOCK_FILE).write_text(json.dumps(asdict(Owner.this_process())), encoding="utf-8")
-            remove_unfinished(folder)
+        _acquire(lock, folder, notify)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror or error}); choose another folder") from error
-    try:
-        yield
-    finally:
+    with lock:  # taken once more, so that an error below frees it
         lock.release()
+        if is_first:
+            _sign(folder)
+            remove_unfinished(folder)
+        yield
+
+
+def _acquire(lock: BaseFileLock, folder: Path, notify: Callable[[str], None] | None) -> None:
+    try:
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        holder = _holder(folder)
+    if notify is None:
+        raise UserError(f"{folder}: in use by {holder}; wait for it to end, or choose another folder")
+    notify(f"{folder}: in use by {holder}: waiting")
+    lock.acquire()
+
+
+def _sign(folder: Path) -> None:
+    """Write who holds the lock into it; for messages only, so a full disk does no harm."""
+    with suppress(OSError):
+        (folder / LOCK_FILE).write_text(json.dumps(asdict(Owner.this_process())), encoding="utf-8")
 
 
 def is_locked(folder: Path) -> Owner | str | None:
