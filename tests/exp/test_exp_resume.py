@@ -12,7 +12,7 @@ from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
 from src.exp.record import changes, read_record
-from src.teacher.evaluation import generate_answers
+from src.teacher.scoring.evaluation import generate_answers
 from src.teacher.training import _step
 
 ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}

@@ -10,14 +10,14 @@ import torch
 
 from src.core.data_utils import SequenceDataset
 from src.student.models import ModelConfig, build_model
+from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import GatedLora, add_gated_lora
-from src.teacher.prompts import PromptBuilder
+from src.teacher.model import TeacherModel
+from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender
-from src.teacher.tiny_llm import build_tiny_llm
-from src.teacher.training import TeacherParts
+from src.teacher.tiny.build import build_tiny_llm
 
 CPU = torch.device("cpu")
 REC_SIZE = 8
@@ -111,5 +111,5 @@ def recommender(dataset, fill_with_ramp) -> FrozenRecommender:
 
 
 @pytest.fixture
-def parts(lora, builder, recommender, dataset, config) -> TeacherParts:
-    return TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
+def teacher(lora, builder, recommender, dataset, config) -> TeacherModel:
+    return TeacherModel(PromptedLM(lora, recommender.item_table), builder, recommender, dataset, config)

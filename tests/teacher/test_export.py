@@ -7,35 +7,35 @@ import pytest
 import torch
 
 from src.core.errors import UserError
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings
-from src.teacher.engine import Engine
-from src.teacher.export import Ranking, base_embeddings, encode_answers, rank_rows, score_rows, to_ranking
-from src.teacher.inference import candidate_items
 from src.teacher.llm import load_llm
 from src.teacher.recommender import FrozenRecommender, load_recommender
+from src.teacher.scoring.inference import candidate_items
+from src.teacher.scoring.ranking import Ranking, base_embeddings, encode_answers, rank_rows, score_rows, to_ranking
 
 CPU = torch.device("cpu")
 SEED, COUNT = 7, 4
 
 
 @pytest.fixture
-def generating(parts):
-    export = replace(parts.config.export, method="generate")
-    return replace(parts, config=replace(parts.config, export=export))
+def generating(teacher):
+    export = replace(teacher.config.export, method="generate")
+    return replace(teacher, config=replace(teacher.config, export=export))
 
 
-def rank(parts, index=None, batch_tokens: int = 300, count: int = COUNT, candidates: str = "retrieval") -> Ranking:
-    parts.config.export.batch_tokens = batch_tokens
-    rows = parts.dataset.train
+def rank(teacher, index=None, batch_tokens: int = 300, count: int = COUNT, candidates: str = "retrieval") -> Ranking:
+    teacher.config.export.batch_tokens = batch_tokens
+    rows = teacher.dataset.train
     index = np.arange(len(rows)) if index is None else index
-    return rank_rows(parts, rows, index, base_embeddings(parts, parts.dataset.titles), SEED, candidates, count)
+    return rank_rows(teacher, rows, index, base_embeddings(teacher, teacher.dataset.titles), SEED, candidates, count)
 
 
 # --- by likelihood ------------------------------------------------------------------------------------------
 
 
-def test_likelihood_ranking_is_in_order_distinct_and_new(parts):
-    ranking, rows = rank(parts), parts.dataset.train
+def test_likelihood_ranking_is_in_order_distinct_and_new(teacher):
+    ranking, rows = rank(teacher), teacher.dataset.train
 
     assert ranking.items.shape == ranking.distances.shape == (len(rows), COUNT)
     assert (np.diff(ranking.distances, axis=1) >= 0).all()
@@ -45,17 +45,17 @@ def test_likelihood_ranking_is_in_order_distinct_and_new(parts):
     assert ranking.valid.all()
 
 
-def test_likelihood_ranking_is_minus_the_mean_log_probability(parts):
-    """Each row again, alone, with one forward pass of the engine; the engine is tested in test_engine."""
-    ranking, rows, builder = rank(parts), parts.dataset.train, parts.builder
+def test_likelihood_ranking_is_minus_the_mean_log_probability(teacher):
+    """Each row again, alone, with one forward pass of the LM, which is tested in test_prompted_lm."""
+    ranking, rows, builder = rank(teacher), teacher.dataset.train, teacher.builder
     for i in (0, 11, len(rows) - 1):
-        retrieved = parts.recommender.retrieve(rows, np.array([i]), 5)[0]
+        retrieved = teacher.recommender.retrieve(rows, np.array([i]), 5)[0]
         assert set(ranking.items[i].tolist()) <= set(retrieved.tolist())
         shown = np.random.default_rng([SEED, i]).permutation(retrieved)
         prompt = builder.prompt(rows.history(i)[-3:], shown, 0, embed=True)
         with torch.no_grad():
-            gates = parts.engine.lora.router(parts.recommender.users(rows, np.array([i])))
-        total, mean = parts.engine.candidate_log_probs(
+            gates = teacher.lm.lora.router(teacher.recommender.users(rows, np.array([i])))
+        total, mean = teacher.lm.candidate_log_probs(
             builder.batch([prompt]), gates, [[builder.answer(int(item)) for item in shown]]
         )
         distance = -mean[0].numpy()
@@ -66,25 +66,25 @@ def test_likelihood_ranking_is_minus_the_mean_log_probability(parts):
         assert ranking.log_prob[i] == pytest.approx(total[0, best[0]].item(), abs=1e-3)
 
 
-def test_ranking_does_not_depend_on_the_batch(parts):
+def test_ranking_does_not_depend_on_the_batch(teacher):
     index = np.array([5, 2, 17, 8])
-    one, four = rank(parts, index, batch_tokens=1), rank(parts, index, batch_tokens=4000)
+    one, four = rank(teacher, index, batch_tokens=1), rank(teacher, index, batch_tokens=4000)
     assert np.array_equal(one.items, four.items)
     np.testing.assert_allclose(one.distances, four.distances, atol=1e-4)
-    assert np.array_equal(rank(parts).items[index], one.items)
+    assert np.array_equal(rank(teacher).items[index], one.items)
 
 
-def test_the_target_plays_no_part(parts):
+def test_the_target_plays_no_part(teacher):
     """Another target behind the same history gives the same ranking."""
-    rows = parts.dataset.train
+    rows = teacher.dataset.train
     items = rows.items.copy()
     changed = replace(rows, items=items)
     last = int(np.flatnonzero(rows.user == 0)[-1])
     items[rows.pos[last]] = (items[rows.pos[last]] + 1) % 24
-    embeddings = base_embeddings(parts, parts.dataset.titles)
+    embeddings = base_embeddings(teacher, teacher.dataset.titles)
 
-    first = rank_rows(parts, rows, np.array([last]), embeddings, SEED, "retrieval", COUNT)
-    second = rank_rows(parts, changed, np.array([last]), embeddings, SEED, "retrieval", COUNT)
+    first = rank_rows(teacher, rows, np.array([last]), embeddings, SEED, "retrieval", COUNT)
+    second = rank_rows(teacher, changed, np.array([last]), embeddings, SEED, "retrieval", COUNT)
 
     assert rows.targets[last] != changed.targets[last]
     assert np.array_equal(first.items, second.items)
@@ -103,8 +103,8 @@ def test_confidences_by_arithmetic():
     assert ranking.confidences("raw").tolist() == [[1.0, 2.0], [4.0, 4.0]]
 
 
-def test_minmax_confidences_lie_between_0_and_1(parts):
-    ranking = rank(parts, count=5)
+def test_minmax_confidences_lie_between_0_and_1(teacher):
+    ranking = rank(teacher, count=5)
     confidences = ranking.confidences("minmax")
     assert ((confidences >= 0) & (confidences <= 1)).all()
     assert (confidences[:, 0] == 0).all()
@@ -119,14 +119,14 @@ def scores_of(*answers: str) -> dict[str, np.ndarray]:
 
 
 def test_generated_answers_are_grounded_by_embedding_distance(generating):
-    parts = generating
-    titles = parts.dataset.titles
+    teacher = generating
+    titles = teacher.dataset.titles
     said = [titles[3].upper(), titles[10], "nothing of the sort"]
-    embeddings = base_embeddings(parts, titles)
+    embeddings = base_embeddings(teacher, titles)
 
-    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
+    ranking = to_ranking(teacher, scores_of(*said), embeddings, 24)
 
-    table, answers = embeddings.numpy(), base_embeddings(parts, said).numpy()
+    table, answers = embeddings.numpy(), base_embeddings(teacher, said).numpy()
     for i in range(3):
         distance = np.sqrt(((table - answers[i]) ** 2).sum(1))
         np.testing.assert_allclose(ranking.distances[i], np.sort(distance), atol=1e-3)
@@ -148,60 +148,60 @@ def test_distances_survive_what_all_embeddings_have_in_common(generating):
 
 
 def test_an_answer_is_encoded_once_and_a_title_never(generating, monkeypatch):
-    parts, titles = generating, generating.dataset.titles
-    embeddings = base_embeddings(parts, titles)
+    teacher, titles = generating, generating.dataset.titles
+    embeddings = base_embeddings(teacher, titles)
     encoded: list[list[str]] = []
 
-    def recorded(parts, texts):
+    def recorded(teacher, texts):
         encoded.append(texts)
-        return base_embeddings(parts, texts)
+        return base_embeddings(teacher, texts)
 
-    monkeypatch.setattr("src.teacher.export.base_embeddings", recorded)
+    monkeypatch.setattr("src.teacher.scoring.ranking.base_embeddings", recorded)
     said = [titles[5], "Stoned", titles[0], "Stoned", titles[5], "A Lamp"]
-    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
+    ranking = to_ranking(teacher, scores_of(*said), embeddings, 24)
 
     assert encoded == [["A Lamp", "Stoned"]]
     assert np.array_equal(ranking.items[[1, 0]], ranking.items[[3, 4]])
-    torch.testing.assert_close(encode_answers(parts, said[:1], embeddings), base_embeddings(parts, said[:1]))
+    torch.testing.assert_close(encode_answers(teacher, said[:1], embeddings), base_embeddings(teacher, said[:1]))
 
 
 def test_a_quoted_title_is_a_valid_answer(generating):
-    parts = generating
-    parts.engine.generate = lambda batch, *args: ([f'"{parts.dataset.titles[10]}"'], torch.zeros(1))
-    assert rank(parts, np.array([0])).valid.tolist() == [True]
+    teacher = generating
+    teacher.lm.generate = lambda batch, *args: ([f'"{teacher.dataset.titles[10]}"'], torch.zeros(1))
+    assert rank(teacher, np.array([0])).valid.tolist() == [True]
 
 
 def test_generation_does_not_depend_on_the_batch(generating, make_lora, monkeypatch):
     """An adapter so large that answers differ from row to row; batches of one row against all rows in one."""
-    monkeypatch.setattr("src.teacher.engine._MAX_ANSWER_TOKENS", 8)  # an untrained LM never stops
-    engine = Engine(make_lora(scale=2.5), generating.recommender.item_table)
-    parts = replace(generating, engine=engine)
+    monkeypatch.setattr("src.teacher.adapter.prompted_lm._MAX_ANSWER_TOKENS", 8)  # an untrained LM never stops
+    lm = PromptedLM(make_lora(scale=2.5), generating.recommender.item_table)
+    teacher = replace(generating, lm=lm)
     scores = []
     for tokens in (1, 100_000):
-        parts.config.export.batch_tokens = tokens
-        scores.append(score_rows(parts, parts.dataset.train, np.arange(24), SEED, "retrieval", lambda rows: None))
+        teacher.config.export.batch_tokens = tokens
+        scores.append(score_rows(teacher, teacher.dataset.train, np.arange(24), SEED, "retrieval", lambda rows: None))
 
     assert len(set(scores[0]["answer"])) > 3
     assert scores[0]["answer"].tolist() == scores[1]["answer"].tolist()
     np.testing.assert_allclose(scores[0]["log_prob"], scores[1]["log_prob"], atol=1e-3)
-    embeddings = base_embeddings(parts, parts.dataset.titles)
-    one, all_rows = (to_ranking(parts, s, embeddings, COUNT) for s in scores)
+    embeddings = base_embeddings(teacher, teacher.dataset.titles)
+    one, all_rows = (to_ranking(teacher, s, embeddings, COUNT) for s in scores)
     assert np.array_equal(one.items, all_rows.items)
     assert (np.diff(one.distances, axis=1) >= 0).all()
     assert (one.log_prob < 0).all()
 
 
-def test_batches_keep_to_their_tokens(parts, monkeypatch):
+def test_batches_keep_to_their_tokens(teacher, monkeypatch):
     sizes: list[int] = []
-    score = parts.engine.candidate_log_probs
+    score = teacher.lm.candidate_log_probs
 
     def recorded(batch, gates, answers):
         answer_tokens = max(sum(map(len, row)) for row in answers)
         sizes.append(len(answers) * (batch.ids.shape[1] + answer_tokens))
         return score(batch, gates, answers)
 
-    monkeypatch.setattr(parts.engine, "candidate_log_probs", recorded)
-    rank(parts, batch_tokens=900)
+    monkeypatch.setattr(teacher.lm, "candidate_log_probs", recorded)
+    rank(teacher, batch_tokens=900)
     assert max(sizes) <= 900
     assert 1 < len(sizes) < 24
 
@@ -209,27 +209,27 @@ def test_batches_keep_to_their_tokens(parts, monkeypatch):
 # --- candidates ---------------------------------------------------------------------------------------------
 
 
-def test_sampled_candidates_hold_the_target_and_retrieved_ones_need_not(parts):
-    rows, index = parts.dataset.train, np.arange(24)
-    sampled = candidate_items(parts, rows, index, SEED, "sampled")
-    retrieved = candidate_items(parts, rows, index, SEED, "retrieval")
+def test_sampled_candidates_hold_the_target_and_retrieved_ones_need_not(teacher):
+    rows, index = teacher.dataset.train, np.arange(24)
+    sampled = candidate_items(teacher, rows, index, SEED, "sampled")
+    retrieved = candidate_items(teacher, rows, index, SEED, "retrieval")
     assert sampled.shape == retrieved.shape == (24, 5)
     assert (sampled == rows.targets[:, None]).sum(1).tolist() == [1] * 24
     assert not (retrieved == rows.targets[:, None]).any(1).all()
-    assert set(rank(parts, candidates="sampled", count=5).items[7].tolist()) == set(sampled[7].tolist())
+    assert set(rank(teacher, candidates="sampled", count=5).items[7].tolist()) == set(sampled[7].tolist())
 
 
 def test_without_candidates_the_prompt_is_an_open_question(generating):
-    parts, seen = generating, []
-    assert candidate_items(parts, parts.dataset.train, np.arange(3), SEED, "none").shape == (3, 0)
-    generate = parts.engine.generate
+    teacher, seen = generating, []
+    assert candidate_items(teacher, teacher.dataset.train, np.arange(3), SEED, "none").shape == (3, 0)
+    generate = teacher.lm.generate
 
     def recorded(batch, *args):
-        seen.extend(parts.builder.tokenizer.batch_decode(batch.ids))
+        seen.extend(teacher.builder.tokenizer.batch_decode(batch.ids))
         return generate(batch, *args)
 
-    parts.engine.generate = recorded
-    rank(parts, np.array([4, 9]), candidates="none")
+    teacher.lm.generate = recorded
+    rank(teacher, np.array([4, 9]), candidates="none")
     assert len(seen) == 2
     assert all("[HistoryEmb]" in text and "[CansEmb]" not in text and "candidates" not in text for text in seen)
 
@@ -242,45 +242,45 @@ def test_likelihood_needs_candidates():
         ExportSettings(candidates="none")
 
 
-def test_too_little_gpu_memory_says_what_to_lower(parts, monkeypatch):
+def test_too_little_gpu_memory_says_what_to_lower(teacher, monkeypatch):
     def full(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(parts.engine, "candidate_log_probs", full)
+    monkeypatch.setattr(teacher.lm, "candidate_log_probs", full)
     with pytest.raises(UserError, match=r"teacher.export.batch_tokens=9000: 24 rows of up to \d+ tokens .*; lower it"):
-        rank(parts, batch_tokens=9000)
+        rank(teacher, batch_tokens=9000)
 
 
 # --- embeddings ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_embeddings_are_the_last_hidden_state_at_the_last_token(parts, llm_folder):
+def test_embeddings_are_the_last_hidden_state_at_the_last_token(teacher, llm_folder):
     tokenizer, llm = load_llm(llm_folder, "float32", CPU)  # without any adapter
 
-    table = base_embeddings(parts, parts.dataset.titles)
+    table = base_embeddings(teacher, teacher.dataset.titles)
 
     assert (table.shape, table.dtype) == ((24, 16), torch.float32)
-    for row, title in zip(table, parts.dataset.titles, strict=True):
+    for row, title in zip(table, teacher.dataset.titles, strict=True):
         ids = tokenizer(title).input_ids
         assert ids[0] == tokenizer.bos_token_id
         hidden = llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
         torch.testing.assert_close(row, hidden[0, -1], atol=1e-5, rtol=0)
 
 
-def test_embeddings_do_not_depend_on_the_batch(parts):
-    titles = parts.dataset.titles
-    expected = base_embeddings(parts, titles)
-    parts.config.export.batch_tokens = 1
-    torch.testing.assert_close(base_embeddings(parts, titles), expected, atol=1e-5, rtol=0)
+def test_embeddings_do_not_depend_on_the_batch(teacher):
+    titles = teacher.dataset.titles
+    expected = base_embeddings(teacher, titles)
+    teacher.config.export.batch_tokens = 1
+    torch.testing.assert_close(base_embeddings(teacher, titles), expected, atol=1e-5, rtol=0)
 
 
-def test_the_adapter_works_again_after_embedding(parts):
-    layer = parts.engine.lora.llm.model.layers[0].self_attn.q_proj
+def test_the_adapter_works_again_after_embedding(teacher):
+    layer = teacher.lm.lora.llm.model.layers[0].self_attn.q_proj
     x = torch.ones(1, 1, 16)
-    with parts.engine.lora.gated(torch.ones(1, 2)):
+    with teacher.lm.lora.gated(torch.ones(1, 2)):
         before = layer(x)
-        base_embeddings(parts, ["Stone"])
+        base_embeddings(teacher, ["Stone"])
         assert torch.equal(layer(x), before)
 
 

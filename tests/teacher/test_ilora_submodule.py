@@ -1,4 +1,4 @@
-"""iLoRA's own code as an engine: what it leaves alone, what it refuses, and how weights move."""
+"""iLoRA's own code as an implementation: what it leaves alone, what it refuses, and how weights move."""
 
 import importlib
 import logging
@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
-from src.teacher.adapter_file import WEIGHTS_FILE
+from src.teacher.adapter.adapter_file import WEIGHTS_FILE
+from src.teacher.adapter.ilora_submodule import SubmoduleLora, add_submodule_lora, code_digest, find_code, load_code
+from src.teacher.adapter.implementation import add_adapter, choose_implementation, load_adapter
+from src.teacher.adapter.moe_lora import GatedLora
+from src.teacher.adapter.upstream_weights import from_adapter, read_checkpoint, to_adapter
 from src.teacher.config import LoraSettings
-from src.teacher.engines import add_adapter, choose_engine, load_adapter
 from src.teacher.ilora_backend import ILoRATeacher
-from src.teacher.ilora_submodule import SubmoduleLora, add_submodule_lora, code_digest, find_code, load_code
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import GatedLora
-from src.teacher.upstream_weights import from_adapter, read_checkpoint, to_adapter
 
 CPU = torch.device("cpu")
 REC_SIZE, SETTINGS = 8, LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2)
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_changes_no_gradient(ilora_folder, llm_folder, lo
 
 
 @pytest.mark.parametrize("writer, reader", [("native", "submodule"), ("submodule", "native")])
-def test_an_adapter_file_serves_both_engines(submodule_lora, lora, llm_folder, config, tmp_path, writer, reader):
+def test_an_adapter_file_serves_both(submodule_lora, lora, llm_folder, config, tmp_path, writer, reader):
     lora.router.train()(torch.sin(torch.arange(16.0)).reshape(2, 8))  # moves the BatchNorm statistics
     submodule_lora.load_state(lora.state())
     {"native": lora, "submodule": submodule_lora}[writer].save(tmp_path / "adapter")
@@ -135,8 +135,8 @@ def test_an_adapter_file_serves_both_engines(submodule_lora, lora, llm_folder, c
     assert not read.model.training and not any(p.requires_grad for p in read.model.parameters())
 
 
-def test_a_teacher_of_either_engine(ilora_folder, config, dataset, tmp_path, logger, tb_writer):
-    """Trained and exported by the submodule; the native engine exports the same from the run folder."""
+def test_a_teacher_of_either_implementation(ilora_folder, config, dataset, tmp_path, logger, tb_writer):
+    """Trained and exported by the submodule; the native implementation exports the same from the run folder."""
     folder = RunFolder(tmp_path / "run")
     rankings = []
     for engine in ("submodule", "native"):
@@ -169,17 +169,17 @@ def nowhere(monkeypatch, tmp_path) -> None:
 
 def test_without_the_code_auto_is_native(nowhere, logger, caplog):
     caplog.set_level(logging.INFO)
-    assert choose_engine("auto", logger) == "native"
+    assert choose_implementation("auto", logger) == "native"
     assert "teacher engine: native (teacher.engine=auto)" in caplog.text
 
 
 def test_without_the_code_submodule_is_refused(nowhere, logger):
     with pytest.raises(UserError, match=r"teacher\.engine=submodule: .* not checked out; run `git submodule update"):
-        choose_engine("submodule", logger)
+        choose_implementation("submodule", logger)
 
 
 def test_with_the_code_auto_takes_it(ilora_folder, logger, caplog):
-    assert [choose_engine(wanted, logger) for wanted in ("auto", "submodule", "native")] == [
+    assert [choose_implementation(wanted, logger) for wanted in ("auto", "submodule", "native")] == [
         "submodule",
         "submodule",
         "native",
@@ -193,7 +193,7 @@ def test_another_commit_warns(ilora_folder, logger, caplog, monkeypatch, tmp_pat
     (copy / "model" / "mlp_projector.py").write_text("# changed\n")
     monkeypatch.setenv("ILORA_DIR", str(copy))
     assert find_code() == copy and code_digest(copy) != code_digest(ilora_folder)
-    assert choose_engine("auto", logger) == "submodule"
+    assert choose_implementation("auto", logger) == "submodule"
     assert "not the code of AkaliKong/iLoRA@28e4737" in caplog.text
 
 

@@ -15,13 +15,13 @@ from src.core.logging import LoggingConfig, tensorboard_writer
 from src.student.models import ModelConfig, build_model
 from src.student.resume import Resume
 from src.teacher import processes
+from src.teacher.adapter.moe_lora import add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import add_gated_lora
-from src.teacher.prompts import PromptBuilder
+from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender
-from src.teacher.training import TeacherParts, train_adapter, training_rows
+from src.teacher.training import TeacherModel, train_adapter, training_rows
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
     lora = add_gated_lora(model, config.lora, 8)
     lora.model.double()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    parts = TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
+    teacher = TeacherModel(PromptedLM(lora, recommender.item_table), builder, recommender, dataset, config)
     gathered = []
 
     def validate() -> float:
@@ -46,7 +46,7 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
     logger = logging.getLogger("tests")
     writer = tensorboard_writer(folder, LoggingConfig(tensorboard=False))
     rows = training_rows(dataset, None, 7)
-    train_adapter(parts, rows, 7, validate, lambda: None, Resume(folder / "last_state.pt"), logger, writer)
+    train_adapter(teacher, rows, 7, validate, lambda: None, Resume(folder / "last_state.pt"), logger, writer)
     torch.save({"weights": lora.state(), "gathered": gathered}, folder / "end.pt")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.teacher import schedule
-from src.teacher.sampling import fixed_candidates, sample_candidates
+from src.teacher.prompt.candidates import fixed_candidates, sample_candidates
 from src.teacher.schedule import embedding_probability, learning_rate_factor
 
 

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
-from src.teacher import shards
 from src.teacher.ilora_backend import ILoRATeacher, require_free_export
-from src.teacher.shards import read_shards, shard_folder, write_shards
+from src.teacher.scoring import shards
+from src.teacher.scoring.shards import read_shards, shard_folder, write_shards
 
 LOGGER = logging.getLogger("tests")
 FILES = ("all_embeddings.pt", "myrank_train.txt", "confidence_train.txt", "row_stats.npz", "manifest.json")
@@ -108,7 +108,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("method", ["likelihood", "generate"])
 def test_a_killed_export_resumes_and_writes_the_same_bytes(make_teacher, parts, method, monkeypatch):
     parts.config.export.method = method
-    monkeypatch.setattr("src.teacher.engine._MAX_ANSWER_TOKENS", 4)  # an untrained LM never stops
+    monkeypatch.setattr("src.teacher.adapter.prompted_lm._MAX_ANSWER_TOKENS", 4)  # an untrained LM never stops
     whole, cfg = make_teacher("whole")
     whole.export_for_dllm2rec(cfg, LOGGER)
 

@@ -15,9 +15,9 @@ from src.core.teacher_files import MANIFEST_FILE, read_manifest
 from src.distill.data_bridge import load_teacher_outputs
 from src.student.config import StudentConfig
 from src.student.resume import Resume
-from src.teacher.adapter_file import WEIGHTS_FILE
+from src.teacher.adapter.adapter_file import WEIGHTS_FILE
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.engine import Engine
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
 from src.teacher.training import _micro_batches, train_adapter, training_rows
@@ -58,16 +58,16 @@ class Saves(Resume):
     steps: list[int] = field(default_factory=list)
     kill_after: int | None = None
 
-    def save(self, progress, parts):
-        super().save(progress, parts)
+    def save(self, progress, teacher):
+        super().save(progress, teacher)
         self.steps.append(progress["step"])
         if len(self.steps) == self.kill_after:
             raise KeyboardInterrupt
 
 
-def train(parts, logger, tb_writer, resume, seed=7, validate=lambda: 0.5, save_best=lambda: None):
-    rows = training_rows(parts.dataset, None, seed)
-    return train_adapter(parts, rows, seed, validate, save_best, resume, logger, tb_writer)
+def train(teacher, logger, tb_writer, resume, seed=7, validate=lambda: 0.5, save_best=lambda: None):
+    rows = training_rows(teacher.dataset, None, seed)
+    return train_adapter(teacher, rows, seed, validate, save_best, resume, logger, tb_writer)
 
 
 @pytest.fixture
@@ -75,16 +75,16 @@ def resume(tmp_path):
     return Saves(tmp_path / "last_state.pt")
 
 
-def trained_weights(parts) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in parts.engine.lora.model.named_parameters() if p.requires_grad}
+def trained_weights(teacher) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in teacher.lm.lora.model.named_parameters() if p.requires_grad}
 
 
-def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writer, resume):
-    lora = parts.engine.lora
+def test_training_moves_adapter_router_and_projector_only(teacher, logger, tb_writer, resume):
+    lora = teacher.lm.lora
     before = {name: p.detach().clone() for name, p in lora.model.named_parameters()}
     statistics = lora.router.state_dict()["modules_to_save.default.bn.running_mean"].clone()
 
-    train(parts, logger, tb_writer, resume)
+    train(teacher, logger, tb_writer, resume)
 
     moved = {name for name, p in lora.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name, p in lora.model.named_parameters() if p.requires_grad}
@@ -97,30 +97,30 @@ def test_training_moves_adapter_router_and_projector_only(parts, logger, tb_writ
     "epochs, interval, every, saves",
     [(1, 1, 99, [0, 3]), (3, 2, 99, [0, 6, 9]), (4, 2, 99, [0, 6, 12]), (2, 5, 99, [0, 6]), (2, 5, 2, [0, 2, 4, 6])],
 )
-def test_when_it_saves_its_state(parts, logger, tb_writer, resume, epochs, interval, every, saves):
-    config = replace(parts.config, num_epochs=epochs, save_interval=interval, save_steps=every)
-    train(replace(parts, config=config), logger, tb_writer, resume)
+def test_when_it_saves_its_state(teacher, logger, tb_writer, resume, epochs, interval, every, saves):
+    config = replace(teacher.config, num_epochs=epochs, save_interval=interval, save_steps=every)
+    train(replace(teacher, config=config), logger, tb_writer, resume)
     assert resume.steps == saves  # 3 steps an epoch; 0: what came before the training need not be done again
 
 
-def test_the_best_epoch_is_saved(parts, logger, tb_writer, resume):
-    parts = replace(parts, config=replace(parts.config, num_epochs=4))
+def test_the_best_epoch_is_saved(teacher, logger, tb_writer, resume):
+    teacher = replace(teacher, config=replace(teacher.config, num_epochs=4))
     values, best = iter([0.2, 0.4, 0.3, 0.4]), []
-    result = train(parts, logger, tb_writer, resume, validate=lambda: next(values), save_best=lambda: best.append(1))
+    result = train(teacher, logger, tb_writer, resume, validate=lambda: next(values), save_best=lambda: best.append(1))
     assert (result, len(best)) == (0.4, 2)  # epochs 1 and 2; the fourth is no better
     shown = [(step, value) for name, value, step in tb_writer.scalars if name == "valid/hr@1_all"]
     assert shown == [(1, 0.2), (2, 0.4), (3, 0.3), (4, 0.4)]
 
 
 @pytest.fixture
-def long_parts(parts, config):
+def long_parts(teacher, config):
     """Two epochs with dropout, saved after every step."""
     lora = replace(config.lora, dropout=0.3)
-    return replace(parts, config=replace(parts.config, num_epochs=2, save_steps=1, lora=lora))
+    return replace(teacher, config=replace(teacher.config, num_epochs=2, save_steps=1, lora=lora))
 
 
-def fresh(parts, make_lora):
-    return replace(parts, engine=Engine(make_lora(parts.config.lora), parts.recommender.item_table))
+def fresh(teacher, make_lora):
+    return replace(teacher, lm=PromptedLM(make_lora(teacher.config.lora), teacher.recommender.item_table))
 
 
 def losses_of(tb_writer) -> dict[int, float]:
@@ -142,7 +142,7 @@ def test_a_killed_training_goes_on_exactly(long_parts, make_lora, logger, record
     assert best == 0.5
     assert losses_of(first) | losses_of(second) == losses_of(whole)
     assert min(losses_of(second)) == killed_after  # the first save is before the first step
-    state, expected = again.engine.lora.state(), undisturbed.engine.lora.state()
+    state, expected = again.lm.lora.state(), undisturbed.lm.lora.state()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
@@ -153,32 +153,32 @@ def test_a_finished_training_is_not_repeated(long_parts, make_lora, logger, reco
     assert again.scalars == []
 
 
-def test_rows_of_similar_length_share_a_micro_batch(parts):
-    rows = training_rows(parts.dataset, None, 7)
-    micro = _micro_batches(parts, rows, [7, 0])
+def test_rows_of_similar_length_share_a_micro_batch(teacher):
+    rows = training_rows(teacher.dataset, None, 7)
+    micro = _micro_batches(teacher, rows, [7, 0])
 
     assert sorted(e.row for examples in micro for e in examples) == rows.tolist()
-    assert all(len(examples) == parts.config.micro_batch_size for examples in micro)
-    titles = [[sum(parts.builder.title_length(i) for i in (*e.history, *e.candidates)) for e in m] for m in micro]
+    assert all(len(examples) == teacher.config.micro_batch_size for examples in micro)
+    titles = [[sum(teacher.builder.title_length(i) for i in (*e.history, *e.candidates)) for e in m] for m in micro]
     assert all(max(shorter) <= min(longer) for shorter, longer in itertools.pairwise(titles))
 
 
-def test_running_out_of_memory_says_what_to_lower(parts, logger, tb_writer, resume):
+def test_running_out_of_memory_says_what_to_lower(teacher, logger, tb_writer, resume):
     def fail(batch, gates):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    parts.engine.loss = fail
+    teacher.lm.loss = fail
     allowed = (
         r"teacher.micro_batch_size=2: .* lower it .*set teacher.gradient_checkpointing=true.*teacher.max_history=3"
     )
     with pytest.raises(UserError, match=allowed):
-        train(parts, logger, tb_writer, resume)
+        train(teacher, logger, tb_writer, resume)
 
 
-def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer, resume):
-    parts.engine.loss = lambda batch, gates: gates.sum() * torch.nan
+def test_a_loss_that_is_not_finite_is_a_user_error(teacher, logger, tb_writer, resume):
+    teacher.lm.loss = lambda batch, gates: gates.sum() * torch.nan
     with pytest.raises(UserError, match=r"teacher\.lr=0\.01: the training loss became nan; lower it"):
-        train(parts, logger, tb_writer, resume)
+        train(teacher, logger, tb_writer, resume)
 
 
 # --- the whole teacher --------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from transformers import LlamaForCausalLM
 
 from src.teacher.config import TinySettings
 from src.teacher.llm import load_llm
-from src.teacher.prompts import PromptBuilder
-from src.teacher.templates import TEMPLATES
-from src.teacher.tiny_start import association_vectors
+from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.templates import TEMPLATES
+from src.teacher.tiny.start import association_vectors
 
 CPU = torch.device("cpu")
 
