@@ -108,7 +108,7 @@ def _rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, 
     tokenizer, lora = teacher.builder.tokenizer, teacher.lm.lora
     for begin in range(0, len(index), PLAIN_BATCH):
         batch = index[begin : begin + PLAIN_BATCH]
-        offered = candidate_items(teacher, rows, batch, SEED, teacher.config.export.candidates)
+        offered = candidate_items(teacher, rows, batch, seed=SEED, kind=teacher.config.export.candidates)
         prompts = teacher.builder.batch(
             [
                 teacher.builder.prompt(
@@ -147,7 +147,7 @@ def run_prompts(teacher: TeacherModel, index: np.ndarray) -> np.ndarray:
             ).last_hidden_state
         return {"hidden": hidden[:, -1].cpu().numpy()}
 
-    offered = candidate_items(teacher, teacher.dataset.train, index, SEED, teacher.config.export.candidates)
+    offered = candidate_items(teacher, teacher.dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
     nothing = np.zeros(len(index), dtype=int)
     return run_rows(teacher, teacher.dataset.train, index, offered, work, nothing, lambda rows: None)["hidden"]
 
@@ -166,8 +166,8 @@ def compare(teacher: TeacherModel, index: np.ndarray, rounds: int) -> dict[str, 
     sides: dict[str, Callable[[], np.ndarray]] = {
         "plain": lambda: rank_plainly(teacher, index, embeddings, [eos]),
         "plain_newline": lambda: rank_plainly(teacher, index, embeddings, [eos, newline]),
-        "generate": lambda: rank_rows(teacher, rows, index, embeddings, SEED, kind, TOP_N).items,
-        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings, SEED, "retrieval", TOP_N).items,
+        "generate": lambda: rank_rows(teacher, rows, index, embeddings=embeddings, seed=SEED, candidates=kind, count=TOP_N).items,
+        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings=embeddings, seed=SEED, candidates="retrieval", count=TOP_N).items,
         "prompts_only": lambda: run_prompts(teacher, index),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -196,9 +196,9 @@ def moved(teacher: TeacherModel, device: torch.device) -> TeacherModel:
 
 
 def prompt_tokens(teacher: TeacherModel, dataset: SequenceDataset, index: np.ndarray) -> float:
-    offered = candidate_items(teacher, dataset.train, index, SEED, teacher.config.export.candidates)
+    offered = candidate_items(teacher, dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
     lengths = [
-        len(teacher.builder.prompt(dataset.train.history(i)[-teacher.config.max_history :], c, 0, embed=True).ids)
+        len(teacher.builder.prompt(dataset.train.history(i)[-teacher.config.max_history :], c, template=0, embed=True).ids)
         for i, c in zip(index, offered, strict=True)
     ]
     return round(float(np.mean(lengths)), 1)

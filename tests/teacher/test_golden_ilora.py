@@ -55,7 +55,7 @@ def test_greedy_tokens(kept):
     lm.lora.model.eval()
     with torch.no_grad():
         gates = lm.lora.router(USERS)
-        answers, _ = lm.generate(make_batch(with_answers=False), gates, Tokenizer(), NEWLINE)
+        answers, _ = lm.generate(make_batch(with_answers=False), gates, tokenizer=Tokenizer(), newline_id=NEWLINE)
 
     for answer, wanted in zip(answers, kept["answers"], strict=True):
         tokens = [int(token) for token in answer.split()]

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.teacher.adapter.moe_lora import TARGET_MODULES, Projector, Router, load_gated_lora
+from src.teacher.adapter.implementation import load_adapter
+from src.teacher.adapter.moe_lora import TARGET_MODULES, Projector, Router
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
 from src.teacher.llm import load_llm
@@ -254,7 +255,9 @@ def test_round_trip_of_the_adapter(lora, llm_folder, tmp_path):
     lora.model.eval()
     lora.save(tmp_path / "adapter")
 
-    loaded = load_gated_lora(load_llm(llm_folder, "float32", CPU)[1], str(tmp_path / "adapter"), 2, 8)
+    loaded = load_adapter(
+        "native", load_llm(llm_folder, "float32", CPU)[1], folder=tmp_path / "adapter", num_experts=2, rec_size=8
+    )
 
     batch = make_batch()
     with torch.no_grad():

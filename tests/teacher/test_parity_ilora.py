@@ -57,7 +57,9 @@ def make_data(titles: list[str], histories: list[list[int]], targets: list[int])
     candidates = []
     for row, history, target in zip(padded, histories, targets, strict=True):
         row[: len(history)] = torch.tensor(history)
-        candidates.append(sample_candidates(rng, num_items, NUM_CANDIDATES, np.array(history), target))
+        candidates.append(
+            sample_candidates(rng, num_items=num_items, count=NUM_CANDIDATES, history=np.array(history), target=target)
+        )
     lengths = torch.tensor([len(history) for history in histories])
     return Data(
         titles, upstream.PromptRows(padded, lengths, torch.from_numpy(np.stack(candidates)), torch.tensor(targets))
@@ -109,7 +111,7 @@ class Sides:
         text = template.format(history="[HistoryHere]", candidates="[CansHere]")
         theirs = upstream.collate(self.program, self.builder.tokenizer, rows, self.data.titles, text, embed, train)
         prompts = [
-            self.builder.prompt(np.array(rows.items(i)), rows.candidates[i].numpy(), 0, embed)
+            self.builder.prompt(np.array(rows.items(i)), rows.candidates[i].numpy(), template=0, embed=embed)
             for i in range(len(rows.length))
         ]
         answers = [self.builder.answer(int(target)) for target in rows.target]
@@ -261,7 +263,9 @@ def test_greedy_answers(make_sides):
         lm.lora.model.eval()
         with torch.no_grad():
             gates = lm.lora.router(sides.users)
-            answers, _ = lm.generate(batch, gates, sides.builder.tokenizer, sides.builder.newline_id)
+            answers, _ = lm.generate(
+                batch, gates, tokenizer=sides.builder.tokenizer, newline_id=sides.builder.newline_id
+            )
         assert answers == wanted
 
 

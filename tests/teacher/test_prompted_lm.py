@@ -18,7 +18,7 @@ GATES = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.9, 0.1]])
 
 
 def make_prompts(teacher: TeacherModel, embed: bool = True) -> list[Prompt]:
-    return [teacher.builder.prompt(h, c, 1, embed) for h, c in zip(HISTORIES, CANDIDATES, strict=True)]
+    return [teacher.builder.prompt(h, c, template=1, embed=embed) for h, c in zip(HISTORIES, CANDIDATES, strict=True)]
 
 
 def plain_logits(teacher: TeacherModel, prompt: Prompt, gates: torch.Tensor, tail: list[int]) -> torch.Tensor:
@@ -161,14 +161,17 @@ def test_generation_is_the_greedy_loop_whatever_the_padding(talkative):
     assert len({token for tokens, _ in loops for token in tokens}) > 5
 
     together, log_probs = teacher.lm.generate(
-        teacher.builder.batch(prompts), GATES, tokenizer, teacher.builder.newline_id
+        teacher.builder.batch(prompts), GATES, tokenizer=tokenizer, newline_id=teacher.builder.newline_id
     )
 
     assert together == wanted
     assert log_probs.tolist() == pytest.approx([total for _, total in loops], abs=1e-3)
     for i, prompt in enumerate(prompts):
         alone, log_prob_alone = teacher.lm.generate(
-            teacher.builder.batch([prompt]), GATES[i : i + 1], tokenizer, teacher.builder.newline_id
+            teacher.builder.batch([prompt]),
+            GATES[i : i + 1],
+            tokenizer=tokenizer,
+            newline_id=teacher.builder.newline_id,
         )
         assert alone == wanted[i : i + 1]
         assert log_prob_alone.item() == pytest.approx(log_probs[i].item(), abs=1e-3)
@@ -185,7 +188,9 @@ def test_generation_stops_at_the_newline(talkative):
     assert len(loops[0][0]) < len(free)
     assert len({len(tokens) for tokens, _ in loops}) > 1
 
-    texts, log_probs = teacher.lm.generate(teacher.builder.batch(prompts), GATES, tokenizer, newline)
+    texts, log_probs = teacher.lm.generate(
+        teacher.builder.batch(prompts), GATES, tokenizer=tokenizer, newline_id=newline
+    )
 
     assert texts == [as_text(teacher, tokens) for tokens, _ in loops]
     assert log_probs.tolist() == pytest.approx([total for _, total in loops], abs=1e-3)
