@@ -35,23 +35,23 @@ from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
 from src.student.config import StudentConfig
 from src.student.resume import Resume
+from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
-from src.teacher.engine import Engine
-from src.teacher.export import base_embeddings, rank_rows
-from src.teacher.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
 from src.teacher.llm import load_llm, positions
-from src.teacher.moe_lora import GatedLora, add_gated_lora
-from src.teacher.prompts import PromptBatch, PromptBuilder
+from src.teacher.prompt.builder import PromptBatch, PromptBuilder
 from src.teacher.recommender import train_recommender
-from src.teacher.tiny_llm import build_tiny_llm, pretrain
-from src.teacher.training import TeacherParts, train_adapter, training_rows
+from src.teacher.scoring.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
+from src.teacher.scoring.ranking import base_embeddings, rank_rows
+from src.teacher.tiny.build import build_tiny_llm, pretrain
+from src.teacher.training import TeacherModel, train_adapter, training_rows
 
 LOGGER = logging.getLogger("benchmark")
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample"
 SEED, TOP_N, PLAIN_BATCH, MAX_NEW_TOKENS, TRAIN_ROWS, PRETRAIN_STEPS = 42, 10, 8, 64, 1600, 450
 
 
-def build_teacher(folder: Path, candidates: str) -> TeacherParts:
+def build_teacher(folder: Path, candidates: str) -> TeacherModel:
     """The quickstart's teacher: it answers with titles, as one does that is worth exporting."""
     dataset = load_dataset(SampleConfig(max_seq_len=50, raw_dir=str(SAMPLE)), folder / "data", LOGGER)
     config = TeacherConfig(
@@ -78,16 +78,16 @@ def build_teacher(folder: Path, candidates: str) -> TeacherParts:
     builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
     pretrain(llm, builder, config, dataset, SEED, LOGGER, writer)
     lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
-    parts = TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
+    teacher = TeacherModel(PromptedLM(lora, recommender.item_table), builder, recommender, dataset, config)
     rows, resume = training_rows(dataset, TRAIN_ROWS, SEED), Resume(folder / "last_state.pt")
-    train_adapter(parts, rows, SEED, lambda: 0.0, lambda: None, resume, LOGGER, writer)
-    return parts
+    train_adapter(teacher, rows, SEED, lambda: 0.0, lambda: None, resume, LOGGER, writer)
+    return teacher
 
 
-def rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
+def rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
     """Items int64 [N, TOP_N], the straightforward way; `stops` are the tokens that end an answer."""
-    with peft_layers(parts.engine.lora), torch.no_grad():
-        return _rank_plainly(parts, index, embeddings, stops)
+    with peft_layers(teacher.lm.lora), torch.no_grad():
+        return _rank_plainly(teacher, index, embeddings, stops)
 
 
 @contextmanager
@@ -104,21 +104,23 @@ def peft_layers(lora: GatedLora) -> Iterator[None]:
             layer.forward = forward
 
 
-def _rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
-    rows, ranked = parts.dataset.train, []
-    tokenizer, lora = parts.builder.tokenizer, parts.engine.lora
+def _rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
+    rows, ranked = teacher.dataset.train, []
+    tokenizer, lora = teacher.builder.tokenizer, teacher.lm.lora
     for begin in range(0, len(index), PLAIN_BATCH):
         batch = index[begin : begin + PLAIN_BATCH]
-        offered = candidate_items(parts, rows, batch, SEED, parts.config.export.candidates)
-        prompts = parts.builder.batch(
+        offered = candidate_items(teacher, rows, batch, seed=SEED, kind=teacher.config.export.candidates)
+        prompts = teacher.builder.batch(
             [
-                parts.builder.prompt(rows.history(i)[-parts.config.max_history :], c, EVALUATION_TEMPLATE, embed=True)
+                teacher.builder.prompt(
+                    rows.history(i)[-teacher.config.max_history :], c, EVALUATION_TEMPLATE, embed=True
+                )
                 for i, c in zip(batch, offered, strict=True)
             ]
         ).to(lora.llm.device)
-        with lora.gated(lora.router(parts.recommender.users(rows, batch))):
+        with lora.gated(lora.router(teacher.recommender.users(rows, batch))):
             tokens = lora.model.generate(
-                inputs_embeds=parts.engine.inputs_embeds(prompts),
+                inputs_embeds=teacher.lm.inputs_embeds(prompts),
                 attention_mask=prompts.mask.long(),
                 max_new_tokens=MAX_NEW_TOKENS,
                 do_sample=False,
@@ -127,28 +129,28 @@ def _rank_plainly(parts: TeacherParts, index: np.ndarray, embeddings: Tensor, st
             )
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         answers = [text.strip().split("\n")[0].strip("\"' ") for text in texts]
-        distance = torch.cdist(base_embeddings(parts, answers), embeddings)
+        distance = torch.cdist(base_embeddings(teacher, answers), embeddings)
         ranked.append(distance.topk(TOP_N, largest=False).indices.numpy())
     return np.concatenate(ranked)
 
 
-def run_prompts(parts: TeacherParts, index: np.ndarray) -> np.ndarray:
+def run_prompts(teacher: TeacherModel, index: np.ndarray) -> np.ndarray:
     """The prompts' last hidden states, in the export's batches."""
-    lora = parts.engine.lora
+    lora = teacher.lm.lora
 
     def work(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> dict[str, np.ndarray]:
         with lora.gated(gates):
             hidden = lora.llm.model(
-                inputs_embeds=parts.engine.inputs_embeds(batch),
+                inputs_embeds=teacher.lm.inputs_embeds(batch),
                 attention_mask=batch.mask.long(),
                 position_ids=positions(batch.mask),
                 use_cache=False,
             ).last_hidden_state
         return {"hidden": hidden[:, -1].cpu().numpy()}
 
-    offered = candidate_items(parts, parts.dataset.train, index, SEED, parts.config.export.candidates)
+    offered = candidate_items(teacher, teacher.dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
     nothing = np.zeros(len(index), dtype=int)
-    return run_rows(parts, parts.dataset.train, index, offered, work, nothing, lambda rows: None)["hidden"]
+    return run_rows(teacher, teacher.dataset.train, index, offered, work, nothing, lambda rows: None)["hidden"]
 
 
 def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
@@ -157,17 +159,17 @@ def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - begin, result
 
 
-def compare(parts: TeacherParts, index: np.ndarray, rounds: int) -> dict[str, float]:
-    rows, kind = parts.dataset.train, parts.config.export.candidates
-    embeddings = base_embeddings(parts, parts.dataset.titles)
-    scoring = replace(parts, config=replace(parts.config, export=ExportSettings(candidates="retrieval")))
-    eos, newline = parts.builder.tokenizer.eos_token_id, parts.builder.newline_id
+def compare(teacher: TeacherModel, index: np.ndarray, rounds: int) -> dict[str, float]:
+    rows, kind = teacher.dataset.train, teacher.config.export.candidates
+    embeddings = base_embeddings(teacher, teacher.dataset.titles)
+    scoring = replace(teacher, config=replace(teacher.config, export=ExportSettings(candidates="retrieval")))
+    eos, newline = teacher.builder.tokenizer.eos_token_id, teacher.builder.newline_id
     sides: dict[str, Callable[[], np.ndarray]] = {
-        "plain": lambda: rank_plainly(parts, index, embeddings, [eos]),
-        "plain_newline": lambda: rank_plainly(parts, index, embeddings, [eos, newline]),
-        "generate": lambda: rank_rows(parts, rows, index, embeddings, SEED, kind, TOP_N).items,
-        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings, SEED, "retrieval", TOP_N).items,
-        "prompts_only": lambda: run_prompts(parts, index),
+        "plain": lambda: rank_plainly(teacher, index, embeddings, [eos]),
+        "plain_newline": lambda: rank_plainly(teacher, index, embeddings, [eos, newline]),
+        "generate": lambda: rank_rows(teacher, rows, index, embeddings=embeddings, seed=SEED, candidates=kind, count=TOP_N).items,
+        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings=embeddings, seed=SEED, candidates="retrieval", count=TOP_N).items,
+        "prompts_only": lambda: run_prompts(teacher, index),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -186,18 +188,18 @@ def compare(parts: TeacherParts, index: np.ndarray, rounds: int) -> dict[str, fl
     return {**result, "equal_rows": len(index)}
 
 
-def moved(parts: TeacherParts, device: torch.device) -> TeacherParts:
+def moved(teacher: TeacherModel, device: torch.device) -> TeacherModel:
     """The same teacher on another device."""
-    parts.engine.lora.model.to(device)
-    parts.recommender.model.to(device)
-    parts.recommender.device = device
-    return replace(parts, engine=Engine(parts.engine.lora, parts.recommender.item_table))
+    teacher.lm.lora.model.to(device)
+    teacher.recommender.model.to(device)
+    teacher.recommender.device = device
+    return replace(teacher, lm=PromptedLM(teacher.lm.lora, teacher.recommender.item_table))
 
 
-def prompt_tokens(parts: TeacherParts, dataset: SequenceDataset, index: np.ndarray) -> float:
-    offered = candidate_items(parts, dataset.train, index, SEED, parts.config.export.candidates)
+def prompt_tokens(teacher: TeacherModel, dataset: SequenceDataset, index: np.ndarray) -> float:
+    offered = candidate_items(teacher, dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
     lengths = [
-        len(parts.builder.prompt(dataset.train.history(i)[-parts.config.max_history :], c, 0, embed=True).ids)
+        len(teacher.builder.prompt(dataset.train.history(i)[-teacher.config.max_history :], c, template=0, embed=True).ids)
         for i, c in zip(index, offered, strict=True)
     ]
     return round(float(np.mean(lengths)), 1)
@@ -210,12 +212,12 @@ def main() -> None:
     parser.add_argument("--candidates", choices=("retrieval", "none"), default="retrieval")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        parts = build_teacher(Path(folder), arguments.candidates)
-        index = np.random.default_rng(SEED).choice(len(parts.dataset.train), arguments.rows, replace=False)
-        result: dict[str, object] = {"prompt_tokens": prompt_tokens(parts, parts.dataset, index)}
-        result["cpu"] = compare(parts, index, arguments.rounds)
+        teacher = build_teacher(Path(folder), arguments.candidates)
+        index = np.random.default_rng(SEED).choice(len(teacher.dataset.train), arguments.rows, replace=False)
+        result: dict[str, object] = {"prompt_tokens": prompt_tokens(teacher, teacher.dataset, index)}
+        result["cpu"] = compare(teacher, index, arguments.rounds)
         if torch.cuda.is_available():
-            result["cuda"] = compare(moved(parts, torch.device("cuda")), index, arguments.rounds)
+            result["cuda"] = compare(moved(teacher, torch.device("cuda")), index, arguments.rounds)
     print(json.dumps({**result, "threads": torch.get_num_threads()}))
 
 

@@ -1,4 +1,4 @@
-"""One training step of the teacher, native engine against iLoRA's own code, in one run; prints one JSON line.
+"""One training step of the teacher, native implementation against iLoRA's own code, in one run; prints one JSON line.
 
     ILORA_DIR=<checkout of AkaliKong/iLoRA@28e4737> python -m benchmarks.teacher_step
 
@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from src.teacher.adapter.adapted_lm import AdaptedLM
+from src.teacher.adapter.ilora_submodule import add_submodule_lora, find_code
+from src.teacher.adapter.moe_lora import TARGET_MODULES, add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
-from src.teacher.engine import AdaptedLM, Engine
-from src.teacher.ilora_submodule import add_submodule_lora, find_code
-from src.teacher.moe_lora import TARGET_MODULES, add_gated_lora
-from src.teacher.prompts import IGNORED, PromptBatch
+from src.teacher.prompt.builder import IGNORED, PromptBatch
 
 BATCH_SIZE, LENGTH, ANSWER, REC_SIZE, VOCAB, NUM_LAYERS = 4, 256, 12, 64, 2000, 2
 STEPS, WARM_UP = 30, 4
@@ -50,19 +51,19 @@ def make_batch() -> PromptBatch:
 
 
 class Step:
-    """A training step of one engine."""
+    """A training step of one implementation."""
 
     def __init__(self, lora: AdaptedLM, batch: PromptBatch, users: Tensor, items: Tensor) -> None:
-        self.engine, self.batch, self.users = Engine(lora, items), batch, users
+        self.lm, self.batch, self.users = PromptedLM(lora, items), batch, users
         self.optimizer = torch.optim.Adam(lora.parameter_groups(1e-4, 1e-5))
         lora.model.train()
 
     def loss(self) -> float:
-        lora = self.engine.lora
+        lora = self.lm.lora
         self.optimizer.zero_grad(set_to_none=True)
         gates = lora.router(self.users)
         with lora.gated(gates):
-            loss = self.engine.loss(self.batch, gates)
+            loss = self.lm.loss(self.batch, gates)
             loss.backward()
         self.optimizer.step()
         return loss.item()  # waits for the GPU
@@ -74,7 +75,7 @@ class Step:
 
     def saved_bytes(self) -> int:
         """What the adapted layers keep for the backward pass of one step."""
-        with counted(adapted_layers(self.engine.lora.llm), self.engine.lora.model) as sizes:
+        with counted(adapted_layers(self.lm.lora.llm), self.lm.lora.model) as sizes:
             self.loss()
         return sum(sizes.values())
 

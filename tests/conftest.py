@@ -16,7 +16,7 @@ from torch import nn
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.distill.dllm2rec_wrapper import find_program
-from src.teacher.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
+from src.teacher.adapter.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
 
 
 @pytest.fixture(scope="session", autouse=True)

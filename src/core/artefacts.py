@@ -150,6 +150,11 @@ class Artefact:
         """Note how the last attempt to make it failed, or that it did not."""
         self._update(error=error)
 
+    def outdate(self, why: str) -> None:
+        """Note that what it was made from is no more: it counts as interrupted. Without a record nothing is to note."""
+        if self.status().record is not None:
+            self._update(completed=None, error=why)
+
     def _update(self, **changes: Any) -> None:
         record, _ = _read_record(self.record_file)
         if record is None:

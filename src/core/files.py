@@ -32,6 +32,18 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_hashed(path: Path, write: Callable[[Path], None]) -> str:
+    """`write_atomic`, and the hex SHA-256 of what was written: by the time one reads it again it may be another's."""
+    digests = []
+
+    def write_and_hash(temporary: Path) -> None:
+        write(temporary)
+        digests.append(sha256_file(temporary))
+
+    write_atomic(path, write_and_hash)
+    return digests[0]
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes have left of `write_atomic` below a folder that this process has locked.
 

@@ -57,6 +57,20 @@ class _NoWriter:
         pass
 
 
+@dataclass(frozen=True)
+class PrefixedWriter:
+    """The same writer for a training within another one: its tags begin with `prefix/`."""
+
+    writer: TensorBoardWriter
+    prefix: str
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.writer.add_scalar(f"{self.prefix}/{tag}", scalar_value, global_step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
 def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
     """The run's logger: readable lines on the terminal, the same with times appended to `log_file`."""
     global _show_progress

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from src.core.artefacts import Artefact
 
@@ -18,6 +18,13 @@ class PathsConfig:
     teacher_outputs_dir: str
 
 
+class HasPaths(Protocol):
+    """Hydra's `cfg`, or the settings that were made of it."""
+
+    @property
+    def paths(self) -> PathsConfig: ...
+
+
 def project_path(path: str) -> Path:
     """Resolve a path against the folder the command was called in.
 
@@ -27,17 +34,17 @@ def project_path(path: str) -> Path:
     return (Path(base) / Path(path).expanduser()).resolve()
 
 
-def data_dir(cfg: DictConfig) -> Path:
+def data_dir(cfg: HasPaths) -> Path:
     """Raw and processed data."""
     return project_path(cfg.paths.data_dir)
 
 
-def result_root(cfg: DictConfig) -> Path:
+def result_root(cfg: HasPaths) -> Path:
     """Parent of all run folders."""
     return project_path(cfg.paths.result_root)
 
 
-def teacher_outputs_dir(cfg: DictConfig) -> Path:
+def teacher_outputs_dir(cfg: HasPaths) -> Path:
     """Folder of the teacher's files for this dataset."""
     return project_path(cfg.paths.teacher_outputs_dir)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from src.core.errors import UserError
-from src.core.files import read_json, sha256_file, write_atomic, write_json
+from src.core.files import read_json, sha256_file, write_hashed, write_json
 
 EMBEDDINGS_FILE = "all_embeddings.pt"
 RANKING_FILE = "myrank_train.txt"
@@ -106,14 +106,17 @@ def find_damage(folder: Path, manifest: Manifest) -> str | None:
 
 def write_teacher_files(
     folder: Path,
+    *,
     embeddings: torch.Tensor,
     ranking: np.ndarray,
     distances: np.ndarray,
     row_stats: dict[str, np.ndarray],
     about: dict[str, Any],
     rows: ChosenRows | None = None,
-) -> Manifest:
+) -> dict[str, str]:
     """Write all files; the manifest comes last and so marks the set as complete.
+
+    To be called under `artefacts.locked(folder)`: two writers at a time would mix their files.
 
     Args:
         embeddings: float32 [num_items, llm_dim].
@@ -121,28 +124,20 @@ def write_teacher_files(
         row_stats: arrays of length num_rows.
         about: the remaining fields of `Manifest`.
         rows: the training row of each line; None if they are all of them.
+
+    Returns:
+        SHA-256 of every file as it was written, by its name.
     """
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     (folder / ROWS_FILE).unlink(missing_ok=True)
-
-    def write_npz(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **row_stats)
-
-    def write_rows(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, rows.index)
-
-    # Through memory: torch writes the name of the file into it, which would make the bytes differ from run to run.
-    buffer = io.BytesIO()
-    torch.save(embeddings.float().contiguous(), buffer)
-    write_atomic(folder / EMBEDDINGS_FILE, lambda path: path.write_bytes(buffer.getbuffer()))
-    write_atomic(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d"))
-    write_atomic(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g"))
-    write_atomic(folder / ROW_STATS_FILE, write_npz)
-    names = DATA_FILES if rows is None else (*DATA_FILES, ROWS_FILE)
+    written = {
+        EMBEDDINGS_FILE: write_hashed(folder / EMBEDDINGS_FILE, lambda path: _write_tensor(path, embeddings)),
+        RANKING_FILE: write_hashed(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d")),
+        CONFIDENCE_FILE: write_hashed(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g")),
+    }
     if rows is not None:
-        write_atomic(folder / ROWS_FILE, write_rows)
+        written[ROWS_FILE] = write_hashed(folder / ROWS_FILE, lambda path: _write_npy(path, rows.index))
+    row_stats_sha256 = write_hashed(folder / ROW_STATS_FILE, lambda path: _write_npz(path, row_stats))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         num_rows=len(ranking),
@@ -150,8 +145,25 @@ def write_teacher_files(
         top_n=ranking.shape[1],
         llm_dim=embeddings.shape[1],
         selection=rows and rows.how,
-        sha256={name: sha256_file(folder / name) for name in names},
+        sha256=written,
         **about,
     )
-    write_json(folder / MANIFEST_FILE, asdict(manifest))
-    return manifest
+    manifest_sha256 = write_hashed(folder / MANIFEST_FILE, lambda path: write_json(path, asdict(manifest)))
+    return {**written, ROW_STATS_FILE: row_stats_sha256, MANIFEST_FILE: manifest_sha256}
+
+
+def _write_tensor(path: Path, tensor: torch.Tensor) -> None:
+    # Through memory: torch writes the name of the file into it, which would make the bytes differ from run to run.
+    buffer = io.BytesIO()
+    torch.save(tensor.float().contiguous(), buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _write_npy(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:  # a file object: numpy would append .npy to a name
+        np.save(file, array)
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -3,28 +3,29 @@
 Under `accelerate launch` the main process runs the stage, the others help with training and export.
 """
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from src.core.artefacts import Artefact
 from src.core.errors import UserError
-from src.core.logging import forget_times, silent_logger, time_block
-from src.core.paths import teacher_outputs_dir
-from src.core.seed import set_seed
+from src.core.logging import LoggingConfig, forget_times, silent_logger, tensorboard_writer, time_block
+from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.settings import flat_settings
-from src.core.teacher_files import ChosenRows
+from src.core.teacher_files import ChosenRows, read_manifest
 from src.distill.row_selection import select_rows
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
-from src.exp.stage.inputs import weights_hash
 from src.exp.stage.lookup import baseline_folder
 from src.exp.stage.stage import Stage, Step, look, run_folder, run_stage
 from src.student.checkpoint import load_checkpoint_of
-from src.student.context import Resume
 from src.teacher import processes
+from src.teacher.adapter.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from src.teacher.factory import build_teacher
-from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.interfaces import ITeacherRecommender
+from src.teacher.provenance import ADAPTER
+from src.teacher.scoring.export import require_free_export
 
 TRAIN_TIME, EXPORT_TIME = "teacher_train_time_total", "distill_teacher_export_time"  # in metrics/time.json
 _CHOOSER_KEY = "teacher.export.student_checkpoint"
@@ -54,59 +55,94 @@ def _require_one_folder() -> None:
 def plan(stage: Stage) -> list[Step]:
     """Train, export, evaluate; refused here is what could not be trained or exported."""
     cfg, folder, target = stage.settings, stage.folder, teacher_outputs_dir(stage.settings)
+    require_free_export(target, _may_replace(stage), _adapter(folder))
     teacher = _build(stage)
-    underway = tuple(flat_settings(cfg.teacher, "teacher", ["underway"]))
-
-    def step(name: str, work: str, **options: object) -> Step:
-        return Step(
-            artefact=folder.artefact(name),
-            made_from=partial(teacher.made_from, work, cfg),
-            files=partial(teacher.files, work),
-            **options,
-        )
-
-    train = step("teacher", "train", work=lambda: _train(stage, teacher), underway=underway, forget=teacher.forget)
-    export = step("teacher_export", "export", work=lambda: _export(stage, teacher))
-    evaluate = step("teacher_evaluation", "evaluate", work=lambda: teacher.evaluate(cfg, stage.logger))
+    train = Step(
+        artefact=folder.artefact("teacher"),
+        made_from=lambda: teacher.made_from("train", cfg),
+        work=lambda: _train(stage, teacher),
+        files=lambda: teacher.files("train"),
+        underway=tuple(flat_settings(cfg.teacher, "teacher", ["underway"])),
+        forget=lambda: _forget(folder),
+    )
+    export = Step(
+        artefact=_export_artefact(folder, target),
+        made_from=lambda: teacher.made_from("export", cfg),
+        work=lambda: _export(stage, teacher),
+        files=lambda: {Path(name).name: digest for name, digest in teacher.files("export").items()},
+    )
+    evaluate = Step(
+        artefact=folder.artefact("teacher_evaluation"),
+        made_from=lambda: teacher.made_from("evaluate", cfg),
+        work=lambda: teacher.evaluate(cfg, stage.logger),
+        files=lambda: teacher.files("evaluate"),
+    )
     return [train, export, evaluate]
 
 
-def _build(stage: Stage) -> ILoRATeacher:
+def _export_artefact(folder: RunFolder, target: Path) -> Artefact:
+    """The export lies outside the run folder, and may be moved or replaced there."""
+    return replace(folder.artefact("teacher_export"), base=target)
+
+
+def _adapter(folder: RunFolder) -> Path:
+    return folder.model_dir("teacher") / "adapter" / ADAPTER_WEIGHTS
+
+
+def _forget(folder: RunFolder) -> None:
+    folder.last_state_file("teacher").unlink(missing_ok=True)
+    folder.eval_file("teacher").unlink(missing_ok=True)
+
+
+def _may_replace(stage: Stage) -> bool:
+    """Whether the export in the output folder may go: told so, or this run's teacher made it before it was trained anew."""
+    if stage.settings.general.overwrite:
+        return True
+    target = teacher_outputs_dir(stage.settings)
+    record, manifest = _export_artefact(stage.folder, target).status().record, read_manifest(target)
+    return record is not None and manifest is not None and manifest.adapter_sha256 == record.made_from.get(ADAPTER)
+
+
+def _build(stage: Stage) -> ITeacherRecommender:
     return build_teacher(
-        stage.settings, stage.dataset, folder=stage.folder, device=stage.device, rows=_rows_to_export(stage)
+        stage.settings,
+        dataset=stage.dataset,
+        folder=stage.folder,
+        device=stage.device,
+        rows=_rows_to_export(stage),
     )
 
 
-def _train(stage: Stage, teacher: ILoRATeacher) -> float:
-    resume = Resume(stage.folder.last_state_file("teacher"))
-    if not resume.file.is_file():
-        forget_times(TRAIN_TIME)
-    writer = stage.tensorboard(resume.steps_done())
+def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
     processes.broadcast(_TRAIN)
-    with time_block(TRAIN_TIME) as add_time:
-        teacher.on_save = add_time
-        value = teacher.train(stage.settings, stage.logger, writer)
-    writer.close()
+    with stage.training(TRAIN_TIME) as context:
+        assert context.resume is not None
+        teacher.on_save = context.resume.on_save
+        value = teacher.train(stage.settings, stage.logger, context.writer)
+    context.writer.close()
     return value
 
 
-def _export(stage: Stage, teacher: ILoRATeacher) -> None:
+def _export(stage: Stage, teacher: ITeacherRecommender) -> None:
+    cfg = stage.settings
     processes.broadcast(_EXPORT)
-    if not teacher.has_shards():
+    if not (stage.folder.model_dir("teacher") / "shards").is_dir():  # a killed export leaves them
         forget_times(EXPORT_TIME)
     with time_block(EXPORT_TIME) as add_time:
         teacher.on_shard = add_time
-        teacher.export_for_dllm2rec(stage.settings, stage.logger)
+        teacher.export_for_dllm2rec(
+            replace(cfg, general=replace(cfg.general, overwrite=_may_replace(stage))), stage.logger
+        )
 
 
 def _assist(cfg: Settings) -> float:
     """The share of a process beside the main one; it writes nothing but its part of the export."""
-    stage = look(cfg, "teacher", silent_logger())
-    set_seed(cfg.general.seed)
-    teacher, value = _build(stage), 0.0
+    stage, value = look(cfg, "teacher", logger=silent_logger()), 0.0
+    teacher = _build(stage)
+    writer = tensorboard_writer(stage.folder.tensorboard_dir("teacher"), LoggingConfig(tensorboard=False))
     while task := processes.receive():
         if task == _TRAIN:
-            value = teacher.train(cfg, stage.logger, NO_WRITER)
+            value = teacher.train(cfg, stage.logger, writer)
         else:
             teacher.export_for_dllm2rec(cfg, stage.logger)
     return value

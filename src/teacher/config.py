@@ -1,10 +1,14 @@
-"""`conf/teacher`: the LLM, its adapter, its training and what it exports."""
+"""`conf/teacher`: the LLM, its adapter, its training and what it exports.
+
+Fields that do not decide the trained adapter carry metadata that say what they decide (`src/core/settings.py`).
+"""
 
 from dataclasses import dataclass, field
 
 from src.core.errors import check
+from src.core.settings import EVALUATION, EXPORT, NOTHING, UNDERWAY
 from src.student.config import StudentConfig
-from src.teacher.templates import TEMPLATES
+from src.teacher.prompt.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_METHODS = ("likelihood", "generate")
@@ -14,7 +18,7 @@ CONFIDENCES = ("minmax", "raw")
 ENGINES = ("auto", "native", "submodule")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """The adapter: total rank `r` split over `num_experts`, scale alpha / (r / num_experts)."""
 
@@ -35,7 +39,7 @@ class LoraSettings:
         check(0 <= self.dropout < 1, "teacher.lora.dropout", self.dropout, "a number in [0, 1)")
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     """What is written for the student.
 
@@ -56,7 +60,7 @@ class ExportSettings:
     candidates: str = "retrieval"
     top_n: int = 10
     confidence: str = "minmax"
-    batch_tokens: int = 4096
+    batch_tokens: int = field(default=4096, metadata=NOTHING)
     rows: str = "all"
     student_checkpoint: str | None = None
 
@@ -78,7 +82,7 @@ class ExportSettings:
         )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TinySettings:
     """A LLaMA that is built here from the dataset's titles and pretrained for `pretrain_steps` steps.
 
@@ -96,7 +100,7 @@ class TinySettings:
 
     def __post_init__(self) -> None:
         least = {"hidden_size": 16, "num_layers": 3, "num_heads": 2, "pretrain_steps": 1, "pretrain_batch_size": 1}
-        for key, value in least.items():  # tiny_start.py writes two heads in three layers
+        for key, value in least.items():  # start.py writes two heads in three layers
             check(getattr(self, key) >= value, f"teacher.tiny.{key}", getattr(self, key), f"an integer >= {value}")
         check(
             self.vocab_size >= 300,
@@ -113,7 +117,7 @@ class TinySettings:
         )
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The keys of `conf/teacher/*.yaml`.
 
@@ -146,28 +150,23 @@ class TeacherConfig:
     num_candidates: int = 20
     max_train_rows: int | None = None
     max_valid_rows: int | None = None
-    max_eval_rows: int | None = None
+    max_eval_rows: int | None = field(default=None, metadata=EVALUATION)
     batch_size: int = 64
-    micro_batch_size: int = 8
+    micro_batch_size: int = field(default=8, metadata=UNDERWAY)
     lr: float = 1e-4
     weight_decay: float = 1e-5
     num_epochs: int = 5
-    save_interval: int = 1
-    save_steps: int = 500
+    save_interval: int = field(default=1, metadata=NOTHING)
+    save_steps: int = field(default=500, metadata=NOTHING)
     dtype: str = "bfloat16"
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = field(default=True, metadata=NOTHING)
     lora: LoraSettings = field(default_factory=LoraSettings)
     recommender: StudentConfig = field(default_factory=lambda: StudentConfig(name="sasrec"))
-    export: ExportSettings = field(default_factory=ExportSettings)
+    export: ExportSettings = field(default_factory=ExportSettings, metadata=EXPORT)
     tiny: TinySettings | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.prompt_template in TEMPLATES,
-            "teacher.prompt_template",
-            self.prompt_template,
-            _one_of(TEMPLATES),
-        )
+        check(self.prompt_template in TEMPLATES, "teacher.prompt_template", self.prompt_template, _one_of(TEMPLATES))
         check(self.engine in ENGINES, "teacher.engine", self.engine, _one_of(ENGINES))
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
         for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval", "save_steps"):
@@ -176,14 +175,17 @@ class TeacherConfig:
             value = getattr(self, key)
             check(value is None or value >= 1, f"teacher.{key}", value, "null (all) or an integer >= 1")
         check(self.num_candidates >= 2, "teacher.num_candidates", self.num_candidates, "an integer >= 2")
+        check(self.lr > 0, "teacher.lr", self.lr, "a number > 0")
+        check(self.weight_decay >= 0, "teacher.weight_decay", self.weight_decay, "a number >= 0")
+        self._check_what_goes_together()
+
+    def _check_what_goes_together(self) -> None:
         check(
             self.tiny is None or self.llm_path is None,
             "teacher.llm_path",
             self.llm_path,
             "null with teacher=ilora_tiny, which builds its LLaMA; teacher=ilora takes one that exists",
         )
-        check(self.lr > 0, "teacher.lr", self.lr, "a number > 0")
-        check(self.weight_decay >= 0, "teacher.weight_decay", self.weight_decay, "a number >= 0")
         check(
             self.batch_size % self.micro_batch_size == 0,
             "teacher.micro_batch_size",

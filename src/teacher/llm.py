@@ -20,9 +20,9 @@ from transformers import (
 
 from src.core.errors import UserError
 from src.core.files import read_json
-from src.teacher.batching import token_batches
-from src.teacher.moe_lora import TARGET_MODULES
-from src.teacher.prompts import MARKERS, PAD_TOKEN
+from src.teacher.adapter.moe_lora import TARGET_MODULES
+from src.teacher.prompt.batching import token_batches
+from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 _WEIGHT_FILES = (  # transformers reads the first that is there; a download may leave the index of another

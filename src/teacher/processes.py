@@ -1,6 +1,6 @@
 """Several processes that work as one, each with a GPU of its own (`accelerate launch`); usually there is one.
 
-Adapter, router and projector are small, so their gradients are added up once per step and the LM needs no wrapper.
+Adapter, router and projector are small, so their gradients are summed once per step and the LM needs no wrapper.
 """
 
 from collections.abc import Iterable
@@ -14,32 +14,32 @@ from torch import Tensor
 
 
 def state(device: torch.device | None = None) -> PartialState:
-    """Number of processes and number of this one; `device` decides how they talk, at the first call."""
+    """Number of processes and number of this one; `device` decides how they communicate, at the first call."""
     # One process prepares for hours while the others wait.
     return PartialState(cpu=device is not None and device.type == "cpu", timeout=timedelta(days=1))
 
 
-def tell(task: str) -> None:
-    """The main process tells the others what to help with, "" for nothing; see `hear`."""
+def broadcast(task: str) -> None:
+    """Send what there is to do, "" for nothing, from the main process to the others, which `receive` it."""
     if state().num_processes > 1:
         broadcast_object_list([task])
 
 
-def hear() -> str:
-    """What the main process tells."""
-    heard = [""]
-    broadcast_object_list(heard)
-    return heard[0]
+def receive() -> str:
+    """Wait for what the main process broadcasts."""
+    task = [""]
+    broadcast_object_list(task)
+    return task[0]
 
 
-def add_up(values: list[float], device: torch.device) -> list[float]:
+def reduce_sum(values: list[float], device: torch.device) -> list[float]:
     """Each value's sum over the processes."""
     if state().num_processes == 1:
         return values
     return reduce(torch.tensor(values, dtype=torch.float64, device=device), "sum").tolist()
 
 
-def add_gradients(parameters: Iterable[Tensor]) -> None:
+def reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum every gradient over the processes; one that no process has stays None, so that Adam leaves it alone."""
     parameters = list(parameters)
     if state().num_processes == 1:

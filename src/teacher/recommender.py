@@ -1,6 +1,7 @@
 """The frozen recommender that iLoRA reads: item embeddings, user representations, candidates."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
-from src.core.logging import LOGGER_NAME, TensorBoardWriter
+from src.core.logging import LOGGER_NAME
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
+from src.student.context import RunContext
 from src.student.evaluator import history_mask
 from src.student.models import Student
 from src.student.trainer_baseline import train_baseline
-from src.teacher.upstream_recommender import read_pickled_sasrec
+from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
+from src.teacher.config import TeacherConfig
 
 
 class FrozenRecommender:
@@ -102,17 +105,15 @@ def _ours(folder: Path, dataset: SequenceDataset, device: torch.device) -> Froze
     return FrozenRecommender(model, dataset, device)
 
 
+def recommender_config(config: TeacherConfig, dataset: SequenceDataset) -> StudentConfig:
+    """How the recommender is trained: as `teacher.recommender` says, on windows of `dataset.max_seq_len` items."""
+    return replace(config.recommender, max_seq_len=dataset.max_seq_len)
+
+
 def train_recommender(
-    settings: StudentConfig,
-    dataset: SequenceDataset,
-    metrics: MetricsConfig,
-    folder: Path,
-    seed: int,
-    device: torch.device,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-) -> FrozenRecommender:
+    config: StudentConfig, dataset: SequenceDataset, metrics: MetricsConfig, *, folder: Path, context: RunContext
+) -> None:
     """Train a recommender on the training part and keep its best epoch in `folder`."""
-    logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
-    train_baseline(settings, dataset, metrics, folder, seed, device, logger, tb_writer)
-    return load_recommender(folder, dataset, device)
+    context.logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
+    seed, device, logger, writer = context.seed, context.device, context.logger, context.writer
+    train_baseline(config, dataset, metrics, folder, seed, device, logger, writer)

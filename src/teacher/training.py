@@ -1,7 +1,6 @@
 """Training the adapter, router and projector."""
 
 import itertools
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,28 +12,17 @@ from torch import Tensor
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
-from src.core.logging import TensorBoardWriter, progress_bar
-from src.student.resume import Resume
+from src.core.logging import progress_bar
+from src.student.context import RunContext
+from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import AdaptedLM, Engine
-from src.teacher.processes import add_gradients, add_up, state
-from src.teacher.prompts import PromptBatch, PromptBuilder
-from src.teacher.recommender import FrozenRecommender
-from src.teacher.sampling import sample_candidates
+from src.teacher.model import TeacherModel
+from src.teacher.processes import reduce_gradients, reduce_sum, state
+from src.teacher.prompt.builder import PromptBatch
+from src.teacher.prompt.candidates import sample_candidates
 from src.teacher.schedule import embedding_probability, learning_rate_factor
 
 _MIN_HISTORY = 3
-
-
-@dataclass(frozen=True)
-class TeacherParts:
-    """What training, evaluation and export share."""
-
-    engine: Engine
-    builder: PromptBuilder
-    recommender: FrozenRecommender
-    dataset: SequenceDataset
-    config: TeacherConfig
 
 
 def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> np.ndarray:
@@ -42,6 +30,9 @@ def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> 
 
     Returns:
         int64 [N], ascending.
+
+    Raises:
+        UserError: no row has them.
     """
     long_enough = np.flatnonzero(dataset.train.pos - dataset.train.start >= _MIN_HISTORY)
     if len(long_enough) == 0:
@@ -54,22 +45,21 @@ def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> 
 
 
 def train_adapter(
-    parts: TeacherParts,
+    teacher: TeacherModel,
     rows: np.ndarray,
-    seed: int,
+    *,
     validate: Callable[[], float],
     save_best: Callable[[], None],
-    resume: Resume,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
+    context: RunContext,
 ) -> float:
     """Run `num_epochs` over `rows`, or go on with an interrupted training.
 
     What a step draws (candidates, template, markers, dropout) depends on the seed and the step's number alone, so a
     resumed training and several processes compute what one undisturbed process does. The last state is saved every
-    `save_interval` epochs and every `save_steps` steps.
+    `save_interval` epochs and every `save_steps` steps, by the main process.
 
     Args:
+        rows: training rows int64 [N].
         validate: called after each epoch, its value is to be high; save_best: called where it is the highest so far.
 
     Returns:
@@ -78,42 +68,92 @@ def train_adapter(
     Raises:
         UserError: the loss is not finite, memory runs out, or the last state is damaged.
     """
-    config, main = parts.config, state().is_main_process
-    per_epoch = -(-len(rows) // config.batch_size)
-    total_steps = per_epoch * config.num_epochs
-    optimizer = torch.optim.Adam(parts.engine.lora.parameter_groups(config.lr, config.weight_decay))
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    saved = {"adapter": _AdapterState(parts.engine.lora), "optimizer": optimizer}
-    progress = resume.load(saved)
-    if progress is None:
-        progress = {"step": 0, "losses": [], "best": float("-inf")}
-        if main:
-            resume.save(progress, saved)  # what was made before the first step need not be made again
-    else:
-        logger.info("going on after step %d of %d", progress["step"], total_steps)
+    training = _Training(teacher, rows, context)
+    training.go_on()
     with progress_bar() as bar:
-        task = bar.add_task("teacher", total=total_steps, completed=progress["step"], info="")
-        for step in range(progress["step"], total_steps):
-            epoch, place = divmod(step, per_epoch)
-            batch = np.array_split(np.random.default_rng([seed, epoch]).permutation(rows), per_epoch)[place]
-            factor = learning_rate_factor(step, total_steps)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            begin = time.perf_counter()
-            loss, tokens = _step(parts, batch, embedding_probability(step, total_steps), [seed, step], optimizer)
-            speed = tokens / (time.perf_counter() - begin)
-            progress["step"] = step + 1
-            progress["losses"].append(loss)
-            for name, value in (("loss", loss), ("lr", config.lr * factor), ("tokens_per_s", speed)):
-                tb_writer.add_scalar(f"train/{name}", value, step + 1)
-            bar.update(task, advance=1, info=f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-            if place + 1 == per_epoch:
-                parts.engine.lora.model.eval()
-                _end_epoch(progress, epoch + 1, config.num_epochs, validate, save_best, logger, tb_writer)
-            if main and _is_save_step(step + 1, per_epoch, total_steps, config):
-                resume.save(progress, saved)
-    parts.engine.lora.model.eval()
-    return progress["best"]
+        task = bar.add_task("teacher", total=training.num_steps, completed=training.step, info="")
+        while training.step < training.num_steps:
+            bar.update(task, advance=1, info=training.take_step())
+            if training.step % training.steps_per_epoch == 0:
+                training.end_epoch(validate, save_best)
+            training.save_if_due()
+    teacher.lm.lora.model.eval()
+    return training.best
+
+
+class _Training:
+    """A training of the adapter between two steps.
+
+    Attributes:
+        step: steps taken; best: the best validation value so far.
+    """
+
+    def __init__(self, teacher: TeacherModel, rows: np.ndarray, context: RunContext) -> None:
+        config, lora = teacher.config, teacher.lm.lora
+        self.teacher, self.rows, self.context = teacher, rows, context
+        self.steps_per_epoch = -(-len(rows) // config.batch_size)
+        self.num_steps = self.steps_per_epoch * config.num_epochs
+        self.step, self.best = 0, float("-inf")
+        self._losses: list[float] = []  # of the epoch's steps
+        self._optimizer = torch.optim.Adam(lora.parameter_groups(config.lr, config.weight_decay))
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._changing = {"adapter": _AdapterState(lora), "optimizer": self._optimizer}
+
+    def go_on(self) -> None:
+        """Take up an interrupted training, if there is one."""
+        resume = self.context.resume
+        progress = resume.load(self._changing) if resume else None
+        if progress is not None:
+            self.step, self.best, self._losses = progress["step"], progress["best"], progress["losses"]
+            self.context.logger.info("going on after step %d of %d", self.step, self.num_steps)
+
+    def save_if_due(self) -> None:
+        config = self.teacher.config
+        every = (config.save_steps, self.steps_per_epoch * config.save_interval, self.num_steps)
+        if self.context.resume and state().is_main_process and any(self.step % steps == 0 for steps in every):
+            progress = {"step": self.step, "losses": self._losses, "best": self.best}
+            self.context.resume.save(progress, self._changing)
+
+    def take_step(self) -> str:
+        """One optimizer step; returns what to show of it."""
+        factor = learning_rate_factor(self.step, self.num_steps)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        probability = embedding_probability(self.step, self.num_steps)
+        begin = time.perf_counter()
+        loss, tokens = _step(
+            self.teacher,
+            self._rows_of_step(),
+            embed_probability=probability,
+            seeds=[self.context.seed, self.step],
+            optimizer=self._optimizer,
+        )
+        speed = tokens / (time.perf_counter() - begin)
+        self.step += 1
+        self._losses.append(loss)
+        for name, value in (("loss", loss), ("lr", self.teacher.config.lr * factor), ("tokens_per_s", speed)):
+            self.context.writer.add_scalar(f"train/{name}", value, self.step)
+        return f"loss {loss:.3f}, {speed:,.0f} tokens/s"
+
+    def _rows_of_step(self) -> np.ndarray:
+        """The step's share of its epoch's order, int64 [batch_size at most]."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng([self.context.seed, epoch]).permutation(self.rows)
+        return np.array_split(order, self.steps_per_epoch)[place]
+
+    def end_epoch(self, validate: Callable[[], float], save_best: Callable[[], None]) -> None:
+        """Validate, and keep the adapter if it is the best so far."""
+        self.teacher.lm.lora.model.eval()
+        value, loss = validate(), float(np.mean(self._losses))
+        self._losses = []
+        self.context.writer.add_scalar("valid/hr@1_all", value, self.step)
+        epoch, num_epochs = self.step // self.steps_per_epoch, self.teacher.config.num_epochs
+        self.context.logger.info(
+            "teacher epoch %d/%d: loss %.4f, validation HR@1 x ValidRatio %.4f", epoch, num_epochs, loss, value
+        )
+        if value > self.best:
+            self.best = value
+            save_best()
 
 
 @dataclass(frozen=True)
@@ -129,62 +169,46 @@ class _AdapterState:
         self.lora.load_state(given)
 
 
-def _is_save_step(step: int, per_epoch: int, total_steps: int, config: TeacherConfig) -> bool:
-    return step == total_steps or step % (per_epoch * config.save_interval) == 0 or step % config.save_steps == 0
-
-
-def _end_epoch(
-    progress: dict[str, Any],
-    epoch: int,
-    num_epochs: int,
-    validate: Callable[[], float],
-    save_best: Callable[[], None],
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-) -> None:
-    value = validate()
-    loss, progress["losses"] = float(np.mean(progress["losses"])), []
-    tb_writer.add_scalar("valid/hr@1_all", value, epoch)
-    logger.info("teacher epoch %d/%d: loss %.4f, validation HR@1 x ValidRatio %.4f", epoch, num_epochs, loss, value)
-    if value > progress["best"]:
-        progress["best"] = value
-        save_best()
-
-
 def _step(
-    parts: TeacherParts,
+    teacher: TeacherModel,
     rows: np.ndarray,
+    *,
     embed_probability: float,
     seeds: list[int],
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, int]:
     """One optimizer step over micro-batches, of which each process takes its share.
 
+    Args:
+        rows: training rows int64 [B].
+        embed_probability: of markers that carry item embeddings, instead of placeholders, in a micro-batch.
+        seeds: from which all that is drawn follows.
+
     Returns:
         The mean loss of the rows, and their number of tokens.
     """
-    config, lora = parts.config, parts.engine.lora
+    config, lora = teacher.config, teacher.lm.lora
     lora.model.train()
     optimizer.zero_grad(set_to_none=True)
     total, tokens = 0.0, 0
-    for number, examples in enumerate(_micro_batches(parts, rows, seeds)):
+    for number, examples in enumerate(_micro_batches(teacher, rows, seeds)):
         random = np.random.default_rng([*seeds, 0, number])
-        users = parts.recommender.users(parts.dataset.train, np.array([e.row for e in examples]))
+        users = teacher.recommender.users(teacher.dataset.train, np.array([e.row for e in examples]))
         if number % state().num_processes != state().process_index:
             with torch.no_grad():
                 lora.router(users)  # so that BatchNorm's statistics are those of all rows everywhere
             continue
-        batch = _prompt_batch(parts, examples, bool(random.random() < embed_probability), random)
+        batch = _prompt_batch(teacher, examples, bool(random.random() < embed_probability), random)
         torch.manual_seed(int(random.integers(2**31)))  # of the dropout
         try:
-            total += _loss(parts, batch.to(lora.llm.device), users, len(examples) / len(rows))
+            total += _loss(teacher, batch.to(lora.llm.device), users, len(examples) / len(rows))
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(_out_of_memory(config)) from error
         tokens += int(batch.mask.sum())
-    total, tokens = add_up([total, tokens], lora.llm.device)
+    total, tokens = reduce_sum([total, tokens], lora.llm.device)
     if not np.isfinite(total):
         raise UserError(f"teacher.lr={config.lr}: the training loss became {total}; lower it")
-    add_gradients(p for group in optimizer.param_groups for p in group["params"])
+    reduce_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
     return total, int(tokens)
 
@@ -208,34 +232,36 @@ class _Example:
     target: int
 
 
-def _micro_batches(parts: TeacherParts, rows: np.ndarray, seeds: list[int]) -> list[list[_Example]]:
+def _micro_batches(teacher: TeacherModel, rows: np.ndarray, seeds: list[int]) -> list[list[_Example]]:
     """A step's rows with their candidates, those of similar length together: padding costs as much as text."""
-    train, config = parts.dataset.train, parts.config
+    train, config = teacher.dataset.train, teacher.config
     examples = []
     for row in rows.tolist():
         history, target = train.history(row), int(train.targets[row])
         random = np.random.default_rng([*seeds, 1, row])
-        candidates = sample_candidates(random, parts.dataset.num_items, config.num_candidates, history, target)
+        candidates = sample_candidates(
+            random, num_items=teacher.dataset.num_items, count=config.num_candidates, history=history, target=target
+        )
         examples.append(_Example(row, history[-config.max_history :], candidates, target))
-    examples.sort(key=lambda e: sum(parts.builder.title_length(i) for i in (*e.history, *e.candidates)))
+    examples.sort(key=lambda e: sum(teacher.builder.title_length(i) for i in (*e.history, *e.candidates)))
     count = -(-len(rows) // config.micro_batch_size)
     bounds = np.linspace(0, len(examples), count + 1).round().astype(int)
     return [examples[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 def _prompt_batch(
-    parts: TeacherParts, examples: list[_Example], embed: bool, random: np.random.Generator
+    teacher: TeacherModel, examples: list[_Example], embed: bool, random: np.random.Generator
 ) -> PromptBatch:
-    template = int(random.integers(len(parts.builder.templates)))
-    prompts = [parts.builder.prompt(e.history, e.candidates, template, embed) for e in examples]
-    return parts.builder.batch(prompts, [parts.builder.answer(e.target) for e in examples])
+    template = int(random.integers(len(teacher.builder.templates)))
+    prompts = [teacher.builder.prompt(e.history, e.candidates, template=template, embed=embed) for e in examples]
+    return teacher.builder.batch(prompts, [teacher.builder.answer(e.target) for e in examples])
 
 
-def _loss(parts: TeacherParts, batch: PromptBatch, users: Tensor, share_of_step: float) -> float:
+def _loss(teacher: TeacherModel, batch: PromptBatch, users: Tensor, share_of_step: float) -> float:
     """Forward and backward of one micro-batch; returns the loss scaled by its share of the step."""
-    lora = parts.engine.lora
+    lora = teacher.lm.lora
     gates = lora.router(users)
     with lora.gated(gates):  # spans backward: gradient checkpointing runs the layers again there
-        loss = parts.engine.loss(batch, gates) * share_of_step
+        loss = teacher.lm.loss(batch, gates) * share_of_step
         loss.backward()
     return float(loss.detach())

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,9 +60,14 @@ def about(dataset: SequenceDataset) -> dict:
     }
 
 
+def write(folder: Path, dataset: SequenceDataset, **changes: object) -> None:
+    files = {"embeddings": EMBEDDINGS, "ranking": RANKING, "distances": DISTANCES, "row_stats": STATS}
+    write_teacher_files(folder, about=about(dataset), **{**files, **changes})
+
+
 @pytest.fixture
 def folder(tmp_path, dataset):
-    write_teacher_files(tmp_path / "outputs", EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+    write(tmp_path / "outputs", dataset)
     return tmp_path / "outputs"
 
 
@@ -184,7 +190,7 @@ def test_an_interrupted_export_leaves_no_manifest(folder, dataset, monkeypatch):
 
     monkeypatch.setattr(np, "savetxt", fail)
     with pytest.raises(UserError, match="disk full"):
-        write_teacher_files(folder, EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+        write(folder, dataset)
     assert read_manifest(folder) is None
 
 
@@ -390,9 +396,8 @@ def partial(tmp_path, dataset):
     """Rows 0 and 2 of three."""
     chosen = ChosenRows(np.array([0, 2]), "random, budget_ratio 0.67")
     stats = {name: values[[0, 2]] for name, values in STATS.items()}
-    write_teacher_files(
-        tmp_path / "partial", EMBEDDINGS, RANKING[[0, 2]], DISTANCES[[0, 2]], stats, about(dataset), chosen
-    )  # fmt: skip
+    lines = {"ranking": RANKING[[0, 2]], "distances": DISTANCES[[0, 2]], "row_stats": stats}
+    write(tmp_path / "partial", dataset, rows=chosen, **lines)
     return tmp_path / "partial"
 
 
@@ -418,7 +423,7 @@ def test_the_manifest_of_a_partial_export_lists_its_rows(partial, folder):
 
 
 def test_a_whole_export_over_a_partial_one_leaves_no_rows_file(partial, dataset, logger):
-    write_teacher_files(partial, EMBEDDINGS, RANKING, DISTANCES, STATS, about(dataset))
+    write(partial, dataset)
     assert not (partial / ROWS_FILE).exists()
     assert load_partial(partial, dataset, logger).known is None
 

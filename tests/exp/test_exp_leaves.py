@@ -54,8 +54,8 @@ from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
 from src.teacher import ilora_backend
-from src.teacher.engine import Engine
-from src.teacher.evaluation import generate_answers
+from src.teacher.adapter.prompted_lm import PromptedLM
+from src.teacher.scoring.evaluation import generate_answers
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
 
@@ -1065,13 +1065,13 @@ def _export_candidates(bench: Bench) -> None:
 
 def _export_batch_tokens(bench: Bench) -> None:
     calls: list[int] = []
-    original = Engine.candidate_log_probs
+    original = PromptedLM.candidate_log_probs
 
     def counted(self, batch, gates, answers):  # type: ignore[no-untyped-def]
         calls.append(len(answers))
         return original(self, batch, gates, answers)
 
-    bench.patch.setattr(Engine, "candidate_log_probs", counted)
+    bench.patch.setattr(PromptedLM, "candidate_log_probs", counted)
     for tokens, expected in ((100_000, [40]), (1, [1] * 40)):
         taught = bench.teach(f"teacher.export.batch_tokens={tokens}")
         calls.clear()  # the validation after the training asks for probabilities, too

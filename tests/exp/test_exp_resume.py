@@ -12,7 +12,7 @@ from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
 from src.exp.record import changes, read_record
-from src.teacher.evaluation import generate_answers
+from src.teacher.scoring.evaluation import generate_answers
 from src.teacher.training import _step
 
 ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}
@@ -223,7 +223,12 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
 NO_EFFECT = {
     "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
     "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),
-    "distill": ("student.save_interval=7", "distill.lr=1e-3", "general.experiment_name=other", "general.overwrite=true"),
+    "distill": (
+        "student.save_interval=7",
+        "distill.lr=1e-3",
+        "general.experiment_name=other",
+        "general.overwrite=true",
+    ),
 }
 
 

@@ -2,22 +2,26 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from src.core.data_utils import SequenceDataset
+from src.core.data_utils import DatasetConfig, SequenceDataset
+from src.core.metrics import MetricsConfig
+from src.core.paths import PathsConfig
+from src.student.config import StudentConfig
+from src.student.context import RunContext
 from src.student.models import ModelConfig, build_model
+from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import GatedLora, add_gated_lora
-from src.teacher.prompts import PromptBuilder
+from src.teacher.model import TeacherModel
+from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender
-from src.teacher.tiny_llm import build_tiny_llm
-from src.teacher.training import TeacherParts
+from src.teacher.tiny.build import build_tiny_llm
 
 CPU = torch.device("cpu")
 REC_SIZE = 8
@@ -46,7 +50,9 @@ def make_config() -> TeacherConfig:
         gradient_checkpointing=False,
         lora=LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2),
         export=ExportSettings(top_n=4, batch_tokens=300),
-        tiny=TinySettings(400, 16, 3, 2, pretrain_steps=2, pretrain_batch_size=2),
+        tiny=TinySettings(
+            vocab_size=400, hidden_size=16, num_layers=3, num_heads=2, pretrain_steps=2, pretrain_batch_size=2
+        ),
     )
 
 
@@ -66,7 +72,8 @@ class _NoWriter:
 @pytest.fixture(scope="session")
 def build_llm(dataset) -> Callable[..., None]:
     def build(config: TeacherConfig, folder: Path, seed: int, dataset: SequenceDataset = dataset) -> None:
-        build_tiny_llm(config, dataset, folder, seed, CPU, logging.getLogger("tests"), _NoWriter())
+        context = RunContext(seed=seed, device=CPU, logger=logging.getLogger("tests"), writer=_NoWriter())
+        build_tiny_llm(config, dataset, folder=folder, context=context)
 
     return build
 
@@ -111,5 +118,51 @@ def recommender(dataset, fill_with_ramp) -> FrozenRecommender:
 
 
 @pytest.fixture
-def parts(lora, builder, recommender, dataset, config) -> TeacherParts:
-    return TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
+def teacher(lora, builder, recommender, dataset, config) -> TeacherModel:
+    lm = PromptedLM(lora, recommender.item_table)
+    return TeacherModel(lm=lm, builder=builder, recommender=recommender, dataset=dataset, config=config)
+
+
+@pytest.fixture
+def with_export() -> Callable[..., TeacherModel]:
+    """The teacher with other settings of `teacher.export`."""
+
+    def change(teacher: TeacherModel, **changes: object) -> TeacherModel:
+        return replace(teacher, config=replace(teacher.config, export=replace(teacher.config.export, **changes)))
+
+    return change
+
+
+@dataclass(frozen=True)
+class GeneralSettings:
+    seed: int
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class AllSettings:
+    """The sections of the program's settings that a teacher reads."""
+
+    general: GeneralSettings
+    dataset: DatasetConfig
+    teacher: TeacherConfig
+    metrics: MetricsConfig
+    paths: PathsConfig
+
+
+@pytest.fixture
+def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
+    """Settings of a short training on few rows, which exports to `outputs`; changes are of `teacher`."""
+
+    def make(seed: int = 7, overwrite: bool = False, outputs: str = "outputs", **changes: object) -> AllSettings:
+        student = StudentConfig(name="sasrec", emb_size=8, hidden_size=8, max_seq_len=6, batch_size=8, num_epochs=1)
+        rows = {"max_train_rows": 8, "max_valid_rows": 4, "max_eval_rows": 4}
+        return AllSettings(
+            GeneralSettings(seed, overwrite),
+            DatasetConfig(name="sample"),
+            replace(config, **{"recommender": student, **rows, **changes}),
+            MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
+            PathsConfig(data_dir="data", result_root="result", teacher_outputs_dir=str(tmp_path / outputs)),
+        )
+
+    return make

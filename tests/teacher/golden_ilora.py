@@ -20,12 +20,12 @@ import upstream_ilora as upstream  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
 
+from src.teacher.adapter.adapted_lm import AdaptedLM  # noqa: E402
+from src.teacher.adapter.ilora_submodule import find_code  # noqa: E402
+from src.teacher.adapter.moe_lora import add_gated_lora  # noqa: E402
+from src.teacher.adapter.upstream_weights import to_adapter  # noqa: E402
 from src.teacher.config import LoraSettings  # noqa: E402
-from src.teacher.engine import AdaptedLM  # noqa: E402
-from src.teacher.ilora_submodule import find_code  # noqa: E402
-from src.teacher.moe_lora import add_gated_lora  # noqa: E402
-from src.teacher.prompts import IGNORED, PromptBatch  # noqa: E402
-from src.teacher.upstream_weights import to_adapter  # noqa: E402
+from src.teacher.prompt.builder import IGNORED, PromptBatch  # noqa: E402
 
 FILE = HERE / "golden_ilora.json"
 SETTINGS = LoraSettings(r=8, alpha=8, dropout=0.0, num_experts=4)
@@ -93,7 +93,7 @@ def make_llm() -> upstream.Llama:
 
 
 def known_adapter() -> AdaptedLM:
-    """Our engine with known weights everywhere."""
+    """Our implementation with known weights everywhere."""
     lora = add_gated_lora(make_llm(), SETTINGS, HIDDEN)
     shown = {name.replace(".", "/"): p for name, p in lora.model.named_parameters() if p.requires_grad}
     upstream.give_known_weights(nn.ParameterDict(shown), 0.1)

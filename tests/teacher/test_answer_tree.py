@@ -2,7 +2,7 @@
 
 import torch
 
-from src.teacher.answer_tree import build_trees
+from src.teacher.scoring.answer_tree import build_trees
 
 
 def test_common_beginnings_are_one_branch():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.teacher.batching import token_batches
+from src.teacher.prompt.batching import token_batches
 
 LENGTHS = np.array([7, 3, 12, 3, 9, 1, 40, 7])
 

@@ -1,336 +1,232 @@
-"""Rankings for the student, and the embeddings of the catalogue."""
+"""The whole export: killed, resumed, or meeting what is not its own, another export at the same time included."""
 
+import logging
+import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from src.core.artefacts import locked
 from src.core.errors import UserError
-from src.teacher.config import ExportSettings
-from src.teacher.engine import Engine
-from src.teacher.export import Ranking, base_embeddings, encode_answers, rank_rows, score_rows, to_ranking
-from src.teacher.inference import candidate_items
-from src.teacher.llm import load_llm
-from src.teacher.recommender import FrozenRecommender, load_recommender
+from src.core.files import LOCK_FILE
+from src.core.paths import RunFolder
+from src.core.teacher_files import (
+    CONFIDENCE_FILE,
+    EMBEDDINGS_FILE,
+    MANIFEST_FILE,
+    RANKING_FILE,
+    ROW_STATS_FILE,
+    find_damage,
+    read_manifest,
+    write_teacher_files,
+)
+from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.model import TeacherModel
+from src.teacher.scoring.export import require_free_export
 
+LOGGER = logging.getLogger("tests")
 CPU = torch.device("cpu")
-SEED, COUNT = 7, 4
+FILES = {EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE, ROW_STATS_FILE, MANIFEST_FILE}
+ROWS = 24
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("src.teacher.scoring.shards.SHARD_ROWS", 10)
 
 
 @pytest.fixture
-def generating(parts):
-    export = replace(parts.config.export, method="generate")
-    return replace(parts, config=replace(parts.config, export=export))
+def make_backend(dataset, tmp_path) -> Callable[[str, TeacherModel], ILoRATeacher]:
+    """A teacher in a run folder of its own, trained by assertion."""
+
+    def make(name: str, teacher: TeacherModel) -> ILoRATeacher:
+        backend = ILoRATeacher(teacher.config, dataset=dataset, folder=RunFolder(tmp_path / name), device=CPU)
+        teacher.lm.lora.save(backend.paths.adapter)
+        backend._model = teacher
+        return backend
+
+    return make
 
 
-def rank(parts, index=None, batch_tokens: int = 300, count: int = COUNT, candidates: str = "retrieval") -> Ranking:
-    parts.config.export.batch_tokens = batch_tokens
-    rows = parts.dataset.train
-    index = np.arange(len(rows)) if index is None else index
-    return rank_rows(parts, rows, index, base_embeddings(parts, parts.dataset.titles), SEED, candidates, count)
+@pytest.fixture
+def settings_of(make_settings):
+    """The program's settings of a teacher that exports to the folder `outputs`."""
+
+    def make(teacher: TeacherModel, outputs: str = "outputs", overwrite: bool = False):
+        return replace(make_settings(outputs=outputs, overwrite=overwrite), teacher=teacher.config)
+
+    return make
 
 
-# --- by likelihood ------------------------------------------------------------------------------------------
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK_FILE}
 
 
-def test_likelihood_ranking_is_in_order_distinct_and_new(parts):
-    ranking, rows = rank(parts), parts.dataset.train
-
-    assert ranking.items.shape == ranking.distances.shape == (len(rows), COUNT)
-    assert (np.diff(ranking.distances, axis=1) >= 0).all()
-    for i, items in enumerate(ranking.items):
-        assert len(set(items.tolist())) == COUNT
-        assert not set(items.tolist()) & set(rows.history(i).tolist())
-    assert ranking.valid.all()
+class Killed(Exception):
+    pass
 
 
-def test_likelihood_ranking_is_minus_the_mean_log_probability(parts):
-    """Each row again, alone, with one forward pass of the engine; the engine is tested in test_engine."""
-    ranking, rows, builder = rank(parts), parts.dataset.train, parts.builder
-    for i in (0, 11, len(rows) - 1):
-        retrieved = parts.recommender.retrieve(rows, np.array([i]), 5)[0]
-        assert set(ranking.items[i].tolist()) <= set(retrieved.tolist())
-        shown = np.random.default_rng([SEED, i]).permutation(retrieved)
-        prompt = builder.prompt(rows.history(i)[-3:], shown, 0, embed=True)
-        with torch.no_grad():
-            gates = parts.engine.lora.router(parts.recommender.users(rows, np.array([i])))
-        total, mean = parts.engine.candidate_log_probs(
-            builder.batch([prompt]), gates, [[builder.answer(int(item)) for item in shown]]
-        )
-        distance = -mean[0].numpy()
-        best = np.argsort(distance)
-        assert ranking.items[i].tolist() == shown[best][:COUNT].tolist()
-        assert ranking.distances[i] == pytest.approx(distance[best][:COUNT], abs=1e-4)
-        assert ranking.spread[i] == pytest.approx([distance.min(), distance.max()], abs=1e-4)
-        assert ranking.log_prob[i] == pytest.approx(total[0, best[0]].item(), abs=1e-3)
+@pytest.mark.parametrize("method", ["likelihood", "generate"])
+def test_a_killed_export_resumes_and_writes_the_same_bytes(
+    make_backend, settings_of, teacher, with_export, method, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("src.teacher.adapter.prompted_lm._MAX_ANSWER_TOKENS", 4)  # an untrained LM never stops
+    teacher = with_export(teacher, method=method)
+    make_backend("run_whole", teacher).export_for_dllm2rec(settings_of(teacher, "whole"), LOGGER)
+
+    resumed, settings = make_backend("run_resumed", teacher), settings_of(teacher, "resumed")
+    name = {"likelihood": "candidate_log_probs", "generate": "generate"}[method]
+    original, calls = getattr(teacher.lm, name), []
+
+    def counted(batch, *args, **options):
+        calls.append(len(batch.ids))
+        if limit is not None and sum(calls) > limit:
+            raise Killed
+        return original(batch, *args, **options)
+
+    monkeypatch.setattr(teacher.lm, name, counted)
+    limit = 15  # rows: within the second shard
+    with pytest.raises(Killed):
+        resumed.export_for_dllm2rec(settings, LOGGER)
+    assert written(tmp_path / "resumed") == {}
+    assert len(list(resumed.paths.shards.glob("*/*.npz"))) == 1
+    limit, calls[:] = None, []
+    resumed.export_for_dllm2rec(settings, LOGGER)
+
+    assert sum(calls) == ROWS - 10  # the first shard was kept
+    whole = written(tmp_path / "whole")
+    assert whole == written(tmp_path / "resumed")
+    assert whole.keys() == FILES
+    assert not resumed.paths.shards.exists()
 
 
-def test_ranking_does_not_depend_on_the_batch(parts):
-    index = np.array([5, 2, 17, 8])
-    one, four = rank(parts, index, batch_tokens=1), rank(parts, index, batch_tokens=4000)
-    assert np.array_equal(one.items, four.items)
-    np.testing.assert_allclose(one.distances, four.distances, atol=1e-4)
-    assert np.array_equal(rank(parts).items[index], one.items)
+def test_what_a_killed_writer_has_left_is_removed(make_backend, settings_of, teacher, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / f".{RANKING_FILE}.4711.part").write_text("1 2")
+    make_backend("run", teacher).export_for_dllm2rec(settings_of(teacher), LOGGER)
+    assert written(tmp_path / "outputs").keys() == FILES
 
 
-def test_the_target_plays_no_part(parts):
-    """Another target behind the same history gives the same ranking."""
-    rows = parts.dataset.train
-    items = rows.items.copy()
-    changed = replace(rows, items=items)
-    last = int(np.flatnonzero(rows.user == 0)[-1])
-    items[rows.pos[last]] = (items[rows.pos[last]] + 1) % 24
-    embeddings = base_embeddings(parts, parts.dataset.titles)
+def test_the_manifest_tells_how_the_files_were_made(make_backend, settings_of, teacher, with_export, tmp_path):
+    teacher = with_export(teacher, candidates="sampled")
+    teacher = replace(teacher, config=replace(teacher.config, max_train_rows=5))
+    backend, settings = make_backend("run", teacher), settings_of(teacher)
+    backend.export_for_dllm2rec(settings, LOGGER)
 
-    first = rank_rows(parts, rows, np.array([last]), embeddings, SEED, "retrieval", COUNT)
-    second = rank_rows(parts, changed, np.array([last]), embeddings, SEED, "retrieval", COUNT)
-
-    assert rows.targets[last] != changed.targets[last]
-    assert np.array_equal(first.items, second.items)
+    manifest = read_manifest(tmp_path / "outputs")
+    assert (manifest.candidates, manifest.leaks_target, manifest.in_sample_rows) == ("sampled", True, 5)
+    assert manifest.made_with == backend.made_from("export", settings)
+    assert manifest.made_with["teacher.num_candidates"] == 5
+    assert manifest.made_with["the adapter"] == manifest.adapter_sha256
+    assert np.load(tmp_path / "outputs" / ROW_STATS_FILE)["in_sample"].sum() == 5
 
 
-def test_confidences_by_arithmetic():
-    ranking = Ranking(
-        np.array([[3, 1], [0, 2]]),
-        np.array([[1.0, 2.0], [4.0, 4.0]], dtype=np.float32),
-        np.array([[1.0, 5.0], [4.0, 4.0]], dtype=np.float32),
-        np.zeros(2, dtype=np.float32),
-        np.ones(2, dtype=bool),
+def test_a_finished_export_is_not_made_again_and_a_damaged_one_is(
+    make_backend, settings_of, teacher, tmp_path, monkeypatch, caplog
+):
+    outputs, backend, settings = tmp_path / "outputs", make_backend("run", teacher), settings_of(teacher)
+    backend.export_for_dllm2rec(settings, LOGGER)
+    before = written(outputs)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "_loaded", None)  # any call would fail
+        backend.export_for_dllm2rec(settings, LOGGER)
+    assert written(outputs) == before
+    (outputs / RANKING_FILE).write_text("0 1 2 3\n")
+    backend.export_for_dllm2rec(settings, LOGGER)
+    assert written(outputs) == before
+    assert "differs from what manifest.json describes: exporting again" in caplog.text
+
+
+def test_the_export_of_another_adapter_is_refused(make_backend, settings_of, teacher, tmp_path):
+    outputs, backend = tmp_path / "outputs", make_backend("run", teacher)
+    backend.export_for_dllm2rec(settings_of(teacher), LOGGER)
+    adapter = backend.paths.adapter_weights
+    require_free_export(outputs, False, adapter)
+    require_free_export(tmp_path / "nothing", False, tmp_path / "not yet trained")
+    (tmp_path / "other").write_bytes(adapter.read_bytes() + b"0")
+    for other in (tmp_path / "other", tmp_path / "not yet trained"):
+        with pytest.raises(UserError, match=r"holds the export of another teacher .* general\.overwrite=true"):
+            require_free_export(outputs, False, other)
+        require_free_export(outputs, True, other)
+
+
+# --- two exports into one folder ----------------------------------------------------------------------------
+
+
+def hold(folder: Path, is_held, may_go) -> None:
+    with locked(folder):
+        is_held.set()
+        may_go.wait()
+        write_one(folder, 9)
+
+
+def write_one(folder: Path, teacher: int) -> None:
+    """A small export in which every number is the teacher's."""
+    about = dict.fromkeys(("method", "candidates", "confidence", "base_model", "git_commit", "dataset"), "any")
+    about |= {"dataset_fingerprint": "f", "engine": "native", "in_sample_rows": 0, "seed": teacher}
+    write_teacher_files(
+        folder,
+        embeddings=torch.full((50, 4), float(teacher)),
+        ranking=np.full((200, 3), teacher),
+        distances=np.full((200, 3), float(teacher)),
+        row_stats={"log_prob": np.full(200, float(teacher))},
+        about=about | {"adapter_sha256": str(teacher)},
     )
-    # (distance - smallest) / (largest - smallest) over everything ranked; 0 where all are equal.
-    assert ranking.confidences("minmax").tolist() == [[0.0, 0.25], [0.0, 0.0]]
-    assert ranking.confidences("raw").tolist() == [[1.0, 2.0], [4.0, 4.0]]
 
 
-def test_minmax_confidences_lie_between_0_and_1(parts):
-    ranking = rank(parts, count=5)
-    confidences = ranking.confidences("minmax")
-    assert ((confidences >= 0) & (confidences <= 1)).all()
-    assert (confidences[:, 0] == 0).all()
-    assert confidences[:, -1] == pytest.approx(np.ones(len(confidences)))  # all 5 candidates are kept
+def write_often(folder: Path, teacher: int, count: int) -> None:
+    for _ in range(count):
+        with locked(folder, notify=lambda text: None):
+            write_one(folder, teacher)
 
 
-# --- by generation ------------------------------------------------------------------------------------------
+def test_whoever_reads_under_the_lock_sees_one_whole_export(tmp_path):
+    """Two processes that replace each other's files over and over, while this one reads."""
+    spawn, folder, seen = multiprocessing.get_context("spawn"), tmp_path / "outputs", set()
+    writers = [spawn.Process(target=write_often, args=(folder, teacher, 40)) for teacher in (1, 2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        with locked(folder, notify=lambda text: None):
+            manifest = read_manifest(folder)
+            if manifest is None:  # nobody has begun
+                assert written(folder) == {}
+                continue
+            assert find_damage(folder, manifest) is None
+            stats = np.load(folder / ROW_STATS_FILE)["log_prob"]
+            assert set(stats.tolist()) == {float(manifest.seed)} == set(np.loadtxt(folder / RANKING_FILE).flat)
+            assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
+            seen.add(manifest.seed)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen == {1, 2}
 
 
-def scores_of(*answers: str) -> dict[str, np.ndarray]:
-    return {"answer": np.array(answers), "log_prob": -np.arange(len(answers), dtype=np.float32)}
+def test_an_export_waits_for_another_and_then_looks_again(make_backend, settings_of, teacher, tmp_path, caplog):
+    """The folder was free before the wait, and another teacher's afterwards."""
+    spawn, folder = multiprocessing.get_context("spawn"), tmp_path / "outputs"
+    is_held, may_go = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=hold, args=(folder, is_held, may_go))
+    other.start()
+    assert is_held.wait(60)
+    backend = make_backend("run", teacher)
+    require_free_export(folder, False, backend.paths.adapter_weights)
 
+    class WhenWaiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if ": waiting" in record.getMessage():
+                may_go.set()
 
-def test_generated_answers_are_grounded_by_embedding_distance(generating):
-    parts = generating
-    titles = parts.dataset.titles
-    said = [titles[3].upper(), titles[10], "nothing of the sort"]
-    embeddings = base_embeddings(parts, titles)
-
-    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
-
-    table, answers = embeddings.numpy(), base_embeddings(parts, said).numpy()
-    for i in range(3):
-        distance = np.sqrt(((table - answers[i]) ** 2).sum(1))
-        np.testing.assert_allclose(ranking.distances[i], np.sort(distance), atol=1e-3)
-        np.testing.assert_allclose(distance[ranking.items[i]], ranking.distances[i], atol=1e-3)
-        np.testing.assert_allclose(ranking.spread[i], [distance.min(), distance.max()], atol=1e-3)
-    assert ranking.items[1, 0] == 10
-    assert ranking.log_prob.tolist() == [0.0, -1.0, -2.0]
-    assert ranking.valid.tolist() == [True, True, False]
-    assert ((ranking.confidences("minmax") >= 0) & (ranking.confidences("minmax") <= 1)).all()
-
-
-def test_distances_survive_what_all_embeddings_have_in_common(generating):
-    """Squares of 1e4 leave nothing of differences of 0.1 in float32: |1e4 - (1e4 + 0.1 k)|."""
-    embeddings = torch.full((24, 16), 1e4)
-    embeddings[:, 0] += torch.arange(24) * 0.125
-    ranking = to_ranking(generating, scores_of(generating.dataset.titles[2]), embeddings, 3)
-    assert ranking.items[0, 0] == 2
-    assert ranking.distances[0] == pytest.approx([0.0, 0.125, 0.125], abs=1e-4)
-
-
-def test_an_answer_is_encoded_once_and_a_title_never(generating, monkeypatch):
-    parts, titles = generating, generating.dataset.titles
-    embeddings = base_embeddings(parts, titles)
-    encoded: list[list[str]] = []
-
-    def recorded(parts, texts):
-        encoded.append(texts)
-        return base_embeddings(parts, texts)
-
-    monkeypatch.setattr("src.teacher.export.base_embeddings", recorded)
-    said = [titles[5], "Stoned", titles[0], "Stoned", titles[5], "A Lamp"]
-    ranking = to_ranking(parts, scores_of(*said), embeddings, 24)
-
-    assert encoded == [["A Lamp", "Stoned"]]
-    assert np.array_equal(ranking.items[[1, 0]], ranking.items[[3, 4]])
-    torch.testing.assert_close(encode_answers(parts, said[:1], embeddings), base_embeddings(parts, said[:1]))
-
-
-def test_a_quoted_title_is_a_valid_answer(generating):
-    parts = generating
-    parts.engine.generate = lambda batch, *args: ([f'"{parts.dataset.titles[10]}"'], torch.zeros(1))
-    assert rank(parts, np.array([0])).valid.tolist() == [True]
-
-
-def test_generation_does_not_depend_on_the_batch(generating, make_lora, monkeypatch):
-    """An adapter so large that answers differ from row to row; batches of one row against all rows in one."""
-    monkeypatch.setattr("src.teacher.engine._MAX_ANSWER_TOKENS", 8)  # an untrained LM never stops
-    engine = Engine(make_lora(scale=2.5), generating.recommender.item_table)
-    parts = replace(generating, engine=engine)
-    scores = []
-    for tokens in (1, 100_000):
-        parts.config.export.batch_tokens = tokens
-        scores.append(score_rows(parts, parts.dataset.train, np.arange(24), SEED, "retrieval", lambda rows: None))
-
-    assert len(set(scores[0]["answer"])) > 3
-    assert scores[0]["answer"].tolist() == scores[1]["answer"].tolist()
-    np.testing.assert_allclose(scores[0]["log_prob"], scores[1]["log_prob"], atol=1e-3)
-    embeddings = base_embeddings(parts, parts.dataset.titles)
-    one, all_rows = (to_ranking(parts, s, embeddings, COUNT) for s in scores)
-    assert np.array_equal(one.items, all_rows.items)
-    assert (np.diff(one.distances, axis=1) >= 0).all()
-    assert (one.log_prob < 0).all()
-
-
-def test_batches_keep_to_their_tokens(parts, monkeypatch):
-    sizes: list[int] = []
-    score = parts.engine.candidate_log_probs
-
-    def recorded(batch, gates, answers):
-        answer_tokens = max(sum(map(len, row)) for row in answers)
-        sizes.append(len(answers) * (batch.ids.shape[1] + answer_tokens))
-        return score(batch, gates, answers)
-
-    monkeypatch.setattr(parts.engine, "candidate_log_probs", recorded)
-    rank(parts, batch_tokens=900)
-    assert max(sizes) <= 900
-    assert 1 < len(sizes) < 24
-
-
-# --- candidates ---------------------------------------------------------------------------------------------
-
-
-def test_sampled_candidates_hold_the_target_and_retrieved_ones_need_not(parts):
-    rows, index = parts.dataset.train, np.arange(24)
-    sampled = candidate_items(parts, rows, index, SEED, "sampled")
-    retrieved = candidate_items(parts, rows, index, SEED, "retrieval")
-    assert sampled.shape == retrieved.shape == (24, 5)
-    assert (sampled == rows.targets[:, None]).sum(1).tolist() == [1] * 24
-    assert not (retrieved == rows.targets[:, None]).any(1).all()
-    assert set(rank(parts, candidates="sampled", count=5).items[7].tolist()) == set(sampled[7].tolist())
-
-
-def test_without_candidates_the_prompt_is_an_open_question(generating):
-    parts, seen = generating, []
-    assert candidate_items(parts, parts.dataset.train, np.arange(3), SEED, "none").shape == (3, 0)
-    generate = parts.engine.generate
-
-    def recorded(batch, *args):
-        seen.extend(parts.builder.tokenizer.batch_decode(batch.ids))
-        return generate(batch, *args)
-
-    parts.engine.generate = recorded
-    rank(parts, np.array([4, 9]), candidates="none")
-    assert len(seen) == 2
-    assert all("[HistoryEmb]" in text and "[CansEmb]" not in text and "candidates" not in text for text in seen)
-
-
-def test_likelihood_needs_candidates():
-    ExportSettings(method="generate", candidates="none")
-    with pytest.raises(
-        UserError, match="candidates='none': must be one of retrieval, sampled with .*=likelihood, which ranks what"
-    ):
-        ExportSettings(candidates="none")
-
-
-def test_too_little_gpu_memory_says_what_to_lower(parts, monkeypatch):
-    def full(*args):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(parts.engine, "candidate_log_probs", full)
-    with pytest.raises(UserError, match=r"teacher.export.batch_tokens=9000: 24 rows of up to \d+ tokens .*; lower it"):
-        rank(parts, batch_tokens=9000)
-
-
-# --- embeddings ---------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_embeddings_are_the_last_hidden_state_at_the_last_token(parts, llm_folder):
-    tokenizer, llm = load_llm(llm_folder, "float32", CPU)  # without any adapter
-
-    table = base_embeddings(parts, parts.dataset.titles)
-
-    assert (table.shape, table.dtype) == ((24, 16), torch.float32)
-    for row, title in zip(table, parts.dataset.titles, strict=True):
-        ids = tokenizer(title).input_ids
-        assert ids[0] == tokenizer.bos_token_id
-        hidden = llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
-        torch.testing.assert_close(row, hidden[0, -1], atol=1e-5, rtol=0)
-
-
-def test_embeddings_do_not_depend_on_the_batch(parts):
-    titles = parts.dataset.titles
-    expected = base_embeddings(parts, titles)
-    parts.config.export.batch_tokens = 1
-    torch.testing.assert_close(base_embeddings(parts, titles), expected, atol=1e-5, rtol=0)
-
-
-def test_the_adapter_works_again_after_embedding(parts):
-    layer = parts.engine.lora.llm.model.layers[0].self_attn.q_proj
-    x = torch.ones(1, 1, 16)
-    with parts.engine.lora.gated(torch.ones(1, 2)):
-        before = layer(x)
-        base_embeddings(parts, ["Stone"])
-        assert torch.equal(layer(x), before)
-
-
-# --- the frozen recommender ---------------------------------------------------------------------------------
-
-
-def test_retrieval_is_the_best_items_outside_the_history(recommender, dataset):
-    rows = dataset.test
-    history, length, _ = rows.windows(6, 24)
-    with torch.no_grad():
-        scores = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).numpy()
-
-    found = recommender.retrieve(rows, np.arange(len(rows)), 5)
-
-    for i in range(len(rows)):
-        seen = set(rows.history(i).tolist())
-        assert found[i].tolist() == [item for item in np.argsort(-scores[i]).tolist() if item not in seen][:5]
-
-
-def test_retrieval_never_falls_back_on_the_history(recommender, dataset):
-    """Test histories hold 6 of 24 items: 18 are left, 19 cannot be had."""
-    seen = [len(set(dataset.test.history(i).tolist())) for i in range(len(dataset.test))]
-    most = 24 - max(seen)
-    recommender.retrieve(dataset.test, np.arange(6), most)
-    with pytest.raises(UserError, match=f"teacher.num_candidates={most + 1}: .* at most {most}"):
-        recommender.retrieve(dataset.test, np.arange(6), most + 1)
-
-
-def test_users_are_the_encodings_and_items_the_table(recommender, dataset):
-    history, length, _ = dataset.test.windows(6, 24)
-    with torch.no_grad():
-        expected = recommender.model.encode(torch.from_numpy(history), torch.from_numpy(length))
-    assert torch.equal(recommender.users(dataset.test, np.arange(6)), expected)
-    assert torch.equal(recommender.item_table, recommender.model.item_embeddings.weight[:24])
-    assert not any(p.requires_grad for p in recommender.model.parameters())
-    assert not recommender.model.training
-
-
-def test_a_recommender_of_another_dataset_is_refused(recommender, dataset, make_dataset, tmp_path):
-    from src.student.checkpoint import CheckpointInfo, save_checkpoint
-
-    model = recommender.model
-    info = CheckpointInfo("toy", dataset.fingerprint, 7, "c" * 40, 1, "mrr", 0.5)
-    save_checkpoint(tmp_path, model, model.state_dict(), info)
-
-    loaded = load_recommender(tmp_path, dataset, CPU)
-    assert isinstance(loaded, FrozenRecommender)
-    assert torch.equal(loaded.item_table, recommender.item_table)
-    other = make_dataset([[0, 1, 2, 3]], num_items=24, name="other")
-    with pytest.raises(
-        UserError, match=r"a recommender of dataset toy \(.*\), this run uses other .*rec_model_path null"
-    ):
-        load_recommender(tmp_path, other, CPU)
+    LOGGER.addHandler(handler := WhenWaiting())
+    try:
+        with pytest.raises(UserError, match=r"holds the export of another teacher \(any, seed 9, 200 rows\)"):
+            backend.export_for_dllm2rec(settings_of(teacher), LOGGER)
+    finally:
+        may_go.set()
+        LOGGER.removeHandler(handler)
+        other.join()
+    assert f"in use by process {other.pid}" in caplog.text
+    assert read_manifest(folder).seed == 9

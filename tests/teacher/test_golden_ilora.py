@@ -1,4 +1,4 @@
-"""The native engine against kept numbers of iLoRA; needs no checkout. `golden_ilora.py` says how they were made."""
+"""The native implementation against kept numbers of iLoRA, without a checkout. `golden_ilora.py` made them."""
 
 import json
 
@@ -17,7 +17,7 @@ from golden_ilora import (
     norms,
 )
 
-from src.teacher.engine import Engine
+from src.teacher.adapter.prompted_lm import PromptedLM
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +26,16 @@ def kept() -> dict:
 
 
 def test_loss_logits_and_gradients(kept):
-    engine, batch = Engine(known_adapter(), ITEM_TABLE), make_batch(with_answers=True)
-    lora = engine.lora
+    lm, batch = PromptedLM(known_adapter(), ITEM_TABLE), make_batch(with_answers=True)
+    lora = lm.lora
     lora.model.train()
     gates = lora.router(USERS)
     with lora.gated(gates):
-        loss = engine.loss(batch, gates)
+        loss = lm.loss(batch, gates)
         loss.backward()
     lora.router.eval()
     with torch.no_grad(), lora.gated(gates):
-        logits = lora.llm(inputs_embeds=engine.inputs_embeds(batch), attention_mask=batch.mask.long()).logits
+        logits = lora.llm(inputs_embeds=lm.inputs_embeds(batch), attention_mask=batch.mask.long()).logits
     found = norms(
         {
             name.replace(".modules_to_save.default.", ".").replace(".default.", "."): p.grad
@@ -51,11 +51,11 @@ def test_loss_logits_and_gradients(kept):
 
 
 def test_greedy_tokens(kept):
-    engine = Engine(known_adapter(), ITEM_TABLE)
-    engine.lora.model.eval()
+    lm = PromptedLM(known_adapter(), ITEM_TABLE)
+    lm.lora.model.eval()
     with torch.no_grad():
-        gates = engine.lora.router(USERS)
-        answers, _ = engine.generate(make_batch(with_answers=False), gates, Tokenizer(), NEWLINE)
+        gates = lm.lora.router(USERS)
+        answers, _ = lm.generate(make_batch(with_answers=False), gates, tokenizer=Tokenizer(), newline_id=NEWLINE)
 
     for answer, wanted in zip(answers, kept["answers"], strict=True):
         tokens = [int(token) for token in answer.split()]

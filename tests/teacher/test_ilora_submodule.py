@@ -1,29 +1,29 @@
-"""iLoRA's own code as an engine: what it leaves alone, what it refuses, and how weights move."""
+"""iLoRA's own code as an implementation: what it leaves alone, what it refuses, and how weights move."""
 
 import importlib
 import logging
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import peft
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
-from src.teacher.adapter_file import WEIGHTS_FILE
-from src.teacher.config import LoraSettings
-from src.teacher.engines import add_adapter, choose_engine, load_adapter
+from src.teacher.adapter.adapter_file import WEIGHTS_FILE
+from src.teacher.adapter.ilora_submodule import SubmoduleLora, add_submodule_lora, code_digest, find_code, load_code
+from src.teacher.adapter.implementation import add_adapter, choose_implementation, load_adapter
+from src.teacher.adapter.moe_lora import GatedLora
+from src.teacher.adapter.upstream_weights import from_adapter, read_checkpoint, to_adapter
+from src.teacher.config import LoraSettings, TeacherConfig
 from src.teacher.ilora_backend import ILoRATeacher
-from src.teacher.ilora_submodule import SubmoduleLora, add_submodule_lora, code_digest, find_code, load_code
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import GatedLora
-from src.teacher.upstream_weights import from_adapter, read_checkpoint, to_adapter
 
 CPU = torch.device("cpu")
 REC_SIZE, SETTINGS = 8, LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2)
@@ -39,6 +39,18 @@ def submodule_lora(ilora_folder, llm_folder, lora) -> SubmoduleLora:
     return made
 
 
+def read_again(implementation: str, llm_folder: Path, adapter: Path, rec_size: int = REC_SIZE, dtype: str = "float32"):
+    """A saved adapter on a fresh LM."""
+    llm = load_llm(llm_folder, dtype, CPU)[1]
+    return load_adapter(implementation, llm, folder=adapter, num_experts=SETTINGS.num_experts, rec_size=rec_size)
+
+
+def start(llm_folder: Path, config: TeacherConfig, logger: logging.Logger):
+    """A native adapter that is about to be trained."""
+    llm = load_llm(llm_folder, "float32", CPU)[1]
+    return add_adapter("native", llm, config=config, rec_size=REC_SIZE, logger=logger)
+
+
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
 
@@ -48,7 +60,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 def test_loading_leaves_no_trace(ilora_folder, monkeypatch):
     """Nothing of upstream can be imported afterwards, a module of the same name stays, and `peft` is the stock one."""
-    mine = ModuleType("model")
+    mine, files = ModuleType("model"), set(ilora_folder.rglob("*"))
     monkeypatch.setitem(sys.modules, "model", mine)
     path, written, modules = list(sys.path), sys.dont_write_bytecode, dict(sys.modules)
 
@@ -59,7 +71,7 @@ def test_loading_leaves_no_trace(ilora_folder, monkeypatch):
     assert not {m for m in sys.modules.keys() - modules.keys() if m.split(".")[0] in ("model", "peft")}
     assert importlib.import_module("peft") is peft and code.peft is not peft
     assert Path(code.peft.__file__).is_relative_to(ilora_folder)
-    assert not list(ilora_folder.rglob("__pycache__"))
+    assert set(ilora_folder.rglob("*")) == files  # upstream tracks some bytecode, to which nothing may be added
 
 
 # --- shims: without them ------------------------------------------------------------------------------------
@@ -123,37 +135,28 @@ def test_gradient_checkpointing_changes_no_gradient(ilora_folder, llm_folder, lo
 
 
 @pytest.mark.parametrize("writer, reader", [("native", "submodule"), ("submodule", "native")])
-def test_an_adapter_file_serves_both_engines(submodule_lora, lora, llm_folder, config, tmp_path, writer, reader):
+def test_an_adapter_file_serves_both(submodule_lora, lora, llm_folder, config, tmp_path, writer, reader):
     lora.router.train()(torch.sin(torch.arange(16.0)).reshape(2, 8))  # moves the BatchNorm statistics
     submodule_lora.load_state(lora.state())
     {"native": lora, "submodule": submodule_lora}[writer].save(tmp_path / "adapter")
 
-    read = load_adapter(reader, load_llm(llm_folder, "float32", CPU)[1], tmp_path / "adapter", config, REC_SIZE)
+    read = read_again(reader, llm_folder, tmp_path / "adapter")
 
     assert read.name == reader
     assert same(read.state(), lora.state())
     assert not read.model.training and not any(p.requires_grad for p in read.model.parameters())
 
 
-def test_a_teacher_of_either_engine(ilora_folder, config, dataset, tmp_path, logger, tb_writer):
-    """Trained and exported by the submodule; the native engine exports the same from the run folder."""
-    folder = RunFolder(tmp_path / "run")
-    rankings = []
+def test_a_teacher_of_either_implementation(ilora_folder, make_settings, dataset, tmp_path, logger, tb_writer):
+    """Trained and exported by the submodule; the native implementation exports the same from the run folder."""
+    folder, rankings = RunFolder(tmp_path / "run"), []
     for engine in ("submodule", "native"):
-        config.engine = engine
-        config.recommender.num_epochs, config.recommender.batch_size = 1, 8
-        teacher = ILoRATeacher(config, dataset, folder, CPU)
-        cfg = OmegaConf.create(
-            {
-                "general": {"seed": 1, "overwrite": True},
-                "metrics": {"ks": [1, 5], "monitor": "ndcg@5"},
-                "paths": {"teacher_outputs_dir": str(tmp_path / "outputs")},
-            }
-        )
+        settings = make_settings(overwrite=True, engine=engine)
+        teacher = ILoRATeacher(settings.teacher, dataset=dataset, folder=folder, device=CPU)
         if engine == "submodule":
-            teacher.train(cfg, logger, tb_writer)
-            teacher = ILoRATeacher(config, dataset, folder, CPU)
-        teacher.export_for_dllm2rec(cfg, logger)
+            teacher.train(settings, logger, tb_writer)
+            teacher = ILoRATeacher(settings.teacher, dataset=dataset, folder=folder, device=CPU)
+        teacher.export_for_dllm2rec(settings, logger)
         assert read_manifest(tmp_path / "outputs").engine == engine
         rankings.append((tmp_path / "outputs" / "myrank_train.txt").read_text())
     assert rankings[0] == rankings[1]
@@ -169,17 +172,17 @@ def nowhere(monkeypatch, tmp_path) -> None:
 
 def test_without_the_code_auto_is_native(nowhere, logger, caplog):
     caplog.set_level(logging.INFO)
-    assert choose_engine("auto", logger) == "native"
+    assert choose_implementation("auto", logger) == "native"
     assert "teacher engine: native (teacher.engine=auto)" in caplog.text
 
 
 def test_without_the_code_submodule_is_refused(nowhere, logger):
     with pytest.raises(UserError, match=r"teacher\.engine=submodule: .* not checked out; run `git submodule update"):
-        choose_engine("submodule", logger)
+        choose_implementation("submodule", logger)
 
 
 def test_with_the_code_auto_takes_it(ilora_folder, logger, caplog):
-    assert [choose_engine(wanted, logger) for wanted in ("auto", "submodule", "native")] == [
+    assert [choose_implementation(wanted, logger) for wanted in ("auto", "submodule", "native")] == [
         "submodule",
         "submodule",
         "native",
@@ -193,7 +196,7 @@ def test_another_commit_warns(ilora_folder, logger, caplog, monkeypatch, tmp_pat
     (copy / "model" / "mlp_projector.py").write_text("# changed\n")
     monkeypatch.setenv("ILORA_DIR", str(copy))
     assert find_code() == copy and code_digest(copy) != code_digest(ilora_folder)
-    assert choose_engine("auto", logger) == "submodule"
+    assert choose_implementation("auto", logger) == "submodule"
     assert "not the code of AkaliKong/iLoRA@28e4737" in caplog.text
 
 
@@ -260,52 +263,50 @@ def test_a_file_that_is_no_checkpoint_is_refused(lora, tmp_path, logger):
 
 
 def test_training_can_start_from_a_checkpoint(lora, llm_folder, config, tmp_path, logger):
-    config.init_adapter = str(upstream_checkpoint(lora, tmp_path / "last.ckpt"))
-    started = add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
+    given = replace(config, init_adapter=str(upstream_checkpoint(lora, tmp_path / "last.ckpt")))
+    started = start(llm_folder, given, logger)
     assert same(started.state(), lora.state())
 
 
 def test_an_adapter_of_another_base_model_is_refused(lora, build_llm, config, tmp_path):
     lora.save(tmp_path / "adapter")
     build_llm(config, tmp_path / "other", 8)
-    other = load_llm(tmp_path / "other", "float32", CPU)[1]
     with pytest.raises(
         UserError, match=r"an adapter of the base model llm \(.{12}\), this run's .* is other \(.{12}\)"
     ):
-        load_adapter("native", other, tmp_path / "adapter", config, REC_SIZE)
+        read_again("native", tmp_path / "other", tmp_path / "adapter")
 
 
 def test_an_adapter_of_other_settings_is_refused(lora, llm_folder, config, tmp_path, logger):
     lora.save(tmp_path / "adapter")
-    llm = load_llm(llm_folder, "float32", CPU)[1]
     with pytest.raises(
         UserError, match=r"adapter: .*projector\.inner\.weight holds \(16, 8\), this model wants \(16, 5\)"
     ):
-        load_adapter("native", llm, tmp_path / "adapter", config, 5)
-    config.init_adapter, config.lora = str(tmp_path / "adapter"), LoraSettings(r=2, alpha=6, num_experts=2)
+        read_again("native", llm_folder, tmp_path / "adapter", rec_size=5)
+    other = LoraSettings(r=2, alpha=6, num_experts=2)
     with pytest.raises(
         UserError, match=r"lora_A\.weight holds \(4, .*\), this model wants \(2, .*use the teacher\.lora"
     ):
-        add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
+        start(llm_folder, replace(config, init_adapter=str(tmp_path / "adapter"), lora=other), logger)
 
 
 def test_an_adapter_of_another_scale_is_refused(lora, llm_folder, config, tmp_path, logger):
     lora.save(tmp_path / "adapter")
     trained = config.lora.alpha
-    config.init_adapter, config.lora.alpha = str(tmp_path / "adapter"), trained + 1
+    other = replace(config, init_adapter=str(tmp_path / "adapter"), lora=replace(config.lora, alpha=trained + 1))
     with pytest.raises(UserError, match=rf"teacher\.lora\.alpha={trained + 1}: .* with {trained}; set"):
-        add_adapter("native", load_llm(llm_folder, "float32", CPU)[1], config, REC_SIZE, logger)
+        start(llm_folder, other, logger)
 
 
 def test_the_base_model_is_recognised_in_any_dtype(lora, llm_folder, config, tmp_path):
     lora.save(tmp_path / "adapter")
-    half = load_llm(llm_folder, "bfloat16", CPU)[1]
-    assert same(load_adapter("native", half, tmp_path / "adapter", config, REC_SIZE).state(), lora.state())
+    read = read_again("native", llm_folder, tmp_path / "adapter", dtype="bfloat16")
+    assert same(read.state(), lora.state())
 
 
 def test_a_file_of_stock_peft_is_read(lora, llm_folder, config, tmp_path):
     lora.save(tmp_path / "adapter")
     file = tmp_path / "adapter" / WEIGHTS_FILE
     save_file(load_file(file), file)  # drops the metadata
-    read = load_adapter("native", load_llm(llm_folder, "float32", CPU)[1], tmp_path / "adapter", config, REC_SIZE)
+    read = read_again("native", llm_folder, tmp_path / "adapter")
     assert same(read.state(), lora.state())

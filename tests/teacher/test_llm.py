@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from src.core.errors import UserError
 from src.teacher.llm import encode_texts, load_llm, positions
-from src.teacher.prompts import MARKERS, PAD_TOKEN
+from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
 
 CPU = torch.device("cpu")
 EXPECTED = "expected a local Hugging Face folder of a LLaMA-family model"

@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from src.core.errors import UserError
+from src.teacher.adapter.moe_lora import add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
-from src.teacher.engine import Engine
 from src.teacher.llm import encode_texts, load_llm
-from src.teacher.moe_lora import add_gated_lora
-from src.teacher.prompts import PAD_TOKEN, PromptBuilder
-from src.teacher.templates import TEMPLATES
+from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
+from src.teacher.prompt.templates import TEMPLATES
 
 CPU = torch.device("cpu")
 SEPARATOR, END = "<|endoftext|>", "<|im_end|>"
@@ -103,8 +103,8 @@ def test_prompts_are_the_tokens_of_the_whole_text(loaded, dataset):
     tokenizer, model = loaded
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
     for template in range(len(TEMPLATES["movie"])):
-        prompt = builder.prompt(HISTORY, CANDIDATES, template, embed=True)
-        assert prompt.ids == tokenizer(builder.text(HISTORY, CANDIDATES, template, embed=True)).input_ids
+        prompt = builder.prompt(HISTORY, CANDIDATES, template=template, embed=True)
+        assert prompt.ids == tokenizer(builder.text(HISTORY, CANDIDATES, template=template, embed=True)).input_ids
     assert max(prompt.ids) < model.get_input_embeddings().num_embeddings
 
 
@@ -125,9 +125,9 @@ def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset,
     fill_with_ramp(torch.nn.ParameterList(p for p in lora.model.parameters() if p.requires_grad), 0.1)
     lora.model.eval()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    engine = Engine(lora, torch.zeros(len(dataset.titles), 8))
+    lm = PromptedLM(lora, torch.zeros(len(dataset.titles), 8))
     gates = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
-    prompts = [builder.prompt(history, CANDIDATES, 0, embed=False) for history in (HISTORY[:1], HISTORY)]
+    prompts = [builder.prompt(history, CANDIDATES, template=0, embed=False) for history in (HISTORY[:1], HISTORY)]
     answers = [[builder.answer(1), builder.answer(8)], [builder.answer(23), builder.answer(4)]]
 
     def plain(row: int, answer: list[int]) -> torch.Tensor:
@@ -137,15 +137,17 @@ def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset,
         return before[range(len(answer)), answer]
 
     expected = torch.cat([plain(row, answers[row][0]) for row in range(2)])
-    loss = engine.loss(builder.batch(prompts, [row[0] for row in answers]), gates)
+    loss = lm.loss(builder.batch(prompts, [row[0] for row in answers]), gates)
     torch.testing.assert_close(loss, -expected.mean(), rtol=1e-4, atol=1e-4)
-    total, _ = engine.candidate_log_probs(builder.batch(prompts), gates, answers)
+    total, _ = lm.candidate_log_probs(builder.batch(prompts), gates, answers)
     expected = torch.stack([torch.stack([plain(row, answer).sum() for answer in answers[row]]) for row in range(2)])
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-3)
 
-    texts, log_probs = engine.generate(builder.batch(prompts), gates, tokenizer, builder.newline_id)
+    texts, log_probs = lm.generate(builder.batch(prompts), gates, tokenizer=tokenizer, newline_id=builder.newline_id)
     alone = [
-        engine.generate(builder.batch(prompts[i : i + 1]), gates[i : i + 1], tokenizer, builder.newline_id)
+        lm.generate(
+            builder.batch(prompts[i : i + 1]), gates[i : i + 1], tokenizer=tokenizer, newline_id=builder.newline_id
+        )
         for i in range(2)
     ]
     assert texts == [text for one, _ in alone for text in one]

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.teacher.adapter.implementation import load_adapter
+from src.teacher.adapter.moe_lora import TARGET_MODULES, Projector, Router
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
-from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import TARGET_MODULES, Projector, Router, load_gated_lora
-from src.teacher.prompts import IGNORED, PromptBatch
+from src.teacher.prompt.builder import IGNORED, PromptBatch
 
 CPU = torch.device("cpu")
 GATES = torch.tensor([[0.1, 0.9], [0.7, 0.3]])
@@ -191,7 +192,7 @@ def item_table() -> torch.Tensor:
 def gradients(lora, users: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
     gates = lora.router(users)
     with lora.gated(gates):
-        loss = Engine(lora, item_table()).loss(make_batch(), gates)
+        loss = PromptedLM(lora, item_table()).loss(make_batch(), gates)
         loss.backward()
     return loss.item(), {n: p.grad for n, p in lora.model.named_parameters() if p.requires_grad}
 
@@ -219,7 +220,7 @@ def test_gradient_checkpointing_changes_no_gradient(make_lora):
 def test_a_backward_outside_the_context_raises_under_checkpointing(lora):
     lora.llm.gradient_checkpointing_enable({"use_reentrant": False})
     lora.model.train()
-    loss = Engine(lora, item_table()).loss(make_batch(), GATES)
+    loss = PromptedLM(lora, item_table()).loss(make_batch(), GATES)
     with pytest.raises(RuntimeError, match="a gated LoRA layer ran outside"):
         loss.backward()
 
@@ -254,7 +255,9 @@ def test_round_trip_of_the_adapter(lora, llm_folder, tmp_path):
     lora.model.eval()
     lora.save(tmp_path / "adapter")
 
-    loaded = load_gated_lora(load_llm(llm_folder, "float32", CPU)[1], str(tmp_path / "adapter"), 2, 8)
+    loaded = load_adapter(
+        "native", load_llm(llm_folder, "float32", CPU)[1], folder=tmp_path / "adapter", num_experts=2, rec_size=8
+    )
 
     batch = make_batch()
     with torch.no_grad():
@@ -270,7 +273,7 @@ def test_round_trip_of_the_adapter(lora, llm_folder, tmp_path):
         logits = []
         for each in (lora, loaded):
             with each.gated(gates):
-                embeds = Engine(each, item_table()).inputs_embeds(batch)
+                embeds = PromptedLM(each, item_table()).inputs_embeds(batch)
                 logits.append(each.llm(inputs_embeds=embeds, attention_mask=batch.mask.long()).logits)
         assert torch.equal(*logits)
     assert not loaded.model.training

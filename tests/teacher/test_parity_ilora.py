@@ -1,4 +1,4 @@
-"""Both engines against the unmodified iLoRA: tokens, logits, loss, gradients, generations, training.
+"""Both implementations against the unmodified iLoRA: tokens, logits, loss, gradients, generations, training.
 
 The oracle is upstream's Lightning module with its fork of peft, router, projector and recommender, fed by its
 collater. Generation is compared with padding on the left: on the right, as upstream has it, only the longest row of a
@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.core.datasets.lastfm import read_lastfm
+from src.teacher.adapter.adapted_lm import AdaptedLM
+from src.teacher.adapter.ilora_submodule import SubmoduleLora, add_submodule_lora
+from src.teacher.adapter.moe_lora import add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
+from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
+from src.teacher.adapter.upstream_weights import to_adapter
 from src.teacher.config import LoraSettings
-from src.teacher.engine import AdaptedLM, Engine
-from src.teacher.ilora_submodule import SubmoduleLora, add_submodule_lora
 from src.teacher.llm import load_llm, positions
-from src.teacher.moe_lora import add_gated_lora
-from src.teacher.prompts import IGNORED, PromptBatch, PromptBuilder
-from src.teacher.sampling import sample_candidates
-from src.teacher.upstream_recommender import read_pickled_sasrec
-from src.teacher.upstream_weights import to_adapter
+from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
+from src.teacher.prompt.candidates import sample_candidates
 
 CPU = torch.device("cpu")
 HIDDEN, NUM_CANDIDATES, SEED = 64, 20, 5
@@ -56,7 +57,9 @@ def make_data(titles: list[str], histories: list[list[int]], targets: list[int])
     candidates = []
     for row, history, target in zip(padded, histories, targets, strict=True):
         row[: len(history)] = torch.tensor(history)
-        candidates.append(sample_candidates(rng, num_items, NUM_CANDIDATES, np.array(history), target))
+        candidates.append(
+            sample_candidates(rng, num_items=num_items, count=NUM_CANDIDATES, history=np.array(history), target=target)
+        )
     lengths = torch.tensor([len(history) for history in histories])
     return Data(
         titles, upstream.PromptRows(padded, lengths, torch.from_numpy(np.stack(candidates)), torch.tensor(targets))
@@ -92,12 +95,12 @@ def data(request) -> Data:
 
 @dataclass(frozen=True)
 class Sides:
-    """Upstream's module and what our engines need, with equal weights."""
+    """Upstream's module and what our implementations need, with equal weights."""
 
     program: SimpleNamespace
     data: Data
     interface: nn.Module
-    engine: Callable[[str], Engine]
+    lm: Callable[[str], PromptedLM]
     users: Tensor
     builder: PromptBuilder
 
@@ -108,7 +111,7 @@ class Sides:
         text = template.format(history="[HistoryHere]", candidates="[CansHere]")
         theirs = upstream.collate(self.program, self.builder.tokenizer, rows, self.data.titles, text, embed, train)
         prompts = [
-            self.builder.prompt(np.array(rows.items(i)), rows.candidates[i].numpy(), 0, embed)
+            self.builder.prompt(np.array(rows.items(i)), rows.candidates[i].numpy(), template=0, embed=embed)
             for i in range(len(rows.length))
         ]
         answers = [self.builder.answer(int(target)) for target in rows.target]
@@ -151,17 +154,17 @@ def make_sides(program, data, plain_llm, tmp_path) -> Callable[..., Sides]:
         shown = {n.replace(".", "/"): p for n, p in trained(known) if ".router." not in n}
         upstream.give_known_weights(nn.ParameterDict(shown), 0.1)
 
-        def engine(name: str) -> Engine:
+        def lm(name: str) -> PromptedLM:
             lora = adapted(name)
             lora.load_state(known.state())
-            return Engine(lora, recommender.item_embeddings.weight[:-1])
+            return PromptedLM(lora, recommender.item_embeddings.weight[:-1])
 
         tokenizer, base = load_llm(plain_llm, "float32", CPU)
         llm = upstream.Llama(base.config)
         llm.load_state_dict(base.state_dict())
         interface = upstream.build_interface(program, llm, tokenizer, sasrec, settings, known.state())
         users = sasrec.cacul_h(data.rows.history, data.rows.length)[:, 0]
-        return Sides(program, data, interface, engine, users, PromptBuilder(tokenizer, data.titles, "artist"))
+        return Sides(program, data, interface, lm, users, PromptBuilder(tokenizer, data.titles, "artist"))
 
     return make
 
@@ -186,20 +189,20 @@ def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert difference <= TOLERANCE, f"{what}: {difference:.1e}"
 
 
-def forward(engine: Engine, batch: PromptBatch, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def forward(lm: PromptedLM, batch: PromptBatch, users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gates, logits of every position, and the loss after its backward; equal dropout in both passes."""
-    lora = engine.lora
+    lora = lm.lora
     gates = lora.router(users)
     torch.manual_seed(SEED)
     with torch.no_grad(), lora.gated(gates):
         logits = lora.llm(
-            inputs_embeds=engine.inputs_embeds(batch),
+            inputs_embeds=lm.inputs_embeds(batch),
             attention_mask=batch.mask.long(),
             position_ids=positions(batch.mask),
         ).logits
     torch.manual_seed(SEED)
     with lora.gated(gates):
-        loss = engine.loss(batch, gates)
+        loss = lm.loss(batch, gates)
         loss.backward()
     return gates, logits, loss.detach()
 
@@ -235,13 +238,13 @@ def test_forward_and_backward(make_sides, embed, dropout):
     assert any("projector" in name for name in gradients) == embed
 
     for name in ENGINES:
-        engine = sides.engine(name)
-        engine.lora.model.train()
-        _, logits, loss = forward(engine, batch, sides.users)
+        lm = sides.lm(name)
+        lm.lora.model.train()
+        _, logits, loss = forward(lm, batch, sides.users)
 
         assert_close(logits[batch.mask], wanted.logits.detach()[batch.mask], f"{name}: logits")
         assert_close(loss, wanted.loss.detach(), f"{name}: loss")
-        ours = {adapter_name(engine.lora, n): p.grad for n, p in trained(engine.lora) if p.grad is not None}
+        ours = {adapter_name(lm.lora, n): p.grad for n, p in trained(lm.lora) if p.grad is not None}
         assert ours.keys() == gradients.keys()
         for parameter, gradient in ours.items():
             assert_close(gradient, gradients[parameter], f"{name}: gradient of {parameter}")
@@ -256,11 +259,13 @@ def test_greedy_answers(make_sides):
     assert len(set(wanted)) > 1
 
     for name in ENGINES:
-        engine = sides.engine(name)
-        engine.lora.model.eval()
+        lm = sides.lm(name)
+        lm.lora.model.eval()
         with torch.no_grad():
-            gates = engine.lora.router(sides.users)
-            answers, _ = engine.generate(batch, gates, sides.builder.tokenizer, sides.builder.newline_id)
+            gates = lm.lora.router(sides.users)
+            answers, _ = lm.generate(
+                batch, gates, tokenizer=sides.builder.tokenizer, newline_id=sides.builder.newline_id
+            )
         assert answers == wanted
 
 
@@ -270,15 +275,15 @@ def test_training_goes_the_same_way(make_sides):
     _, batch = sides.batches(embed=True, train=True)
     losses: dict[str, list[float]] = {}
     for name in ENGINES:
-        engine = sides.engine(name)
-        engine.lora.model.train()
-        optimizer = torch.optim.Adam(engine.lora.parameter_groups(1e-3, 1e-5))
+        lm = sides.lm(name)
+        lm.lora.model.train()
+        optimizer = torch.optim.Adam(lm.lora.parameter_groups(1e-3, 1e-5))
         torch.manual_seed(SEED)
         for _ in range(3):
-            gates = engine.lora.router(sides.users)
+            gates = lm.lora.router(sides.users)
             optimizer.zero_grad()
-            with engine.lora.gated(gates):
-                loss = engine.loss(batch, gates)
+            with lm.lora.gated(gates):
+                loss = lm.loss(batch, gates)
                 loss.backward()
             optimizer.step()
             losses.setdefault(name, []).append(loss.item())

@@ -12,16 +12,18 @@ from torch import multiprocessing
 
 from src.core.data_utils import SequenceDataset
 from src.core.logging import LoggingConfig, tensorboard_writer
+from src.student.context import RunContext
 from src.student.models import ModelConfig, build_model
 from src.student.resume import Resume
 from src.teacher import processes
+from src.teacher.adapter.moe_lora import add_gated_lora
+from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
-from src.teacher.engine import Engine
 from src.teacher.llm import load_llm
-from src.teacher.moe_lora import add_gated_lora
-from src.teacher.prompts import PromptBuilder
+from src.teacher.model import TeacherModel
+from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender
-from src.teacher.training import TeacherParts, train_adapter, training_rows
+from src.teacher.training import train_adapter, training_rows
 
 CPU = torch.device("cpu")
 
@@ -36,7 +38,8 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
     lora = add_gated_lora(model, config.lora, 8)
     lora.model.double()
     builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    parts = TeacherParts(Engine(lora, recommender.item_table), builder, recommender, dataset, config)
+    lm = PromptedLM(lora, recommender.item_table)
+    teacher = TeacherModel(lm=lm, builder=builder, recommender=recommender, dataset=dataset, config=config)
     gathered = []
 
     def validate() -> float:
@@ -45,8 +48,10 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
 
     logger = logging.getLogger("tests")
     writer = tensorboard_writer(folder, LoggingConfig(tensorboard=False))
+    resume = Resume(folder / "last_state.pt")
+    context = RunContext(seed=7, device=CPU, logger=logger, writer=writer, resume=resume)
     rows = training_rows(dataset, None, 7)
-    train_adapter(parts, rows, 7, validate, lambda: None, Resume(folder / "last_state.pt"), logger, writer)
+    train_adapter(teacher, rows, validate=validate, save_best=lambda: None, context=context)
     torch.save({"weights": lora.state(), "gathered": gathered}, folder / "end.pt")
 
 
@@ -82,7 +87,7 @@ def test_two_processes_train_what_one_does(dataset, config, llm_folder, tmp_path
 def test_alone_nothing_is_sent(monkeypatch):
     monkeypatch.setattr(processes, "reduce", None)
     parameter = torch.nn.Parameter(torch.ones(2))
-    processes.add_gradients([parameter])
+    processes.reduce_gradients([parameter])
     assert parameter.grad is None
-    assert processes.add_up([1.0, 2.0], CPU) == [1.0, 2.0]
+    assert processes.reduce_sum([1.0, 2.0], CPU) == [1.0, 2.0]
     assert np.arange(7)[processes.share(7)].tolist() == list(range(7))

@@ -12,7 +12,7 @@ import torch
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
 from src.teacher.llm import load_llm
-from src.teacher.prompts import (
+from src.teacher.prompt.builder import (
     CANDIDATE_MARKER,
     HISTORY_MARKER,
     IGNORED,
@@ -36,8 +36,10 @@ def marker_ids(builder) -> dict[str, int]:
 def test_cached_pieces_are_the_tokens_of_the_whole_text(builder, dataset, template_set, embed, history):
     builder = PromptBuilder(builder.tokenizer, dataset.titles, template_set)
     for template in range(len(TEMPLATES[template_set])):
-        prompt = builder.prompt(history, CANDIDATES, template, embed)
-        assert prompt.ids == builder.tokenizer(builder.text(history, CANDIDATES, template, embed)).input_ids
+        prompt = builder.prompt(history, CANDIDATES, template=template, embed=embed)
+        assert (
+            prompt.ids == builder.tokenizer(builder.text(history, CANDIDATES, template=template, embed=embed)).input_ids
+        )
         assert prompt.ids[0] == builder.tokenizer.bos_token_id
         assert prompt.ids.count(builder.bos_id) == 1
 
@@ -70,13 +72,13 @@ def strict_tokenizer(llm_folder, dataset, tmp_path):
 def test_cached_pieces_with_a_tokenizer_that_keeps_blanks(strict_tokenizer, dataset, template, embed):
     assert strict_tokenizer.tokenize("a  b") != strict_tokenizer.tokenize("a b")
     builder = PromptBuilder(strict_tokenizer, dataset.titles, "movie")
-    text = builder.text(HISTORY, CANDIDATES, template, embed)
-    assert builder.prompt(HISTORY, CANDIDATES, template, embed).ids == strict_tokenizer(text).input_ids
+    text = builder.text(HISTORY, CANDIDATES, template=template, embed=embed)
+    assert builder.prompt(HISTORY, CANDIDATES, template=template, embed=embed).ids == strict_tokenizer(text).input_ids
 
 
 @pytest.mark.parametrize("template", range(3))
 def test_one_marker_a_title_in_reading_order(builder, marker_ids, template):
-    prompt = builder.prompt(HISTORY, CANDIDATES, template, embed=True)
+    prompt = builder.prompt(HISTORY, CANDIDATES, template=template, embed=True)
 
     assert prompt.ids.count(marker_ids[HISTORY_MARKER]) == len(HISTORY)
     assert prompt.ids.count(marker_ids[CANDIDATE_MARKER]) == len(CANDIDATES)
@@ -89,7 +91,7 @@ def test_one_marker_a_title_in_reading_order(builder, marker_ids, template):
 
 @pytest.mark.parametrize("template", range(3))
 def test_placeholders_carry_no_embeddings(builder, marker_ids, template):
-    prompt = builder.prompt(HISTORY, CANDIDATES, template, embed=False)
+    prompt = builder.prompt(HISTORY, CANDIDATES, template=template, embed=False)
 
     assert prompt.ids.count(marker_ids[PLACEHOLDER]) == len(HISTORY) + len(CANDIDATES)
     assert not set(prompt.ids) & set(builder.embedding_ids)
@@ -100,14 +102,14 @@ def test_placeholders_carry_no_embeddings(builder, marker_ids, template):
 
 
 def test_text_names_the_titles_in_order(builder, dataset):
-    text = builder.text(HISTORY, CANDIDATES, 0, embed=True)
+    text = builder.text(HISTORY, CANDIDATES, template=0, embed=True)
     assert ", ".join(f"{dataset.titles[i]} [HistoryEmb]" for i in HISTORY) + "." in text
     assert ", ".join(f"{dataset.titles[i]} [CansEmb]" for i in CANDIDATES) + "." in text
 
 
 def test_braces_in_a_title_are_text(builder, dataset):
     titles = ["{history} {0}", *dataset.titles[1:]]
-    text = PromptBuilder(builder.tokenizer, titles, "default").text(np.array([0]), CANDIDATES, 0, True)
+    text = PromptBuilder(builder.tokenizer, titles, "default").text(np.array([0]), CANDIDATES, template=0, embed=True)
     assert "{history} {0} [HistoryEmb]" in text
 
 
@@ -121,7 +123,10 @@ def test_an_answer_is_bos_title_newline(builder, dataset):
 
 
 def test_batch_pads_left_and_labels_the_answer_only(builder):
-    prompts = [builder.prompt(HISTORY, CANDIDATES, 1, True), builder.prompt(HISTORY[:1], CANDIDATES[:2], 1, True)]
+    prompts = [
+        builder.prompt(HISTORY, CANDIDATES, template=1, embed=True),
+        builder.prompt(HISTORY[:1], CANDIDATES[:2], template=1, embed=True),
+    ]
     answers = [builder.answer(3), builder.answer(2)]
 
     batch = builder.batch(prompts, answers)
@@ -141,7 +146,7 @@ def test_batch_pads_left_and_labels_the_answer_only(builder):
 
 
 def test_batch_without_answers_has_no_labels(builder):
-    batch = builder.batch([builder.prompt(HISTORY, CANDIDATES, 0, True)])
+    batch = builder.batch([builder.prompt(HISTORY, CANDIDATES, template=0, embed=True)])
     assert (batch.labels == IGNORED).all()
     assert batch.mask.all()
     assert torch.equal(batch.to(torch.device("cpu")).ids, batch.ids)
@@ -177,21 +182,23 @@ def longest_answer(builder) -> int:
 @pytest.mark.parametrize("embed", [True, False])
 @pytest.mark.parametrize("missing, kept", [(0, 4), (1, 3)])
 def test_the_oldest_items_make_room_for_an_answer(builder, warnings, embed, missing, kept):
-    whole = builder.prompt(HISTORY, CANDIDATES, 1, embed)
+    whole = builder.prompt(HISTORY, CANDIDATES, template=1, embed=embed)
     short = fitting(builder, len(whole.ids) + longest_answer(builder) - missing)
 
     for _ in range(2):
-        assert short.prompt(HISTORY, CANDIDATES, 1, embed) == builder.prompt(HISTORY[4 - kept :], CANDIDATES, 1, embed)
+        assert short.prompt(HISTORY, CANDIDATES, template=1, embed=embed) == builder.prompt(
+            HISTORY[4 - kept :], CANDIDATES, template=1, embed=embed
+        )
 
     told = [r.getMessage() for r in warnings.records if "its oldest items are left out" in r.getMessage()]
     assert len(told) == (kept < 4)  # once, however many prompts there are
 
 
 def test_candidates_that_do_not_fit_are_refused(builder, warnings):
-    context = len(builder.prompt(HISTORY[:0], CANDIDATES, 1, False).ids) + longest_answer(builder) - 1
+    context = len(builder.prompt(HISTORY[:0], CANDIDATES, template=1, embed=False).ids) + longest_answer(builder) - 1
     allowed = rf"teacher\.num_candidates=5: their titles take \d+ tokens, the LLM reads {context}; use fewer"
     with pytest.raises(UserError, match=allowed):
-        fitting(builder, context).prompt(HISTORY, CANDIDATES, 1, False)
+        fitting(builder, context).prompt(HISTORY, CANDIDATES, template=1, embed=False)
 
 
 @pytest.mark.parametrize("blank", ["", " \t"])

@@ -8,7 +8,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.teacher import schedule
-from src.teacher.sampling import fixed_candidates, sample_candidates
+from src.teacher.prompt.candidates import fixed_candidates, sample_candidates
 from src.teacher.schedule import embedding_probability, learning_rate_factor
 
 
@@ -16,7 +16,7 @@ from src.teacher.schedule import embedding_probability, learning_rate_factor
 def test_candidates_hold_the_target_once_and_no_history(target):
     history = np.array([1, 5, 5, 9, 3])  # target 3 is in its own history and stays
     for seed in range(30):
-        chosen = sample_candidates(np.random.default_rng(seed), 12, 5, history, target)
+        chosen = sample_candidates(np.random.default_rng(seed), num_items=12, count=5, history=history, target=target)
         assert (chosen.shape, chosen.dtype) == ((5,), np.int64)
         assert chosen.tolist().count(target) == 1
         assert len(set(chosen.tolist())) == 5
@@ -25,44 +25,50 @@ def test_candidates_hold_the_target_once_and_no_history(target):
 
 
 def test_every_other_item_and_every_place_of_the_target_occurs():
-    draws = [sample_candidates(np.random.default_rng(seed), 8, 3, np.array([0]), 1) for seed in range(200)]
+    draws = [
+        sample_candidates(np.random.default_rng(seed), num_items=8, count=3, history=np.array([0]), target=1)
+        for seed in range(200)
+    ]
 
     assert {int(item) for draw in draws for item in draw} == {1, 2, 3, 4, 5, 6, 7}
     assert {draw.tolist().index(1) for draw in draws} == {0, 1, 2}
 
 
 def test_exactly_enough_items():
-    chosen = sample_candidates(np.random.default_rng(0), 6, 4, np.array([0, 1]), 2)
+    chosen = sample_candidates(np.random.default_rng(0), num_items=6, count=4, history=np.array([0, 1]), target=2)
     assert sorted(chosen.tolist()) == [2, 3, 4, 5]
 
 
 def test_an_empty_history():
-    chosen = sample_candidates(np.random.default_rng(0), 3, 3, np.array([], dtype=np.int64), 2)
+    chosen = sample_candidates(
+        np.random.default_rng(0), num_items=3, count=3, history=np.array([], dtype=np.int64), target=2
+    )
     assert sorted(chosen.tolist()) == [0, 1, 2]
 
 
 def test_a_catalogue_that_is_too_small():
     message = "teacher.num_candidates=5: only 3 items are outside a history of 2; use at most 4"
     with pytest.raises(UserError, match=message):
-        sample_candidates(np.random.default_rng(0), 6, 5, np.array([0, 1]), 2)
+        sample_candidates(np.random.default_rng(0), num_items=6, count=5, history=np.array([0, 1]), target=2)
 
 
-def test_fixed_candidates_depend_on_seed_and_row_only():
-    rows = np.array([4, 9, 2])
-    histories = [np.array([0]), np.array([1, 2]), np.array([3])]
-    targets = np.array([5, 6, 7])
+def test_fixed_candidates_depend_on_seed_and_row_only(make_dataset):
+    rows = make_dataset([[0, 1, 2, 3, 4, 5, 6, 7, 8]] * 2, num_items=30).train
+    index = np.array([4, 9, 2])
 
-    first = fixed_candidates(7, rows, 30, 6, histories, targets)
+    def candidates(seed: int, index: np.ndarray) -> np.ndarray:
+        return fixed_candidates(seed, rows, index, num_items=30, count=6)
+
+    first = candidates(7, index)
     np.random.seed(1)
 
     assert first.shape == (3, 6)
-    assert np.array_equal(fixed_candidates(7, rows, 30, 6, histories, targets), first)
-    turned = fixed_candidates(7, rows[::-1], 30, 6, histories[::-1], targets[::-1])
-    assert np.array_equal(turned, first[::-1])
-    alone = fixed_candidates(7, rows[1:2], 30, 6, histories[1:2], targets[1:2])
-    assert np.array_equal(alone, first[1:2])
-    assert not np.array_equal(fixed_candidates(8, rows, 30, 6, histories, targets), first)
-    other_row = fixed_candidates(7, np.array([5, 9, 2]), 30, 6, histories, targets)
+    assert np.array_equal(candidates(7, index), first)
+    assert np.array_equal(candidates(7, index[::-1]), first[::-1])
+    assert np.array_equal(candidates(7, index[1:2]), first[1:2])
+    assert not np.array_equal(candidates(8, index), first)
+    other_row = candidates(7, np.array([10, 9, 2]))  # row 10 has the history and the target of row 4
+    assert rows.history(10).tolist() == rows.history(4).tolist() and rows.targets[10] == rows.targets[4]
     assert not np.array_equal(other_row[0], first[0])
     assert np.array_equal(other_row[1:], first[1:])
 

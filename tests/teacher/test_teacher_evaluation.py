@@ -5,15 +5,9 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from src.teacher.evaluation import (
-    Answers,
-    answer_metrics,
-    examples,
-    full_ranking,
-    generate_answers,
-    named_candidate,
-)
-from src.teacher.export import Ranking
+from src.teacher.scoring.answers import Answers, answer_metrics, generate_answers, named_candidate
+from src.teacher.scoring.evaluation import examples, full_ranking
+from src.teacher.scoring.ranking import Ranking
 
 TITLES = ["Red Lamp", "Stone", "The Long Road (2)"]
 
@@ -78,9 +72,9 @@ def test_all_right():
     assert result["hr@1_all_low"] == pytest.approx(wilson(3, 3)[0])
 
 
-def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
+def test_generated_answers_do_not_depend_on_the_batch(teacher, dataset):
     index = np.array([4, 0, 3, 5])
-    answers = generate_answers(parts, dataset.test, index, seed=7)
+    answers = generate_answers(teacher, dataset.test, index, seed=7)
 
     assert answers.targets == [dataset.titles[i] for i in dataset.test.targets[index]]
     assert len(answers.texts) == 4
@@ -92,11 +86,11 @@ def test_generated_answers_do_not_depend_on_the_batch(parts, dataset):
         history = {dataset.titles[i] for i in dataset.test.history(row)}
         assert not history & set(titles) - {target}
         assert likeliest in titles
-    alone = generate_answers(parts, dataset.test, index[2:3], seed=7)
+    alone = generate_answers(teacher, dataset.test, index[2:3], seed=7)
     assert (alone.texts, alone.candidates) == (answers.texts[2:3], answers.candidates[2:3])
     assert alone.likeliest == answers.likeliest[2:3]
-    assert generate_answers(parts, dataset.test, index, seed=8).candidates != answers.candidates
-    assert generate_answers(parts, dataset.test, index[:0], seed=7) == Answers([], [], [], [])
+    assert generate_answers(teacher, dataset.test, index, seed=8).candidates != answers.candidates
+    assert generate_answers(teacher, dataset.test, index[:0], seed=7) == Answers([], [], [], [])
 
 
 def make_ranking(items: list[list[int]]) -> Ranking:
@@ -110,7 +104,7 @@ def test_full_ranking_by_hand(make_dataset):
     dataset = make_dataset([[0, 1, 2, 3, 4], [5, 6, 7, 5, 5]], num_items=9)
     items = [[2, 8, 0, 4, 7], [6, 5, 7, 0, 1]]
 
-    evaluation = full_ranking(make_ranking(items), dataset, np.arange(2), [1, 3])
+    evaluation = full_ranking(make_ranking(items), dataset, index=np.arange(2), ks=[1, 3])
 
     # Above the targets stand 3 items, two of them seen, and 1 item, which is seen.
     assert evaluation.ranks["better"].tolist() == [3, 1]
@@ -123,17 +117,17 @@ def test_full_ranking_by_hand(make_dataset):
 
 def test_a_target_that_is_not_ranked_counts_as_last(make_dataset):
     dataset = make_dataset([[0, 1, 2, 3, 4], [5, 6, 7, 5, 5]], num_items=9)
-    evaluation = full_ranking(make_ranking([[8, 7], [8, 7]]), dataset, np.arange(2), [1])
+    evaluation = full_ranking(make_ranking([[8, 7], [8, 7]]), dataset, index=np.arange(2), ks=[1])
     assert evaluation.ranks["better"].tolist() == [8, 8]
     assert evaluation.ranks["better_masked"].tolist() == [4, 6]  # histories of 4 other items, and of 2
 
 
-def test_examples_show_prompt_answer_and_ranking(parts, dataset):
+def test_examples_show_prompt_answer_and_ranking(teacher, dataset):
     index = np.array([4, 0, 3])
-    answers = generate_answers(parts, dataset.test, index, seed=7)
+    answers = generate_answers(teacher, dataset.test, index, seed=7)
     answers = Answers([answers.targets[0], "nothing", ""], answers.candidates, answers.targets, answers.likeliest)
 
-    page = examples(parts, dataset.test, index[:2], 7, answers, np.array([[3, 9], [1, 2]]))
+    page = examples(teacher, dataset.test, index[:2], seed=7, answers=answers, ranked=np.array([[3, 9], [1, 2]]))
 
     first, second = page.split("## Test row ")[1:]
     assert first.startswith("4: right") and second.startswith("0: invalid")

@@ -10,9 +10,9 @@ from transformers import LlamaForCausalLM
 
 from src.teacher.config import TinySettings
 from src.teacher.llm import load_llm
-from src.teacher.prompts import PromptBuilder
-from src.teacher.templates import TEMPLATES
-from src.teacher.tiny_start import association_vectors
+from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.templates import TEMPLATES
+from src.teacher.tiny.start import association_vectors
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def test_it_starts_with_a_pointer_to_the_fitting_candidate(make_dataset, build_l
         candidates = np.roll([4 * other for other in range(10) if other != group] + [fitting], group)
         earlier = 4 * ((group + 1) % 10)
         history = np.array([earlier + 1, earlier + 2, 4 * group, 4 * group + 1])
-        prompt = builder.prompt(history, candidates, template, embed=False).ids
+        prompt = builder.prompt(history, candidates, template=template, embed=False).ids
         with torch.no_grad():
             result = model(torch.tensor([[*prompt, tokenizer.bos_token_id]]), output_attentions=True)
         token = builder.tokens(dataset.titles[fitting])[0]

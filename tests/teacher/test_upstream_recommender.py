@@ -14,8 +14,8 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
+from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.recommender import load_recommender
-from src.teacher.upstream_recommender import read_pickled_sasrec
 
 CPU = torch.device("cpu")
 NUM_ITEMS, HIDDEN = 24, 8

@@ -148,9 +148,9 @@ def _forget_errors(steps: list[Step]) -> None:
             step.artefact.note_error(None)
 
 
-def look(cfg: Settings, name: str) -> Stage:
+def look(cfg: Settings, name: str, *, logger: logging.Logger | None = None) -> Stage:
     """The stage; nothing in its folder is touched."""
-    logger = start_logging(cfg.logging)
+    logger = logger or start_logging(cfg.logging)
     device = resolve_device(cfg.general.device, logger)
     set_seed(cfg.general.seed)
     dataset = load_dataset(cfg.dataset, data_dir(cfg), logger)
@@ -219,7 +219,7 @@ def _carry_out(step: Step, *, followers: list[Step], stage: Stage) -> None:
     if not goes_on:
         step.forget()
         for follower in followers:
-            follower.artefact.record_file.unlink(missing_ok=True)
+            follower.artefact.outdate(f"its {name} was made again")
     step.artefact.begin(step.made_from())
     try:
         value = step.work()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.teacher.adapter_file import check_fits
+from src.teacher.adapter.adapter_file import check_fits
 
 _LLM, _OURS = "llama_model.", "base_model.model."
 _PROJECTOR = {"mlp_proj.0": "inner", "mlp_proj.2": "outer"}

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from src.core.data_utils import Rows
 from src.core.errors import UserError
-from src.teacher.batching import token_batches
-from src.teacher.prompts import PromptBatch
-from src.teacher.sampling import fixed_candidates
-from src.teacher.training import TeacherParts
+from src.teacher.model import TeacherModel
+from src.teacher.prompt.batching import token_batches
+from src.teacher.prompt.builder import Prompt, PromptBatch
+from src.teacher.prompt.candidates import fixed_candidates
 
 EVALUATION_TEMPLATE = 0
 CHUNK_ROWS = 1024  # whose prompts, and scores of all items, are in memory at once
@@ -19,27 +19,27 @@ CHUNK_ROWS = 1024  # whose prompts, and scores of all items, are in memory at on
 Work = Callable[[PromptBatch, Tensor, np.ndarray], dict[str, np.ndarray]]
 
 
-def candidate_items(parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int, kind: str) -> np.ndarray:
+def candidate_items(teacher: TeacherModel, rows: Rows, index: np.ndarray, *, seed: int, kind: str) -> np.ndarray:
     """What the prompts offer, in an order that depends on seed and row only: int64 [N, C], C = 0 for `none`.
 
     `retrieval` takes the frozen recommender's best items outside the history: the target plays no part.
     `sampled` takes the target and random items, as iLoRA does.
     """
-    count = parts.config.num_candidates
+    count = teacher.config.num_candidates
     if kind == "none":
         return np.empty((len(index), 0), dtype=np.int64)
     if kind == "sampled":
-        histories = [rows.history(i) for i in index]
-        return fixed_candidates(seed, index, parts.dataset.num_items, count, histories, rows.targets[index])
-    best = np.concatenate([parts.recommender.retrieve(rows, chunk, count) for chunk in _chunks(index)])
+        return fixed_candidates(seed, rows, index, num_items=teacher.dataset.num_items, count=count)
+    best = np.concatenate([teacher.recommender.retrieve(rows, chunk, count) for chunk in _chunks(index)])
     return np.stack([np.random.default_rng([seed, int(i)]).permutation(c) for i, c in zip(index, best, strict=True)])
 
 
 @torch.no_grad()
 def run_rows(
-    parts: TeacherParts,
+    teacher: TeacherModel,
     rows: Rows,
     index: np.ndarray,
+    *,
     candidates: np.ndarray,
     work: Work,
     extra_tokens: np.ndarray,
@@ -59,22 +59,20 @@ def run_rows(
     Raises:
         UserError: the GPU's memory is too small for a batch.
     """
-    budget, most, results, places = parts.config.export.batch_tokens, parts.config.max_history, [], []
+    results, places = [], []
     for chunk in _chunks(np.arange(len(index))):
-        prompts = [
-            parts.builder.prompt(rows.history(index[i])[-most:], c, EVALUATION_TEMPLATE, embed=True)
-            for i, c in zip(chunk, candidates[chunk], strict=True)
-        ]
-        gates = parts.engine.lora.router(parts.recommender.users(rows, index[chunk]))
+        prompts = _prompts(teacher, rows, index[chunk], candidates[chunk])
+        gates = teacher.lm.lora.router(teacher.recommender.users(rows, index[chunk]))
         lengths = np.array([len(prompt.ids) for prompt in prompts]) + extra_tokens[chunk]
-        for batch in token_batches(lengths, budget):
-            prompt_batch = parts.builder.batch([prompts[i] for i in batch]).to(gates.device)
+        for batch in token_batches(lengths, teacher.config.export.batch_tokens):
+            prompt_batch = teacher.builder.batch([prompts[i] for i in batch]).to(gates.device)
             try:
                 results.append(work(prompt_batch, gates[torch.from_numpy(batch)], candidates[chunk[batch]]))
             except torch.cuda.OutOfMemoryError as error:
                 raise UserError(
-                    f"teacher.export.batch_tokens={budget}: {len(batch)} rows of up to {lengths[batch].max()} tokens "
-                    "do not fit into the GPU's memory; lower it (rows already exported are kept)"
+                    f"teacher.export.batch_tokens={teacher.config.export.batch_tokens}: {len(batch)} rows of up to "
+                    f"{lengths[batch].max()} tokens do not fit into the GPU's memory; lower it (rows already exported "
+                    "are kept)"
                 ) from error
             places.append(chunk[batch])
             advance(len(batch))
@@ -82,17 +80,25 @@ def run_rows(
     return {name: np.concatenate([result[name] for result in results])[order] for name in results[0]}
 
 
-def answer_tokens(parts: TeacherParts, candidates: np.ndarray) -> np.ndarray:
+def _prompts(teacher: TeacherModel, rows: Rows, index: np.ndarray, candidates: np.ndarray) -> list[Prompt]:
+    last = teacher.config.max_history
+    return [
+        teacher.builder.prompt(rows.history(i)[-last:], offered, template=EVALUATION_TEMPLATE, embed=True)
+        for i, offered in zip(index, candidates, strict=True)
+    ]
+
+
+def answer_tokens(teacher: TeacherModel, candidates: np.ndarray) -> np.ndarray:
     """Tokens of all candidates' answers together, int64 [N]."""
-    return np.array([sum(len(parts.builder.answer(item)) for item in row) for row in candidates.tolist()], dtype=int)
+    return np.array([sum(len(teacher.builder.answer(item)) for item in row) for row in candidates.tolist()], dtype=int)
 
 
 def candidate_log_probs(
-    parts: TeacherParts, batch: PromptBatch, gates: Tensor, candidates: np.ndarray
+    teacher: TeacherModel, batch: PromptBatch, gates: Tensor, *, candidates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sum and mean of the log-probabilities of the candidates' answer tokens: float32 [B, C] each."""
-    answers = [[parts.builder.answer(item) for item in row] for row in candidates.tolist()]
-    total, mean = parts.engine.candidate_log_probs(batch, gates, answers)
+    answers = [[teacher.builder.answer(item) for item in row] for row in candidates.tolist()]
+    total, mean = teacher.lm.candidate_log_probs(batch, gates, answers)
     return total.cpu().numpy(), mean.cpu().numpy()
 
 

@@ -1,6 +1,7 @@
 """The adapter's folder: `adapter_model.safetensors` with LoRA, router and projector, and `adapter_config.json`.
 
-Both engines write and read this format, which is that of stock `peft`; the file's metadata names the base model.
+Both implementations write and read this format, which is that of stock `peft`; the file's metadata names the base
+model.
 """
 
 import hashlib
@@ -15,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from src.core.errors import UserError
-from src.core.files import write_atomic
+from src.core.files import write_atomic, write_json
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 _SAMPLE = 256
 
 
@@ -47,12 +49,17 @@ def describe_base(llm: PreTrainedModel) -> BaseModel:
 
 
 def write_adapter(folder: Path, state: dict[str, Tensor], config: LoraConfig, base: BaseModel) -> None:
-    """Write both files; the weights appear last and whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
+    """Write both files, the same bytes for the same adapter; the weights appear last."""
+    write_json(folder / CONFIG_FILE, _described(config))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {"base_model": f"{base.digest} {base.name}"}  # one key: safetensors writes several in random order
     write_atomic(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata))
+
+
+def _described(config: LoraConfig) -> dict[str, object]:
+    """What peft's `save_pretrained` writes, which has sets in an order that changes from process to process."""
+    values = sorted(config.to_dict().items())
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in values}
 
 
 def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
@@ -63,7 +70,7 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise UserError(f"{path}: missing file; an adapter's folder holds {WEIGHTS_FILE} and adapter_config.json")
+        raise UserError(f"{path}: missing file; an adapter's folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

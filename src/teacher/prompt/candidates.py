@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from src.core.data_utils import Rows
 from src.core.errors import UserError
 
 
 def sample_candidates(
-    rng: np.random.Generator, num_items: int, count: int, history: np.ndarray, target: int
+    rng: np.random.Generator, *, num_items: int, count: int, history: np.ndarray, target: int
 ) -> np.ndarray:
     """The target and `count - 1` different random items that are neither it nor in the history, shuffled.
 
@@ -34,13 +35,21 @@ def sample_candidates(
     return rng.permutation(np.array([*chosen, target], dtype=np.int64))
 
 
-def fixed_candidates(
-    seed: int, rows: np.ndarray, num_items: int, count: int, histories: list[np.ndarray], targets: np.ndarray
-) -> np.ndarray:
-    """Candidates that depend on row number and seed only, so that every evaluation sees the same: int64 [B, count]."""
+def fixed_candidates(seed: int, rows: Rows, index: np.ndarray, *, num_items: int, count: int) -> np.ndarray:
+    """Candidates that depend on row number and seed only, so that every evaluation sees the same: int64 [B, count].
+
+    Args:
+        index: row numbers int64 [B].
+    """
     return np.stack(
         [
-            sample_candidates(np.random.default_rng([seed, int(row)]), num_items, count, history, int(target))
-            for row, history, target in zip(rows, histories, targets, strict=True)
+            sample_candidates(
+                np.random.default_rng([seed, int(row)]),
+                num_items=num_items,
+                count=count,
+                history=rows.history(row),
+                target=int(rows.targets[row]),
+            )
+            for row in index
         ]
     )

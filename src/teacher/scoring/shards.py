@@ -1,4 +1,4 @@
-"""Finished parts of an export, so that a killed one goes on where it stopped.
+"""Finished shards of an export, so that a killed one goes on where it stopped.
 
 A folder belongs to one set of settings: its name is their hash. A shard is computed from its own rows alone, so
 it comes out the same in whichever process and order the shards are made.
@@ -33,18 +33,21 @@ def shard_folder(parent: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
-def has_shards(folder: Path) -> bool:
-    """Whether a killed export has left some."""
-    return any(folder.glob("*.npz"))
-
-
 def write_shards(
-    folder: Path, num_rows: int, score: Score, logger: logging.Logger, index: int = 0, count: int = 1
+    folder: Path,
+    num_rows: int,
+    score: Score,
+    *,
+    logger: logging.Logger,
+    on_shard: Callable[[], None] = lambda: None,
+    index: int = 0,
+    count: int = 1,
 ) -> None:
     """Make the shards that process `index` of `count` owns (index, index + count, ...) and that are not there yet.
 
     Args:
         score: from row numbers int64 [n] and a function that counts finished rows to arrays of length n.
+        on_shard: called when a shard is written.
     """
     own = range(index, _num_shards(num_rows), count)
     missing = [number for number in own if not _path(folder, number).is_file()]
@@ -57,6 +60,7 @@ def write_shards(
             rows = _rows(number, num_rows)
             arrays = score(rows, advance)
             write_atomic(_path(folder, number), lambda path, arrays=arrays: _write(path, arrays))
+            on_shard()
             done += len(rows)
             rate = done / (time.perf_counter() - begin)
             logger.info(
@@ -75,7 +79,10 @@ def read_shards(folder: Path, num_rows: int) -> dict[str, np.ndarray]:
 
 
 def remove_shards(folder: Path) -> None:
+    """Remove what is needed no more, and the folder of shards if it holds no other export's."""
     shutil.rmtree(folder)
+    if not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
 
 
 def _num_shards(num_rows: int) -> int:
@@ -97,9 +104,9 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise UserError(f"{path}: missing part of the export; start the stage again in the same folder")
+        raise UserError(f"{path}: missing shard of the export; start the stage again in the same folder")
     try:
         with np.load(path) as arrays:  # arrays only: pickles stay closed
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged part of an export ({error}); delete it and start the stage again") from error
+        raise UserError(f"{path}: damaged shard of an export ({error}); delete it and start the stage again") from error

@@ -1,64 +1,20 @@
-"""iLoRA's forward passes over prompt batches, the same for our adapter and for upstream's."""
-
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Protocol
+"""iLoRA's forward passes over prompt batches, the same for our adapter and for iLoRA's own."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 
-from src.teacher.adapter_file import BaseModel
-from src.teacher.answer_tree import AnswerTrees, build_trees
+from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.llm import positions
-from src.teacher.prompts import IGNORED, PromptBatch
+from src.teacher.prompt.builder import IGNORED, PromptBatch
+from src.teacher.scoring.answer_tree import AnswerTrees, build_trees
 
 _MAX_ANSWER_TOKENS = 64
 
 
-class AdaptedLM(Protocol):
-    """A causal LM with gated experts, a router and a projector: `moe_lora.GatedLora` or iLoRA's own code.
-
-    Attributes:
-        name: `native` or `submodule`; base: the LM without adapter.
-        model: everything that is trained is inside; its `disable_adapter()` gives the base LM.
-    """
-
-    name: str
-    model: torch.nn.Module
-    base: BaseModel
-
-    @property
-    def llm(self) -> PreTrainedModel:
-        """The causal LM inside, its layers carrying the adapter."""
-
-    @property
-    def router(self) -> torch.nn.Module:
-        """User representations float [B, W] -> gates float [B, num_experts] that sum to 1."""
-
-    @property
-    def projector(self) -> torch.nn.Module:
-        """Item embeddings [..., rec_size] -> the LLM's input space [..., llm_dim]."""
-
-    def gated(self, gates: Tensor) -> AbstractContextManager[None]:
-        """Use `gates` float [B, num_experts] in every forward, and in the backward that belongs to it."""
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        """What an optimizer takes."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Adapter, router (BatchNorm statistics included) and projector under the names of the adapter file."""
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` returned, here or in the other engine."""
-
-    def save(self, folder: Path) -> None:
-        """Write the adapter's folder, readable by both engines."""
-
-
-class Engine:
-    """An adapted LM together with the frozen recommender's item table.
+class PromptedLM:
+    """An adapted LM that reads prompts: at the markers stand the frozen recommender's items, projected.
 
     Args:
         lora: the adapted LM.
@@ -96,7 +52,7 @@ class Engine:
 
     @torch.no_grad()
     def generate(
-        self, batch: PromptBatch, gates: Tensor, tokenizer: PreTrainedTokenizerBase, newline_id: int
+        self, batch: PromptBatch, gates: Tensor, *, tokenizer: PreTrainedTokenizerBase, newline_id: int
     ) -> tuple[list[str], Tensor]:
         """Greedy answers of left-padded prompts without answers.
 

@@ -6,6 +6,7 @@ rankings. A score is an answer in words (`generate`) or the ranked candidates (`
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from src.core.data_utils import Rows
 from src.core.logging import row_progress
-from src.teacher.inference import answer_tokens, candidate_items, candidate_log_probs, run_rows
 from src.teacher.llm import encode_texts
-from src.teacher.prompts import PromptBatch
-from src.teacher.training import TeacherParts
+from src.teacher.model import TeacherModel
+from src.teacher.prompt.builder import PromptBatch
+from src.teacher.scoring.inference import answer_tokens, candidate_items, candidate_log_probs, run_rows
 
 _DISTANCES_AT_ONCE = 1 << 24
 
@@ -48,15 +49,22 @@ class Ranking:
         return (self.distances - low) / np.maximum(high - low, 1e-12)
 
 
-def base_embeddings(parts: TeacherParts, texts: list[str]) -> Tensor:
+def base_embeddings(teacher: TeacherModel, texts: list[str]) -> Tensor:
     """Embeddings of texts by the base LLM, adapter off: float32 [len(texts), llm_dim]."""
-    lora = parts.engine.lora
+    lora = teacher.lm.lora
     with lora.model.disable_adapter():
-        return encode_texts(lora.llm, parts.builder.tokenizer, texts, parts.config.export.batch_tokens)
+        return encode_texts(lora.llm, teacher.builder.tokenizer, texts, teacher.config.export.batch_tokens)
 
 
 def rank_rows(
-    parts: TeacherParts, rows: Rows, index: np.ndarray, embeddings: Tensor, seed: int, candidates: str, count: int
+    teacher: TeacherModel,
+    rows: Rows,
+    index: np.ndarray,
+    *,
+    embeddings: Tensor,
+    seed: int,
+    candidates: str,
+    count: int,
 ) -> Ranking:
     """Rank items for some rows by `teacher.export.method`.
 
@@ -67,12 +75,18 @@ def rank_rows(
         count: items to keep per row.
     """
     with row_progress("ranking rows", len(index)) as advance:
-        scores = score_rows(parts, rows, index, seed, candidates, advance)
-    return to_ranking(parts, scores, embeddings, count)
+        scores = score_rows(teacher, rows, index, seed=seed, candidates=candidates, advance=advance)
+    return to_ranking(teacher, scores, embeddings=embeddings, count=count)
 
 
 def score_rows(
-    parts: TeacherParts, rows: Rows, index: np.ndarray, seed: int, candidates: str, advance: Callable[[int], None]
+    teacher: TeacherModel,
+    rows: Rows,
+    index: np.ndarray,
+    *,
+    seed: int,
+    candidates: str,
+    advance: Callable[[int], None],
 ) -> Scores:
     """What the LLM does for some rows.
 
@@ -80,28 +94,34 @@ def score_rows(
         `log_prob` float32 [N] of the best answer, and either `answer` str [N], or `items` int64 [N, C], best first,
         and their `distances` float32 [N, C].
     """
-    items = candidate_items(parts, rows, index, seed, candidates)
-
-    def answer(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
-        texts, log_prob = parts.engine.generate(batch, gates, parts.builder.tokenizer, parts.builder.newline_id)
-        return {"answer": np.array([_unquoted(text) for text in texts]), "log_prob": log_prob.cpu().numpy()}
-
-    def compare(batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
-        total, mean = candidate_log_probs(parts, batch, gates, offered)
-        order = np.argsort(-mean, axis=1, kind="stable")
-        ordered = {"items": offered, "distances": -mean, "log_prob": total}
-        scores = {name: np.take_along_axis(values, order, 1) for name, values in ordered.items()}
-        return {**scores, "log_prob": scores["log_prob"][:, 0]}
-
-    if parts.config.export.method == "generate":
-        return run_rows(parts, rows, index, items, answer, np.zeros(len(index), dtype=int), advance)
-    return run_rows(parts, rows, index, items, compare, answer_tokens(parts, items), advance)
+    items = candidate_items(teacher, rows, index, seed=seed, kind=candidates)
+    if teacher.config.export.method == "generate":
+        work, extra_tokens = partial(_answer, teacher), np.zeros(len(index), dtype=int)
+    else:
+        work, extra_tokens = partial(_compare, teacher), answer_tokens(teacher, items)
+    return run_rows(teacher, rows, index, candidates=items, work=work, extra_tokens=extra_tokens, advance=advance)
 
 
-def to_ranking(parts: TeacherParts, scores: Scores, embeddings: Tensor, count: int) -> Ranking:
+def _answer(teacher: TeacherModel, batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
+    """The answers that the teacher writes."""
+    builder = teacher.builder
+    texts, log_prob = teacher.lm.generate(batch, gates, tokenizer=builder.tokenizer, newline_id=builder.newline_id)
+    return {"answer": np.array([_unquoted(text) for text in texts]), "log_prob": log_prob.cpu().numpy()}
+
+
+def _compare(teacher: TeacherModel, batch: PromptBatch, gates: Tensor, offered: np.ndarray) -> Scores:
+    """The candidates by minus the mean log-probability of their titles' tokens."""
+    total, mean = candidate_log_probs(teacher, batch, gates, candidates=offered)
+    order = np.argsort(-mean, axis=1, kind="stable")
+    ordered = {"items": offered, "distances": -mean, "log_prob": total}
+    scores = {name: np.take_along_axis(values, order, 1) for name, values in ordered.items()}
+    return {**scores, "log_prob": scores["log_prob"][:, 0]}
+
+
+def to_ranking(teacher: TeacherModel, scores: Scores, *, embeddings: Tensor, count: int) -> Ranking:
     """The best `count` items of each row."""
-    if parts.config.export.method == "generate":
-        return _ground(parts, scores, embeddings, count)
+    if teacher.config.export.method == "generate":
+        return _ground(teacher, scores, embeddings, count)
     items, distances = scores["items"], scores["distances"]
     valid = np.ones(len(items), dtype=bool)
     return Ranking(items[:, :count], distances[:, :count], distances[:, [0, -1]], scores["log_prob"], valid)
@@ -110,21 +130,21 @@ def to_ranking(parts: TeacherParts, scores: Scores, embeddings: Tensor, count: i
 # --- from answers to items ----------------------------------------------------------------------------------
 
 
-def _ground(parts: TeacherParts, scores: Scores, embeddings: Tensor, count: int) -> Ranking:
+def _ground(teacher: TeacherModel, scores: Scores, embeddings: Tensor, count: int) -> Ranking:
     """Rank all items by the distance of their embeddings to the answer's; equal answers are ranked once."""
     answers, place = np.unique(scores["answer"], return_inverse=True)
-    encoded, device = encode_answers(parts, answers.tolist(), embeddings), parts.engine.lora.llm.device
+    encoded, device = encode_answers(teacher, answers.tolist(), embeddings), teacher.lm.lora.llm.device
     items, distances, spread = _nearest(encoded.to(device), embeddings.to(device), count)
-    known = {_unquoted(title).casefold() for title in parts.dataset.titles}
+    known = {_unquoted(title).casefold() for title in teacher.dataset.titles}
     valid = np.array([answer.casefold() in known for answer in answers.tolist()])
     return Ranking(items[place], distances[place], spread[place], scores["log_prob"], valid[place])
 
 
-def encode_answers(parts: TeacherParts, answers: list[str], embeddings: Tensor) -> Tensor:
+def encode_answers(teacher: TeacherModel, answers: list[str], embeddings: Tensor) -> Tensor:
     """Base embeddings of distinct answers, float32 [len(answers), llm_dim]; a title's is looked up."""
-    item = {title: i for i, title in enumerate(parts.dataset.titles)}
+    item = {title: i for i, title in enumerate(teacher.dataset.titles)}
     other = [answer for answer in answers if answer not in item]
-    table = torch.cat([embeddings, base_embeddings(parts, other)]) if other else embeddings
+    table = torch.cat([embeddings, base_embeddings(teacher, other)]) if other else embeddings
     item |= {answer: len(embeddings) + i for i, answer in enumerate(other)}
     return table[[item[answer] for answer in answers]]
 

@@ -1,12 +1,11 @@
 """A small LLaMA and its tokenizer, made from a dataset's titles and training histories.
 
 For trying the whole program on a CPU: the folder has the ordinary Hugging Face layout, and what follows
-treats it like any other LLaMA. It starts with what the training part says about titles (tiny_start.py) and is
+treats it like any other LLaMA. It starts with what the training part says about titles (start.py) and is
 pretrained on answered prompts without item embeddings, so that the adapter has something to adapt.
 """
 
 import io
-import logging
 from collections import Counter
 from pathlib import Path
 
@@ -19,14 +18,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from src.core.data_utils import SequenceDataset
 from src.core.files import write_atomic
-from src.core.logging import TensorBoardWriter, progress_bar
+from src.core.logging import progress_bar
+from src.student.context import RunContext
 from src.teacher.config import TeacherConfig, TinySettings
 from src.teacher.llm import load_llm, positions
-from src.teacher.prompts import IGNORED, PromptBatch, PromptBuilder
-from src.teacher.sampling import sample_candidates
+from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
+from src.teacher.prompt.candidates import sample_candidates
+from src.teacher.prompt.templates import TEMPLATES
 from src.teacher.schedule import learning_rate_factor
-from src.teacher.templates import TEMPLATES
-from src.teacher.tiny_start import ROPE_THETA, start_from_association
+from src.teacher.tiny.start import ROPE_THETA, start_from_association
 
 _LOG_EVERY = 50
 _NUM_BASE_PIECES = 256 + 3  # bytes; unknown, BOS, EOS
@@ -34,53 +34,50 @@ _BLANK = "\u2581"  # SentencePiece's blank
 _WHOLE_SCORE = -1e-3  # a log-probability above that of any two pieces
 
 
-def build_tiny_llm(
-    config: TeacherConfig,
-    dataset: SequenceDataset,
-    folder: Path,
-    seed: int,
-    device: torch.device,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-) -> None:
-    """Train the tokenizer, pretrain the model, and save both in `folder` (Hugging Face layout, float32)."""
-    assert config.tiny is not None
-    _train_tokenizer(dataset.titles, config, folder)
+def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: Path, context: RunContext) -> None:
+    """Train the tokenizer, pretrain the model, and save both in `folder` (Hugging Face layout, float32).
+
+    Args:
+        config: with `tiny`.
+    """
+    tiny = config.tiny
+    assert tiny is not None
+    _train_tokenizer(dataset.titles, config.prompt_template, tiny.vocab_size, folder)
     # add_prefix_space concerns decoding only: with it, a leading piece loses its blank and is not found again.
     tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True, add_prefix_space=False)
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(seed)
+    torch.manual_seed(context.seed)
     # Saved and read back once, so that the pretraining sees the markers as the adapter's training will.
-    LlamaForCausalLM(_llama_config(config.tiny, len(tokenizer))).save_pretrained(folder)
-    tokenizer, model = load_llm(folder, "float32", device)
+    LlamaForCausalLM(_llama_config(tiny, len(tokenizer))).save_pretrained(folder)
+    tokenizer, model = load_llm(folder, "float32", context.device)
     builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
     start_from_association(model, builder, dataset, config.max_history)
-    logger.info(
+    context.logger.info(
         "tiny LLaMA: %.2f M parameters, %d tokens, %d pretraining steps",
         sum(p.numel() for p in model.parameters()) / 1e6,
         len(tokenizer),
-        config.tiny.pretrain_steps,
+        tiny.pretrain_steps,
     )
-    pretrain(model, builder, config, dataset, seed, logger, tb_writer)
+    pretrain(model, builder, dataset, config=config, context=context)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _train_tokenizer(titles: list[str], config: TeacherConfig, folder: Path) -> None:
+def _train_tokenizer(titles: list[str], prompt_template: str, vocab_size: int, folder: Path) -> None:
     """A SentencePiece unigram model with byte fallback, to which every title and every word of a prompt is added.
 
     So a title is one token, which is read, predicted and copied as a whole. Other texts are spelt in `vocab_size`
     pieces at most, characters among them up to a half, the most frequent first; rarer ones are spelt in bytes.
     """
-    words = [word for t in TEMPLATES[config.prompt_template] for word in t.replace("{", " ").replace("}", " ").split()]
+    words = [word for text in TEMPLATES[prompt_template] for word in text.replace("{", " ").replace("}", " ").split()]
     counts = Counter("".join([*titles, *words]))
-    kept = {character for character, _ in counts.most_common((config.tiny.vocab_size - _NUM_BASE_PIECES) // 2)}
+    kept = {character for character, _ in counts.most_common((vocab_size - _NUM_BASE_PIECES) // 2)}
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter("".join(c for c in text if c in kept) for text in [*titles, *words]),
         model_writer=trained,
         model_type="unigram",
-        vocab_size=config.tiny.vocab_size,
+        vocab_size=vocab_size,
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=1.0,
@@ -121,32 +118,32 @@ def _llama_config(tiny: TinySettings, vocab_size: int) -> LlamaConfig:
 def pretrain(
     model: LlamaForCausalLM,
     builder: PromptBuilder,
-    config: TeacherConfig,
     dataset: SequenceDataset,
-    seed: int,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
+    *,
+    config: TeacherConfig,
+    context: RunContext,
 ) -> None:
     """Train all weights to answer prompts made from the training part."""
-    tiny, rng = config.tiny, np.random.default_rng(seed)
+    tiny, rng = config.tiny, np.random.default_rng(context.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.pretrain_lr, weight_decay=0.01)
     model.train()
     with progress_bar() as bar:
         task = bar.add_task("pretraining", total=tiny.pretrain_steps, info="")
-        for step in range(tiny.pretrain_steps):
+        for step in range(1, tiny.pretrain_steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = tiny.pretrain_lr * learning_rate_factor(step, tiny.pretrain_steps)
-            loss = _answer_loss(model, _answered_prompts(builder, config, dataset, rng).to(model.device))
+                group["lr"] = tiny.pretrain_lr * learning_rate_factor(step - 1, tiny.pretrain_steps)
+            prompts = _answered_prompts(builder, dataset, config, tiny.pretrain_batch_size, rng)
+            loss = _answer_loss(model, prompts.to(model.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             bar.update(task, advance=1)
-            if (step + 1) % _LOG_EVERY == 0:
+            if step % _LOG_EVERY == 0:
                 bar.update(task, info=f"loss {loss.item():.3f}")
-                tb_writer.add_scalar("pretrain/loss", loss.item(), step + 1)
-            if (step + 1) % (2 * _LOG_EVERY) == 0:
-                logger.info("pretraining step %d/%d: loss %.3f", step + 1, tiny.pretrain_steps, loss.item())
+                context.writer.add_scalar("loss", loss.item(), step)
+            if step % (2 * _LOG_EVERY) == 0:
+                context.logger.info("pretraining step %d/%d: loss %.3f", step, tiny.pretrain_steps, loss.item())
     model.eval()
 
 
@@ -164,14 +161,16 @@ def _answer_loss(model: LlamaForCausalLM, batch: PromptBatch) -> torch.Tensor:
 
 
 def _answered_prompts(
-    builder: PromptBuilder, config: TeacherConfig, dataset: SequenceDataset, rng: np.random.Generator
+    builder: PromptBuilder, dataset: SequenceDataset, config: TeacherConfig, count: int, rng: np.random.Generator
 ) -> PromptBatch:
-    """Prompts for training rows drawn at random, among new candidates each, with placeholders for the items."""
+    """Prompts for `count` random training rows, among new candidates each, with placeholders for the items."""
     prompts, answers = [], []
-    for row in rng.integers(len(dataset.train), size=config.tiny.pretrain_batch_size):
+    for row in rng.integers(len(dataset.train), size=count):
         history, target = dataset.train.history(row), int(dataset.train.targets[row])
-        candidates = sample_candidates(rng, dataset.num_items, config.num_candidates, history, target)
+        candidates = sample_candidates(
+            rng, num_items=dataset.num_items, count=config.num_candidates, history=history, target=target
+        )
         template = int(rng.integers(len(builder.templates)))
-        prompts.append(builder.prompt(history[-config.max_history :], candidates, template, embed=False))
+        prompts.append(builder.prompt(history[-config.max_history :], candidates, template=template, embed=False))
         answers.append(builder.answer(target))
     return builder.batch(prompts, answers)

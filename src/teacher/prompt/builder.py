@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
-from src.teacher.templates import OPEN_TEMPLATES, TEMPLATES
+from src.teacher.prompt.templates import OPEN_TEMPLATES, TEMPLATES
 
 PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
 MARKERS = (PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER)
@@ -113,7 +113,7 @@ class PromptBuilder:
         """Token ids of a text without markers, no BOS."""
         return list(self._cached(text))
 
-    def text(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> str:
+    def text(self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool) -> str:
         """The prompt as text, markers included; without candidates it is an open question."""
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
         wording = self.templates[template] if len(candidates) else self.open_template
@@ -122,13 +122,13 @@ class PromptBuilder:
             candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
         )
 
-    def prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:
+    def prompt(self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool) -> Prompt:
         """Tokenize a prompt; where it would leave no room for an answer, the oldest items are left out.
 
         Raises:
             UserError: even without history it is too long.
         """
-        prompt = self._whole_prompt(history, candidates, template, embed)
+        prompt = self._whole_prompt(history, candidates, template=template, embed=embed)
         while self._context is not None and len(prompt.ids) + self._longest_answer > self._context:
             if len(history) == 0:
                 raise UserError(
@@ -136,24 +136,27 @@ class PromptBuilder:
                     f"reads {self._context}; use fewer"
                 )
             history = history[1:]
-            prompt = self._whole_prompt(history, candidates, template, embed)
-            if not self._has_dropped:
-                logging.getLogger(LOGGER_NAME).warning(
-                    "a prompt is longer than the %d tokens that the LLM reads: its oldest items are left out, here and "
-                    "in others like it",
-                    self._context,
-                )
-                self._has_dropped = True
+            prompt = self._whole_prompt(history, candidates, template=template, embed=embed)
+            self._warn_once()
         return prompt
 
-    def _whole_prompt(self, history: np.ndarray, candidates: np.ndarray, template: int, embed: bool) -> Prompt:
+    def _warn_once(self) -> None:
+        if not self._has_dropped:
+            logging.getLogger(LOGGER_NAME).warning(
+                "a prompt is longer than the %d tokens that the LLM reads: its oldest items are left out, here and in "
+                "others like it",
+                self._context,
+            )
+            self._has_dropped = True
+
+    def _whole_prompt(self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool) -> Prompt:
         """Tokenize a prompt.
 
         Markers are special tokens that swallow the blanks around them, so what stands between two of them
         is tokenized on its own; tokenizing those pieces with a cache gives the same ids as the whole text.
         """
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
-        text = self.text(history, candidates, template, embed)
+        text = self.text(history, candidates, template=template, embed=embed)
         ids = [self.bos_id]
         marker_ids = dict(zip(MARKERS, self.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
         for piece in _split(text, {history_marker, candidate_marker}):
@@ -196,7 +199,7 @@ def _split(text: str, markers: set[str]) -> list[str]:
     for marker in markers:
         cut: list[str] = []
         for piece in pieces:
-            for i, part in enumerate(piece.split(marker)):
-                cut.extend([marker] * (i > 0) + [part])
+            for i, text_between in enumerate(piece.split(marker)):
+                cut.extend([marker] * (i > 0) + [text_between])
         pieces = cut
     return [piece for piece in pieces if piece.strip()]

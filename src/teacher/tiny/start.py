@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.core.data_utils import SequenceDataset
-from src.teacher.prompts import PromptBuilder
+from src.teacher.prompt.builder import PromptBuilder
 
 ROPE_THETA = 1e8
 # Radians a token: RoPE pairs below _FAR hardly notice a prompt's length, the one nearest to _NEAR tells late from

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.git_info import PROJECT_ROOT
-from src.teacher.adapter_file import BaseModel, check_fits, describe_base, read_adapter, write_adapter
+from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
+from src.teacher.adapter.moe_lora import TARGET_MODULES, lora_config, parameter_groups
+from src.teacher.adapter.upstream_weights import from_adapter, to_adapter
 from src.teacher.config import LoraSettings
-from src.teacher.moe_lora import TARGET_MODULES, lora_config, parameter_groups, saved_settings
-from src.teacher.upstream_weights import from_adapter, to_adapter
 
 FOLDER_VARIABLE = "ILORA_DIR"
 COMMIT = "28e4737"
@@ -163,7 +163,7 @@ def restore_generate(llm: PreTrainedModel) -> None:
 class _FlatRouter(nn.Module):
     """Users float [B, W] -> gates float [B, num_experts].
 
-    Cause: upstream's router takes and returns a middle axis of 1. It can go when our engine keeps that axis.
+    Cause: upstream's router takes and returns a middle axis of 1. It can go when our code keeps that axis.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -231,13 +231,13 @@ class SubmoduleLora:
         return to_adapter(self.upstream_state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` returned, here or in the other engine."""
+        """Copy what `state` returned, here or in the other implementation."""
         given = from_adapter(state)
         for name, tensor in self.upstream_state().items():
             tensor.copy_(given[name])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter's folder, readable by both engines."""
+        """Write the adapter's folder, readable by both implementations."""
         write_adapter(folder, self.state(), lora_config(self._settings), self.base)
 
 
@@ -245,7 +245,7 @@ def add_submodule_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: i
     """Freeze `llm` and give it iLoRA's layers, router and projector, fresh."""
     folder = find_code()
     if folder is None:
-        raise UserError(f"{FOLDER_VARIABLE}: iLoRA's code is gone; it was there when the engine was chosen")
+        raise UserError(f"{FOLDER_VARIABLE}: iLoRA's code is gone; it was there when the teacher was built")
     code, base = load_code(folder), describe_base(llm)
     config = code.peft.MoeLoraConfig(
         task_type="CAUSAL_LM",
@@ -264,17 +264,3 @@ def add_submodule_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: i
     llm.router = _FlatRouter(router).to(llm.device)
     llm.projector = code.projector.MlpProjector(rec_size, llm.config.hidden_size).to(llm.device)
     return SubmoduleLora(model, settings, base)
-
-
-def load_submodule_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_size: int) -> SubmoduleLora:
-    """Read a saved adapter for inference.
-
-    Raises:
-        UserError: the adapter is damaged, or of another base model, or of other settings.
-    """
-    state = read_adapter(Path(folder), describe_base(llm))
-    lora = add_submodule_lora(llm, saved_settings(Path(folder), num_experts), rec_size)
-    check_fits(Path(folder), state, lora.state())
-    lora.load_state(state)
-    lora.model.requires_grad_(False).eval()
-    return lora

@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.teacher.adapter_file import BaseModel, check_fits, describe_base, read_adapter, write_adapter
+from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
 from src.teacher.config import LoraSettings
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -145,11 +145,11 @@ class GatedLora:
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` returned, here or in the other engine."""
+        """Copy what `state` returned, here or in the other implementation."""
         set_peft_model_state_dict(self.model, state)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter's folder, readable by both engines."""
+        """Write the adapter's folder, readable by both implementations."""
         write_adapter(folder, self.state(), self.model.peft_config["default"], self.base)
 
 
@@ -181,7 +181,9 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
 def saved_settings(folder: Path, num_experts: int) -> LoraSettings:
     """The settings that `lora_config` turned into the adapter saved in `folder`."""
     config = LoraConfig.from_pretrained(str(folder))
-    return LoraSettings(config.r, config.lora_alpha // num_experts, config.lora_dropout, num_experts)
+    return LoraSettings(
+        r=config.r, alpha=config.lora_alpha // num_experts, dropout=config.lora_dropout, num_experts=num_experts
+    )
 
 
 def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) -> GatedLora:
@@ -190,17 +192,3 @@ def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) 
     llm.router = Router(settings.num_experts).to(llm.device)  # where `peft` finds them; in float32
     llm.projector = Projector(rec_size, llm.config.hidden_size).to(llm.device)
     return GatedLora(get_peft_model(llm, lora_config(settings)), settings.num_experts, base)
-
-
-def load_gated_lora(llm: PreTrainedModel, folder: str, num_experts: int, rec_size: int) -> GatedLora:
-    """Read a saved adapter for inference.
-
-    Raises:
-        UserError: the adapter is damaged, or of another base model, or of other settings.
-    """
-    state = read_adapter(Path(folder), describe_base(llm))
-    lora = add_gated_lora(llm, saved_settings(Path(folder), num_experts), rec_size)
-    check_fits(Path(folder), state, lora.state())
-    lora.load_state(state)
-    lora.model.requires_grad_(False).eval()
-    return lora

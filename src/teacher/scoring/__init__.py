@@ -1,0 +1,1 @@
+"""What a trained teacher says about rows: its answers and rankings, their evaluation, and the export for students."""

@@ -1,0 +1,59 @@
+"""Settings of `conf/teacher` that are refused."""
+
+import pytest
+
+from src.core.errors import UserError
+from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt_template": "x"}, "teacher.prompt_template='x': must be one of default, movie, artist, game"),
+        ({"dtype": "int8"}, "teacher.dtype='int8': must be one of float32, bfloat16"),
+        ({"max_history": 0}, "teacher.max_history=0: must be an integer >= 1"),
+        ({"batch_size": 0}, "teacher.batch_size=0"),
+        ({"micro_batch_size": 3}, "teacher.micro_batch_size=3: must be a divisor of teacher.batch_size=64"),
+        ({"num_epochs": 0}, "teacher.num_epochs=0"),
+        ({"save_interval": 0}, "teacher.save_interval=0"),
+        ({"save_steps": 0}, "teacher.save_steps=0"),
+        ({"max_train_rows": 0}, r"teacher.max_train_rows=0: must be null \(all\) or an integer >= 1"),
+        ({"max_valid_rows": 0}, "teacher.max_valid_rows=0"),
+        ({"max_eval_rows": 0}, "teacher.max_eval_rows=0"),
+        ({"num_candidates": 1}, "teacher.num_candidates=1: must be an integer >= 2"),
+        ({"num_candidates": 9}, "teacher.export.top_n=10: must be at most teacher.num_candidates=9"),
+        ({"lr": 0.0}, "teacher.lr=0.0: must be a number > 0"),
+        ({"weight_decay": -1.0}, "teacher.weight_decay=-1.0: must be a number >= 0"),
+    ],
+)
+def test_refused_teacher(changes, message):
+    with pytest.raises(UserError, match=message):
+        TeacherConfig(**{"name": "ilora", **changes})
+
+
+def test_generation_may_export_more_than_it_shows():
+    assert (
+        TeacherConfig(name="ilora", num_candidates=5, export=ExportSettings(method="generate", top_n=10)).export.top_n
+        == 10
+    )
+
+
+@pytest.mark.parametrize(
+    "schema, changes, message",
+    [
+        (LoraSettings, {"r": 0}, "teacher.lora.r=0: must be an integer >= 1"),
+        (LoraSettings, {"num_experts": 3}, "teacher.lora.num_experts=3: must be a divisor of teacher.lora.r=8"),
+        (LoraSettings, {"dropout": 1.0}, r"teacher.lora.dropout=1.0: must be a number in \[0, 1\)"),
+        (ExportSettings, {"method": "x"}, "teacher.export.method='x': must be one of likelihood, generate"),
+        (ExportSettings, {"confidence": "x"}, "teacher.export.confidence='x': must be one of minmax, raw"),
+        (ExportSettings, {"top_n": 0}, "teacher.export.top_n=0"),
+        (ExportSettings, {"batch_tokens": 0}, "teacher.export.batch_tokens=0"),
+        (TinySettings, {"vocab_size": 100}, "teacher.tiny.vocab_size=100: must be an integer >= 300"),
+        (TinySettings, {"num_heads": 3}, "teacher.tiny.num_heads=3: must be a number whose fourfold divides"),
+        (TinySettings, {"num_layers": 2}, "teacher.tiny.num_layers=2: must be an integer >= 3"),
+        (TinySettings, {"pretrain_lr": 0.0}, "teacher.tiny.pretrain_lr=0.0: must be a number > 0"),
+    ],
+)
+def test_refused_sections(schema, changes, message):
+    with pytest.raises(UserError, match=message):
+        schema(**changes)
