@@ -224,7 +224,7 @@ def _short(values: Mapping[str, Any], key: str) -> Any:
 def locked(folder: Path, *, notify: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold a folder's lock. The operating system frees it when the process ends, however it ends.
 
-    What a killed owner has left half-written (`*.part`) is removed. A process that holds the lock already gets it again.
+    What a killed owner has left half-written (`*.part`) is removed. Who holds the lock already gets it again.
 
     Args:
         notify: told once who holds it, if somebody does, and then the lock is waited for; None refuses instead.

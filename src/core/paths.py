@@ -106,5 +106,5 @@ class RunFolder:
         return self.root / ".hydra" / stage
 
     def artefact(self, name: str) -> Artefact:
-        """One of the things that are made in this folder; `records/<name>.json` says from what, and whether it is whole."""
+        """A thing that is made in this folder; `records/<name>.json` says from what, and whether it is whole."""
         return Artefact(name=name, record_file=self.root / "records" / f"{name}.json", base=self.root)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
@@ -18,7 +16,7 @@ from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, bu
 from src.distill.trainer_distill import train_distilled
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
-from src.exp.stage.inputs import INITIAL_WEIGHTS, distillation_inputs, teacher_files_hash, weights_hash
+from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
 from src.exp.stage.lookup import baseline_folder, recommender_folder
 from src.exp.stage.stage import Stage, Step, run_stage
 from src.exp.stage.students import about, finish, student_step

@@ -16,14 +16,14 @@ from src.core.files import read_json
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
-from src.exp.report.comparison import LABELS, STUDENTS, Comparison, summary_table
+from src.exp.report.comparison import STUDENTS, Comparison, summary_table
 from src.exp.report.run_report import write_report
 from src.exp.report.significance import Ranks, load_ranks
+from src.exp.report.sources import Sources, differ_besides_seed, find_sources, random_control
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import weights_hash
 from src.exp.stage.lookup import Found
-from src.exp.report.sources import Sources, differ_besides_seed, find_sources, random_control
 from src.exp.stage.stage import Stage, look, open_stage, run_folder
 from src.student.checkpoint import load_checkpoint
 from src.student.cost import answer_latency, parameter_counts, record_cost

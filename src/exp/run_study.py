@@ -4,8 +4,8 @@
 
 `study=controls` asks whether it is the LLM that helps, `ablations` which part of the distillation does, `selection`
 which samples are worth distilling, `curve` how few rows the teacher has to be asked for. A study of one's own is a
-YAML in `conf/study`. Jobs run through Hydra's launcher (`hydra/launcher=parallel`, `slurm`). Started again with the same
-`hydra.run.dir`, only what is missing is trained.
+YAML in `conf/study`. Jobs run through Hydra's launcher (`hydra/launcher=parallel`, `slurm`). Started again with the
+same `hydra.run.dir`, only what is missing is trained.
 """
 
 from dataclasses import replace

@@ -95,7 +95,7 @@ def _forget(folder: RunFolder) -> None:
 
 
 def _may_replace(stage: Stage) -> bool:
-    """Whether the export in the output folder may go: told so, or this run's teacher made it before it was trained anew."""
+    """Whether the export in the output folder may go: told so, or this run's teacher made it in an earlier training."""
     if stage.settings.general.overwrite:
         return True
     target = teacher_outputs_dir(stage.settings)

@@ -17,8 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
+from src.core.files import LOCK_FILE
 from src.core.logging import LOGGER_NAME
-from src.exp.stage import run_entry_point
+from src.exp.settings import Settings
+from src.exp.stage.entry import run_entry_point
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -110,8 +112,22 @@ def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(stage_function: Callable[[DictConfig], float | None], *overrides: str, full_error: bool = False) -> int:
+ARTEFACTS = {
+    "src.exp.run_teacher": "teacher",
+    "src.exp.run_student_baseline": "baseline",
+    "src.exp.run_distill": "distill",
+    "src.exp.run_eval_all": "eval",
+    "src.exp.run_study": "study",
+}
+
+
+def run_here(
+    run: Callable[[Settings], float | None], *overrides: str, full_error: bool = False, artefact: str | None = None
+) -> int:
     """The entry point of a stage in this process; returns its exit code.
+
+    Args:
+        artefact: what it makes; None: what `run`'s module makes.
 
     Raises:
         Exception: what the stage raised, if `full_error`.
@@ -123,7 +139,7 @@ def run_here(stage_function: Callable[[DictConfig], float | None], *overrides: s
         patch.setattr(sys, "argv", ["stage", *overrides])
         patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
         try:
-            run_entry_point(stage_function)
+            run_entry_point(run, artefact or ARTEFACTS.get(run.__module__))
         except SystemExit as exit_:
             return int(exit_.code or 0)
         finally:
@@ -149,12 +165,17 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Hash of every file below a folder, by relative path."""
+    """Hash of every file below a folder but its locks, by relative path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK_FILE
     }
+
+
+def record(folder: Path, name: str) -> dict:
+    """A record of a run folder."""
+    return read(folder / "records" / f"{name}.json")
 
 
 def read(path: Path) -> dict:

@@ -4,17 +4,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
 import torch
-from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
+from harness import ROOT, TINY_STUDENT, places, read, record, run_here, run_process, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
-from src.exp.record import changes, read_record
 from src.teacher.scoring.evaluation import generate_answers
 from src.teacher.training import _step
 
+RECORDS = {"teacher": ("teacher", "teacher_export", "teacher_evaluation", "recommender", "tiny_llm")}
 ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}
 
 
@@ -53,6 +55,8 @@ def without(folder, copy, stage: str):
         path.unlink()
     for path in (copy / "models" / stage, copy / ".hydra" / stage, copy / "tb" / stage):
         shutil.rmtree(path)
+    for name in RECORDS.get(stage, (stage,)):
+        (copy / "records" / f"{name}.json").unlink()
     return copy
 
 
@@ -93,9 +97,8 @@ def test_a_pipeline_killed_while_it_distils_ends_as_one_that_was_not(pipeline, t
         assert f"stage {stage}: skipped: complete and unchanged" in printed
     assert "going on after epoch 1" in printed
     whole, again = snapshot(pipeline.folder), snapshot(folder)
-    assert {name for name in before if name.startswith(("models/", ".hydra/teacher", ".hydra/baseline"))} <= {
-        name for name in before if again[name] == before[name]
-    }
+    kept = ("models/", ".hydra/teacher", ".hydra/baseline", "records/teacher", "records/baseline")
+    assert {name for name in before if name.startswith(kept) and again[name] != before[name]} == set()
     same = [f"models/distill/{name}" for name in ("model.safetensors", "config.json")]
     same += [f"metrics/{name}" for name in ("history_distill.csv", "eval_distill.json", "summary.csv")]
     assert {name: whole[name] for name in same} == {name: again[name] for name in same}
@@ -115,7 +118,7 @@ def test_a_teacher_killed_while_it_trains_and_while_it_writes_ends_as_one_that_w
             assert run_here(run_teacher.run, *overrides) == 130
 
     interrupted("src.teacher.training._step", 3)  # of 4
-    interrupted("src.teacher.ilora_backend.write_teacher_files", 1)
+    interrupted("src.teacher.scoring.export.write_teacher_files", 1)
     assert not (outputs / "manifest.json").exists()
     assert run_here(run_teacher.run, *overrides) == 0
 
@@ -142,7 +145,8 @@ def test_a_finished_teacher_whose_files_are_gone_or_damaged_exports_again_withou
     assert run_here(run_teacher.run, *overrides) == 0
     assert snapshot(outputs) == snapshot(pipeline.teacher_outputs)
     text = (folder / "logs" / "train_teacher.log").read_text()
-    assert text.count("does not hold this teacher's export: exporting again") == 2
+    assert f"teacher_export: made again: {outputs / 'all_embeddings.pt'} is gone" in text
+    assert f"teacher_export: made again: {outputs / 'myrank_train.txt'} is no longer what was written" in text
     assert text.count("training the adapter") == 1
     assert snapshot(folder / "models") == before
 
@@ -172,7 +176,7 @@ def test_a_teacher_whose_training_is_done_is_not_trained_again_for_another_expor
     folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
     overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))  # 1: validation
+        patch.setattr("src.teacher.scoring.evaluation.generate_answers", kill_at(generate_answers, 1))  # 1: validation
         assert run_here(run_teacher.run, *overrides) == 130
     adapter = (folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors").read_bytes()
     spent = read(folder / "metrics" / "time.json")
@@ -184,10 +188,10 @@ def test_a_teacher_whose_training_is_done_is_not_trained_again_for_another_expor
     assert again["teacher_train_time_total"] == spent["teacher_train_time_total"]
     assert log_of_teacher(folder).count("exporting 600 of 600 rows") == 1
 
-    changed = "teacher.export.top_n=5"
+    changed = "teacher.export.top_n=3"
     assert run_here(run_teacher.run, *overrides, changed) == 1
     assert run_here(run_teacher.run, *overrides, changed, "general.overwrite=true") == 0
-    assert read(outputs / "manifest.json")["top_n"] == 5
+    assert read(outputs / "manifest.json")["top_n"] == 3
     assert (folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
     assert log_of_teacher(folder).count("training the adapter") == 1
     assert read(folder / "metrics" / "time.json")["teacher_train_time_total"] == spent["teacher_train_time_total"]
@@ -200,7 +204,7 @@ def test_an_interrupted_teacher_goes_on_with_smaller_micro_batches(pipeline, tmp
         patch.setattr("src.teacher.training._step", kill_at(_step, 3))
         assert run_here(run_teacher.run, *overrides, "teacher.save_steps=1") == 130
     assert run_here(run_teacher.run, *overrides, "teacher.save_steps=1", "teacher.micro_batch_size=2") == 0
-    assert "goes on although teacher.micro_batch_size changed from 8 to 2" in log_of_teacher(folder)
+    assert "teacher: goes on although teacher.micro_batch_size changed from 8 to 2" in log_of_teacher(folder)
     assert "going on after step 2 of 4" in log_of_teacher(folder)
 
 
@@ -208,7 +212,7 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
     folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
     overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))
+        patch.setattr("src.teacher.scoring.evaluation.generate_answers", kill_at(generate_answers, 1))
         assert run_here(run_teacher.run, *overrides) == 130
     times = dict.fromkeys(read(folder / "metrics" / "time.json"), 1e6)
     (folder / "metrics" / "time.json").write_text(json.dumps(times))
@@ -221,14 +225,9 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
 
 
 NO_EFFECT = {
-    "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
+    "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2", "teacher.export.batch_tokens=512"),
     "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),
-    "distill": (
-        "student.save_interval=7",
-        "distill.lr=1e-3",
-        "general.experiment_name=other",
-        "general.overwrite=true",
-    ),
+    "distill": ("student.save_interval=7", "distill.lr=1e-3", "general.experiment_name=x", "general.overwrite=true"),
 }
 
 
@@ -241,36 +240,37 @@ def test_a_complete_stage_is_skipped_and_returns_its_value(pipeline, capsys, sta
         values.append(ENTRY_POINTS[stage](cfg))
         return values[-1]
 
-    assert run_here(run, *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", *NO_EFFECT[stage]) == 0
-    assert capsys.readouterr().err == f"stage {stage}: skipped: complete and unchanged ({pipeline.folder})\n"
-    assert values == [read(pipeline.folder / ".hydra" / stage / "record.json")["value"]]
+    where = f"hydra.run.dir={pipeline.folder}"
+    assert run_here(run, *pipeline.overrides, where, *NO_EFFECT[stage], artefact=stage) == 0
+    if stage != "baseline":  # which silences it
+        assert f"stage {stage}: skipped: complete and unchanged ({pipeline.folder})" in capsys.readouterr().err
+    assert values == [record(pipeline.folder, stage)["value"]]
     if stage != "teacher":
         assert values == [read(pipeline.folder / "models" / stage / "config.json")["info"]["valid_value"]]
     assert snapshot(pipeline.folder) == before
 
 
 CHANGED = [
-    ("baseline", ["student.lr=1e-2"], "student.lr changed from 0.001 to 0.01; use another hydra.run.dir"),
-    ("baseline", ["student=gru4rec"], "student.name changed from sasrec to gru4rec"),
-    (
-        "distill",
-        ["distill.alpha=3", "metrics.ks=[10]"],
-        "metrics.ks changed from [1, 5, 10, 20] to [10]; distill.alpha",
-    ),
-    ("distill", ["distill.init=baseline"], "the initial weights changed from None to "),
-    ("teacher", ["teacher.lr=1"], "teacher.lr changed from 0.002 to 1"),
-    ("teacher", ["dataset.max_train_rows=500"], "the data set changed from "),
+    ("baseline", ["student.lr=1e-2"], "baseline", "student.lr changed from 0.001 to 0.01; use another hydra.run.dir"),
+    ("baseline", ["student=gru4rec"], "baseline", "student.name changed from sasrec to gru4rec"),
+    ("distill", ["distill.alpha=3", "distill.top_k=3"], "distill", "distill.alpha changed from 0.5 to 3.0; distill"),
+    ("distill", ["distill.init=baseline"], "distill", "the initial weights changed from None to "),
+    ("distill", ["distill.num_epochs=3"], "distill", "student.num_epochs changed from 2 to 3"),
+    ("teacher", ["teacher.lr=1"], "teacher", "teacher.lr changed from 0.002 to 1.0"),
+    ("teacher", ["dataset.max_train_rows=500"], "teacher", "the data set changed from "),
+    ("teacher", ["teacher.export.top_n=3"], "teacher_export", "teacher.export.top_n changed from 4 to 3"),
+    ("teacher", ["teacher.max_eval_rows=10"], "teacher_evaluation", "teacher.max_eval_rows changed from 20 to 10"),
 ]
 
 
-@pytest.mark.parametrize(("stage", "overrides", "message"), CHANGED, ids=str)
-def test_a_finished_stage_of_other_settings_is_refused_and_says_what_differs(
-    pipeline, capsys, stage, overrides, message
+@pytest.mark.parametrize(("stage", "overrides", "name", "message"), CHANGED, ids=str)
+def test_what_is_complete_and_made_from_other_settings_is_refused_and_says_what_differs(
+    pipeline, capsys, stage, overrides, name, message
 ) -> None:
     before = snapshot(pipeline.folder)
     assert run_here(ENTRY_POINTS[stage], *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", *overrides) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"stage {stage} is finished there (eval_{stage}.json exists), and " in error
+    assert f"{name} is complete there, and " in error
     assert message in error and "general.overwrite=true" in error
     assert snapshot(pipeline.folder) == before
 
@@ -310,7 +310,7 @@ def log(folder) -> str:
 def test_an_interrupted_stage_with_other_settings_starts_from_the_beginning_and_says_why(baseline, tmp_path) -> None:
     assert baseline(cut_off=5) == 130
     assert baseline("student.lr=1e-2") == 0
-    assert "stage baseline: starts from the beginning: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
+    assert "baseline: starts from the beginning: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
     assert baseline("student.lr=1e-2", folder="undisturbed") == 0
     assert result(tmp_path / "run") == result(tmp_path / "undisturbed")
 
@@ -318,9 +318,9 @@ def test_an_interrupted_stage_with_other_settings_starts_from_the_beginning_and_
 def test_a_replacement_that_was_interrupted_is_neither_the_old_result_nor_refused(baseline, tmp_path) -> None:
     assert baseline() == 0
     assert baseline("student.lr=1e-2", "general.overwrite=true", cut_off=5) == 130
-    assert "stage baseline: run again: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
+    assert "baseline: made again: student.lr changed from 0.001 to 0.01" in log(tmp_path / "run")
     assert not (tmp_path / "run" / "metrics" / "eval_baseline.json").exists()  # its weights are gone
-    assert read_record(tmp_path / "run" / ".hydra" / "baseline" / "record.json").value is None
+    assert record(tmp_path / "run", "baseline")["completed"] is None
 
     assert baseline("student.lr=1e-2") == 0
     assert log(tmp_path / "run").count("going on after epoch 1") == 1
@@ -328,21 +328,48 @@ def test_a_replacement_that_was_interrupted_is_neither_the_old_result_nor_refuse
     assert result(tmp_path / "run") == result(tmp_path / "undisturbed")
 
 
-def test_a_result_without_a_record_is_kept(baseline, tmp_path, capsys) -> None:
-    """As an earlier version of this program leaves it."""
+def test_weights_that_are_gone_or_were_replaced_are_made_again(baseline, tmp_path) -> None:
     assert baseline() == 0
-    (tmp_path / "run" / ".hydra" / "baseline" / "record.json").unlink()
-    assert baseline() == 1
-    assert (
-        "is finished there (eval_baseline.json exists), and it has no record of its settings" in capsys.readouterr().err
-    )
+    whole = result(tmp_path / "run")
+    weights = tmp_path / "run" / "models" / "baseline" / "model.safetensors"
+    weights.write_bytes(b"damaged")
+    assert baseline() == 0
+    assert f"baseline: made again: {weights} is no longer what was written" in log(tmp_path / "run")
+    shutil.rmtree(weights.parent)
+    assert baseline() == 0
+    assert result(tmp_path / "run") == whole
 
 
-def test_changes_name_five_keys_and_count_the_rest() -> None:
-    before = {str(i): i for i in range(7)} | {"files": "a" * 64, "same": 1}
-    told = changes(before, {"files": "b" * 64, "same": 1, "new": [2]})
-    assert told[0] == "0 changed from 0 to None"
-    assert told[5:] == ["4 more keys changed"]
-    assert changes({"files": "a" * 64}, {"files": "b" * 64}) == [
-        f"files changed from {'a' * 12} to {'b' * 12}",
-    ]
+def test_a_refused_command_leaves_no_run_folder(baseline, tmp_path) -> None:
+    assert baseline("student.lr=0") == 1
+    assert baseline("general.device=tpu9") == 1
+    assert baseline("student.batch_size=100000") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_in_one_run_folder(data_dir, tmp_path) -> None:
+    """The second is refused, naming the first; the first ends as if it had been alone."""
+    overrides = [*TINY_STUDENT, *places(data_dir, tmp_path, tmp_path / "run"), "student.num_epochs=40"]
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(run_process, "run_student_baseline", *overrides) for _ in range(2)]
+        outcomes = [run.result() for run in runs]
+    codes = sorted(outcome.code for outcome in outcomes)
+    if codes == [0, 0]:  # the second began when the first had ended
+        assert any("skipped: complete and unchanged" in outcome.err for outcome in outcomes)
+    else:
+        refused = next(outcome for outcome in outcomes if outcome.code == 1)
+        refused.expect_error(f"{tmp_path / 'run'}: in use by process ", " on ", " since 20")
+
+
+def test_a_terminated_stage_goes_on_and_its_time_counts(data_dir, tmp_path) -> None:
+    overrides = [*TINY_STUDENT, *places(data_dir, tmp_path, tmp_path / "run"), "student.num_epochs=400"]
+    command = [sys.executable, "-m", "src.exp.run_student_baseline", *overrides, "student.patience=400"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "epoch 2/400" in line:
+            process.terminate()
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 143 and "error: terminated; the same command" in rest
+    assert read(tmp_path / "run" / "metrics" / "time.json")["student_baseline_train_time"] > 0
+    assert record(tmp_path / "run", "baseline")["error"] == "it was interrupted"

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from harness import CONF, compose_config, run_here
+from harness import CONF, compose_config, places, run_here
 from hydra.utils import instantiate
 from matplotlib import image
 
+from src.core.artefacts import Artefact
 from src.core.errors import UserError
+from src.core.paths import RunFolder
 from src.exp import gather
-from src.exp.sweep import Job, load_jobs, varying_keys
+from src.exp.stage.multirun import load_jobs, varying_keys
+from src.exp.stage.stage import Step, run_stage
 
 PRESETS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("hydra/*/*.yaml"))
 installed = pytest.mark.skipif(
@@ -25,9 +28,16 @@ def _make_stage():
     """A stage that works elsewhere: as a closure it travels whole, and no other process has to import this file."""
 
     def unlucky_two(cfg) -> float:
-        if cfg.general.seed == 2:
-            raise UserError("two is unlucky")
-        return cfg.general.seed / 10
+        def work() -> float:
+            if cfg.general.seed == 2:
+                raise UserError("two is unlucky")
+            return cfg.general.seed / 10
+
+        def plan(stage) -> list[Step]:
+            made_from = {"general.seed": cfg.general.seed, "student.lr": cfg.student.lr}
+            return [Step(artefact=stage.folder.artefact("baseline"), made_from=lambda: made_from, work=work)]
+
+        return run_stage(cfg, "baseline", plan)
 
     return unlucky_two
 
@@ -39,8 +49,15 @@ def error_lines(capfd) -> list[str]:
     return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
-def sweep(folder: Path, *overrides: str, stage_function=unlucky_two) -> int:
-    return run_here(stage_function, "-m", f"hydra.sweep.dir={folder}", *overrides)
+@pytest.fixture
+def sweep(data_dir, tmp_path):
+    """Run a sweep of a stage on the sample; returns its exit code."""
+
+    def run(folder: Path, *overrides: str, run=unlucky_two) -> int:
+        where = ("dataset=sample", "general.device=cpu", *places(data_dir, tmp_path / "results"))
+        return run_here(run, "-m", f"hydra.sweep.dir={folder}", *where, *overrides, artefact="baseline")
+
+    return run
 
 
 @installed
@@ -52,7 +69,7 @@ def test_every_preset_composes_and_can_be_built(preset) -> None:
     assert type(built).__module__.startswith("hydra_plugins.")
 
 
-def test_a_missing_plugin_is_named_with_the_command_that_installs_it(tmp_path, capfd) -> None:
+def test_a_missing_plugin_is_named_with_the_command_that_installs_it(sweep, tmp_path, capfd) -> None:
     assert sweep(tmp_path, "hydra/launcher=absent") == 1
     (error,) = error_lines(capfd)
     assert "Could not find 'hydra/launcher/absent'" in error and "bash cmd/install.sh installs it" in error
@@ -66,79 +83,110 @@ LAUNCHERS = [
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_an_error_in_one_job_does_not_end_the_others(tmp_path, capfd, launcher) -> None:
+def test_an_error_in_one_job_does_not_end_the_others(sweep, tmp_path, capfd, launcher) -> None:
     seeds = "general.seed=2,3"
     assert sweep(tmp_path / "sweep", f"hydra/launcher={launcher}", seeds) == 1
     (error,) = error_lines(capfd)
     assert error.startswith("error: 1 of 2 jobs failed: 0 (general.seed=2): two is unlucky; the same command with ")
     assert f"hydra.sweep.dir={tmp_path / 'sweep'} repeats only what is not finished" in error
     jobs = load_jobs(tmp_path / "sweep")
-    assert [(job.value, job.error) for job in jobs] == [(None, "two is unlucky"), (0.3, None)]
+    assert [(job.record.value, job.error) for job in jobs] == [(None, "two is unlucky"), (0.3, None)]
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, capfd) -> None:
-    seeds, done = ("general.seed=1,2,3", "general.device=cpu"), []
+def test_a_job_that_fails_before_its_stage_begins_is_named_too(sweep, tmp_path, capfd) -> None:
+    assert sweep(tmp_path, "student.lr=0,1", "general.seed=1") == 1
+    (error,) = error_lines(capfd)
+    assert error.startswith("error: 1 of 2 jobs failed: 0 (student.lr=0): student.lr=0.0: must be a number > 0; ")
+    assert sweep(tmp_path, "student.lr=2,1", "general.seed=1") == 0
+    assert [job.error for job in load_jobs(tmp_path)] == [None, None]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep, tmp_path, capfd) -> None:
+    done: list[object] = []
 
     def killed(cfg) -> float:
-        if cfg.general.seed == 2 and len(done) == 1:
-            raise KeyboardInterrupt
-        done.append(cfg.general.seed)
-        return float(cfg.general.seed)
+        def work() -> float:
+            if cfg.general.seed == 2 and len(done) == 1:
+                raise KeyboardInterrupt
+            done.append(cfg.general.seed)
+            return float(cfg.general.seed)
 
-    assert sweep(tmp_path, *seeds, stage_function=killed) == 130
-    assert [job.error for job in load_jobs(tmp_path)] == [None, "did not end: interrupted or killed"]
+        def plan(stage) -> list[Step]:
+            artefact = stage.folder.artefact("baseline")
+            return [Step(artefact=artefact, made_from=lambda: {"seed": cfg.general.seed}, work=work)]
+
+        return run_stage(cfg, "baseline", plan)
+
+    assert sweep(tmp_path, "general.seed=1,2,3", run=killed) == 130
+    assert [job.error for job in load_jobs(tmp_path)] == [None, "it was interrupted"]
     done.append("again")
-    assert sweep(tmp_path, *seeds, "logging.level=ERROR", stage_function=killed) == 0
+    assert sweep(tmp_path, "general.seed=1,2,3", run=killed) == 0
     assert done == [1, "again", 2, 3]
-    assert f"job 0 is finished ({tmp_path / '0'}), skipped" in capfd.readouterr().err
-    assert [job.value for job in load_jobs(tmp_path)] == [1, 2, 3]
-    assert sweep(tmp_path, *seeds, "general.overwrite=true", stage_function=killed) == 0
-    assert done[4:] == [1, 2, 3]
+    assert f"stage baseline: skipped: complete and unchanged ({tmp_path / '0'})" in capfd.readouterr().err
+    assert [job.record.value for job in load_jobs(tmp_path)] == [1, 2, 3]
 
 
-def test_a_finished_job_with_other_settings_is_neither_taken_nor_replaced(tmp_path, capfd) -> None:
+def test_a_finished_job_with_other_settings_is_neither_taken_nor_replaced(sweep, tmp_path, capfd) -> None:
     assert sweep(tmp_path, "general.seed=1,3") == 0
     assert sweep(tmp_path, "general.seed=3,4", "student.lr=0.5") == 1
     (error,) = error_lines(capfd)
-    assert error.startswith(
-        f"error: {tmp_path / '0'}: holds a job with other settings (general.seed=1, not 3; student.lr="
-    )
-    assert "repeat a sweep with the same command, or give another hydra.sweep.dir" in error
-    assert [job.config["general.seed"] for job in load_jobs(tmp_path)] == [1, 3]
+    assert error.startswith("error: 2 of 2 jobs failed: 0 (general.seed=1): ")
+    assert "baseline is complete there, and general.seed changed from 1 to 3; student.lr changed from" in error
+    assert [job.record.made_from["general.seed"] for job in load_jobs(tmp_path)] == [1, 3]
+    assert sweep(tmp_path, "general.seed=1,3") == 0
+    assert [job.error for job in load_jobs(tmp_path)] == [None, None]
 
 
 @installed
-def test_an_interrupted_search_tries_the_same_and_skips_what_is_finished(tmp_path) -> None:
+def test_an_interrupted_search_tries_the_same_and_skips_what_is_finished(sweep, tmp_path) -> None:
     tried: list[float] = []
 
     def stage(cfg) -> float:
-        tried.append(cfg.student.dropout)
-        return -abs(cfg.student.dropout - 0.2)
+        def work() -> float:
+            tried.append(cfg.student.dropout)
+            return -abs(cfg.student.dropout - 0.2)
+
+        def plan(stage) -> list[Step]:
+            artefact = stage.folder.artefact("baseline")
+            return [Step(artefact=artefact, made_from=lambda: {"student.dropout": cfg.student.dropout}, work=work)]
+
+        return run_stage(cfg, "baseline", plan)
 
     search = ("hydra/sweeper=tune", "student.dropout=interval(0,0.5)")
-    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=2", stage_function=stage) == 0
-    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=3", stage_function=stage) == 0
+    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=2", run=stage) == 0
+    assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=3", run=stage) == 0
     assert len(tried) == len(set(tried)) == 3
-    assert [job.config["student.dropout"] for job in load_jobs(tmp_path)] == tried
+    assert [job.record.made_from["student.dropout"] for job in load_jobs(tmp_path)] == tried
+
+
+def finished(folder: Path, artefact: str, overrides: dict[str, str], **made_from: object) -> Artefact:
+    """A complete job that was asked for with these overrides."""
+    run = RunFolder(folder)
+    made = run.artefact(artefact)
+    made.begin({"general.seed": int(overrides["general.seed"]), **made_from})
+    snapshot = run.snapshot_dir(artefact)
+    snapshot.mkdir(parents=True)
+    (snapshot / "overrides.yaml").write_text("".join(f"- {key}={value}\n" for key, value in overrides.items()))
+    made.complete(0.5 + int(overrides["general.seed"]) / 10)
+    return made
 
 
 def test_jobs_are_in_their_numerical_order_and_know_what_varies(tmp_path) -> None:
     for number in range(11):
-        overrides = {"dataset": "sample", "general.seed": str(number)}
-        Job(tmp_path / str(number), "run_distill", overrides, {}).write(0.0, None)
+        finished(tmp_path / str(number), "distill", {"dataset": "sample", "general.seed": str(number)})
     jobs = load_jobs(tmp_path)
-    assert [job.folder.name for job in jobs] == [str(number) for number in range(11)]
+    assert [job.folder.root.name for job in jobs] == [str(number) for number in range(11)]
     assert varying_keys(jobs) == ["general.seed"]
 
 
 # --- gathering ----------------------------------------------------------------------------------------------
 
 
-def finished_job(folder: Path, entry_point: str, overrides: dict[str, str], ranks: np.ndarray) -> None:
+def finished_job(folder: Path, stage: str, overrides: dict[str, str], ranks: np.ndarray, **made_from: object) -> None:
     """A training whose test targets have these 0-based places, one per user; ndcg@1 is the share of zeros."""
-    stage = gather._STAGES[entry_point]
     seed = int(overrides["general.seed"])
-    Job(folder, entry_point, overrides, {"general.seed": seed}).write(0.5 + seed / 10, None)
+    finished(folder, stage, overrides, **made_from)
+    (folder / "metrics").mkdir(exist_ok=True)
     ones = np.ones_like(ranks)
     np.savez(
         folder / "metrics" / f"ranks_{stage}.npz",
@@ -154,11 +202,11 @@ def finished_sweep(tmp_path) -> Path:
     """Baseline and distilled under two seeds, the distilled one with two weights; 40 users."""
     some, many = np.array([0] * 10 + [5] * 30), np.array([0] * 30 + [5] * 10)
     for job, seed in enumerate(("1", "2")):
-        finished_job(tmp_path / str(job), "run_student_baseline", {"general.seed": seed}, some)
+        finished_job(tmp_path / str(job), "baseline", {"general.seed": seed}, some)
     jobs = (("0", "1", some), ("0", "2", some), ("1", "1", many), ("1", "2", many))
     for job, (weight, seed, ranks) in enumerate(jobs):
         overrides = {"distill.lambda": weight, "general.seed": seed}
-        finished_job(tmp_path / str(job), "run_distill", overrides, ranks)
+        finished_job(tmp_path / str(job), "distill", overrides, ranks, **{"distill.lambda": weight})
     return tmp_path
 
 
@@ -188,9 +236,9 @@ def test_a_sweep_becomes_a_table_over_seeds(finished_sweep, capsys) -> None:
 
 
 def test_a_sweep_names_what_is_not_finished(finished_sweep) -> None:
-    Job(finished_sweep / "9", "run_distill", {"general.seed": "3"}, {}).write(None, "out of memory")
+    finished(finished_sweep / "9", "distill", {"general.seed": "3"}).note_error("out of memory")
     assert run_gather(finished_sweep) == 0
-    assert "- job 9 (run_distill): out of memory" in (finished_sweep / "sweep.md").read_text()
+    assert "- job 9 (distill): out of memory" in (finished_sweep / "sweep.md").read_text()
 
 
 def test_arms_of_other_data_are_not_compared(finished_sweep) -> None:

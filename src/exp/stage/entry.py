@@ -48,8 +48,11 @@ def run_entry_point(run: Run, artefact: str | None = None) -> None:
             return run_job(lambda: _run(run, config), config, artefact, one_line, wants_trace=wants_trace)
         return _or_fail(lambda: _run(run, config), wants_trace=wants_trace)
 
-    signal.signal(signal.SIGTERM, _terminate)
-    _or_fail(lambda: run_jobs(entry(job), artefact), wants_trace=wants_trace)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _or_fail(lambda: run_jobs(lambda: entry(job)(), artefact), wants_trace=wants_trace)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(run: Run, config: DictConfig) -> float | None:

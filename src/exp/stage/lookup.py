@@ -1,16 +1,15 @@
 """Finding what earlier stages made: by their records, in whatever folder under the results a run was given."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.core.artefacts import Record, State
+from src.core.artefacts import Record, State, unlike
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
 from src.exp.stage.inputs import DATA, student_inputs, teacher_files_hash
 from src.exp.stage.stage import Stage
-from src.core.artefacts import unlike
 
 Misfit = Callable[[Record], str]  # why a record does not fit, in words; empty where it does
 

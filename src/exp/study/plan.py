@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 
 from hydra import compose
 from omegaconf import OmegaConf
@@ -147,6 +146,6 @@ def job_overrides(variant: Variant, base: list[str], seed: int) -> list[str]:
 
 
 def _combined(base: list[str], words: list[str]) -> list[str]:
-    """A variant's overrides after those of all; a group that it chooses anew (`active=all`) takes the group's with it."""
+    """A variant's overrides after those of all; where it chooses a group anew (`active=all`), the group's own go."""
     groups = {word.partition("=")[0] for word in words if "." not in word.partition("=")[0]}
     return [*(word for word in base if word.lstrip("+~").partition("=")[0].split(".")[0] not in groups), *words]
