@@ -12,7 +12,7 @@ from harness import ROOT, TINY_STUDENT, places, read, run_here, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
 from src.exp.record import changes, read_record
-from src.teacher.scoring.evaluation import generate_answers
+from src.teacher.scoring.answers import generate_answers
 from src.teacher.training import _step
 
 ENTRY_POINTS = {"teacher": run_teacher.run, "baseline": run_student_baseline.run, "distill": run_distill.run}
@@ -115,7 +115,7 @@ def test_a_teacher_killed_while_it_trains_and_while_it_writes_ends_as_one_that_w
             assert run_here(run_teacher.run, *overrides) == 130
 
     interrupted("src.teacher.training._step", 3)  # of 4
-    interrupted("src.teacher.ilora_backend.write_teacher_files", 1)
+    interrupted("src.teacher.scoring.export.write_teacher_files", 1)
     assert not (outputs / "manifest.json").exists()
     assert run_here(run_teacher.run, *overrides) == 0
 
@@ -155,7 +155,7 @@ def test_a_finished_teacher_does_not_replace_the_export_of_another(pipeline, tmp
     outputs = tmp_path / "outputs"
     shutil.copytree(pipeline.teacher_outputs, outputs)
     manifest = read(outputs / "manifest.json")
-    manifest["adapter_sha256"] = manifest["made_with"]["adapter_sha256"] = "0" * 64
+    manifest["adapter_sha256"] = manifest["made_with"]["the adapter"] = "0" * 64
     (outputs / "manifest.json").write_text(json.dumps(manifest))
     shutil.copytree(pipeline.folder, tmp_path / "run")
     overrides = [*pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}", f"paths.teacher_outputs_dir={outputs}"]
@@ -172,7 +172,7 @@ def test_a_teacher_whose_training_is_done_is_not_trained_again_for_another_expor
     folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
     overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))  # 1: validation
+        patch.setattr("src.teacher.scoring.evaluation.generate_answers", kill_at(generate_answers, 1))
         assert run_here(run_teacher.run, *overrides) == 130
     adapter = (folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors").read_bytes()
     spent = read(folder / "metrics" / "time.json")
@@ -208,7 +208,7 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
     folder, outputs = without(pipeline.folder, tmp_path / "run", "teacher"), tmp_path / "outputs"
     overrides = [*pipeline.overrides, f"hydra.run.dir={folder}", f"paths.teacher_outputs_dir={outputs}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.teacher.ilora_backend.generate_answers", kill_at(generate_answers, 2))
+        patch.setattr("src.teacher.scoring.evaluation.generate_answers", kill_at(generate_answers, 1))
         assert run_here(run_teacher.run, *overrides) == 130
     times = dict.fromkeys(read(folder / "metrics" / "time.json"), 1e6)
     (folder / "metrics" / "time.json").write_text(json.dumps(times))
@@ -223,7 +223,12 @@ def test_a_teacher_that_is_trained_anew_replaces_its_own_export_and_its_times(pi
 NO_EFFECT = {
     "teacher": ("student.lr=1", "distill.alpha=3", "teacher.save_interval=2"),
     "baseline": ("distill.alpha=3", "teacher.lr=1", "student.save_interval=2", "logging.level=ERROR"),
-    "distill": ("student.save_interval=7", "distill.lr=1e-3", "general.experiment_name=other", "general.overwrite=true"),
+    "distill": (
+        "student.save_interval=7",
+        "distill.lr=1e-3",
+        "general.experiment_name=other",
+        "general.overwrite=true",
+    ),
 }
 
 
