@@ -34,17 +34,18 @@ from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
 from src.student.config import StudentConfig
-from src.student.resume import Resume
+from src.student.context import RunContext
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
 from src.teacher.llm import load_llm, positions
+from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBatch, PromptBuilder
-from src.teacher.recommender import train_recommender
+from src.teacher.recommender import load_recommender, recommender_config, train_recommender
 from src.teacher.scoring.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
 from src.teacher.scoring.ranking import base_embeddings, rank_rows
 from src.teacher.tiny.build import build_tiny_llm, pretrain
-from src.teacher.training import TeacherModel, train_adapter, training_rows
+from src.teacher.training import train_adapter, training_rows
 
 LOGGER = logging.getLogger("benchmark")
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample"
@@ -65,22 +66,23 @@ def build_teacher(folder: Path, candidates: str) -> TeacherModel:
         export=ExportSettings(method="generate", candidates=candidates),
         tiny=TinySettings(hidden_size=96, pretrain_steps=PRETRAIN_STEPS),
     )
-    cpu, writer = torch.device("cpu"), make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
-    config.recommender.max_seq_len = dataset.max_seq_len
-    recommender = train_recommender(
-        config.recommender, dataset, MetricsConfig(), folder / "recommender", SEED, cpu, LOGGER, writer
-    )
+    writer = make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
+    context = RunContext(seed=SEED, device=torch.device("cpu"), logger=LOGGER, writer=writer)
+    student = recommender_config(config, dataset)
+    train_recommender(student, dataset, MetricsConfig(), folder=folder / "recommender", context=context)
+    recommender = load_recommender(folder / "recommender", dataset, context.device)
     words = sorted({word for title in dataset.titles for word in title.split()})
     words_only = replace(dataset, titles=[words[i % len(words)] for i in range(dataset.num_items)])
     untrained = replace(config, tiny=replace(config.tiny, pretrain_steps=1))
-    build_tiny_llm(untrained, words_only, folder / "llm", SEED, cpu, LOGGER, writer)
-    tokenizer, llm = load_llm(folder / "llm", "float32", cpu)
+    build_tiny_llm(untrained, words_only, folder=folder / "llm", context=context)
+    tokenizer, llm = load_llm(folder / "llm", "float32", context.device)
     builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
-    pretrain(llm, builder, config, dataset, SEED, LOGGER, writer)
+    pretrain(llm, builder, dataset, config=config, context=context)
     lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
-    teacher = TeacherModel(PromptedLM(lora, recommender.item_table), builder, recommender, dataset, config)
-    rows, resume = training_rows(dataset, TRAIN_ROWS, SEED), Resume(folder / "last_state.pt")
-    train_adapter(teacher, rows, SEED, lambda: 0.0, lambda: None, resume, LOGGER, writer)
+    lm = PromptedLM(lora, recommender.item_table)
+    teacher = TeacherModel(lm=lm, builder=builder, recommender=recommender, dataset=dataset, config=config)
+    rows = training_rows(dataset, TRAIN_ROWS, SEED)
+    train_adapter(teacher, rows, validate=lambda: 0.0, save_best=lambda: None, context=context)
     return teacher
 
 
@@ -113,7 +115,7 @@ def _rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, 
         prompts = teacher.builder.batch(
             [
                 teacher.builder.prompt(
-                    rows.history(i)[-teacher.config.max_history :], c, EVALUATION_TEMPLATE, embed=True
+                    rows.history(i)[-teacher.config.max_history :], c, template=EVALUATION_TEMPLATE, embed=True
                 )
                 for i, c in zip(batch, offered, strict=True)
             ]
@@ -149,8 +151,16 @@ def run_prompts(teacher: TeacherModel, index: np.ndarray) -> np.ndarray:
         return {"hidden": hidden[:, -1].cpu().numpy()}
 
     offered = candidate_items(teacher, teacher.dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
-    nothing = np.zeros(len(index), dtype=int)
-    return run_rows(teacher, teacher.dataset.train, index, offered, work, nothing, lambda rows: None)["hidden"]
+    done = run_rows(
+        teacher,
+        teacher.dataset.train,
+        index,
+        candidates=offered,
+        work=work,
+        extra_tokens=np.zeros(len(index), dtype=int),
+        advance=lambda count: None,
+    )
+    return done["hidden"]
 
 
 def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
@@ -163,12 +173,17 @@ def compare(teacher: TeacherModel, index: np.ndarray, rounds: int) -> dict[str, 
     rows, kind = teacher.dataset.train, teacher.config.export.candidates
     embeddings = base_embeddings(teacher, teacher.dataset.titles)
     scoring = replace(teacher, config=replace(teacher.config, export=ExportSettings(candidates="retrieval")))
+
+    def ranked_by(teacher: TeacherModel, candidates: str) -> np.ndarray:
+        made = rank_rows(teacher, rows, index, embeddings=embeddings, seed=SEED, candidates=candidates, count=TOP_N)
+        return made.items
+
     eos, newline = teacher.builder.tokenizer.eos_token_id, teacher.builder.newline_id
     sides: dict[str, Callable[[], np.ndarray]] = {
         "plain": lambda: rank_plainly(teacher, index, embeddings, [eos]),
         "plain_newline": lambda: rank_plainly(teacher, index, embeddings, [eos, newline]),
-        "generate": lambda: rank_rows(teacher, rows, index, embeddings=embeddings, seed=SEED, candidates=kind, count=TOP_N).items,
-        "likelihood": lambda: rank_rows(scoring, rows, index, embeddings=embeddings, seed=SEED, candidates="retrieval", count=TOP_N).items,
+        "generate": lambda: ranked_by(teacher, kind),
+        "likelihood": lambda: ranked_by(scoring, "retrieval"),
         "prompts_only": lambda: run_prompts(teacher, index),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -198,8 +213,9 @@ def moved(teacher: TeacherModel, device: torch.device) -> TeacherModel:
 
 def prompt_tokens(teacher: TeacherModel, dataset: SequenceDataset, index: np.ndarray) -> float:
     offered = candidate_items(teacher, dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
+    last = teacher.config.max_history
     lengths = [
-        len(teacher.builder.prompt(dataset.train.history(i)[-teacher.config.max_history :], c, template=0, embed=True).ids)
+        len(teacher.builder.prompt(dataset.train.history(i)[-last:], c, template=EVALUATION_TEMPLATE, embed=True).ids)
         for i, c in zip(index, offered, strict=True)
     ]
     return round(float(np.mean(lengths)), 1)

@@ -22,9 +22,6 @@ SHARED_NAMES = {"SASRecModules_ori", "third_party"}  # both submodules have a fi
 CONFIG_FILES = {
     "core/paths.py",
     "core/settings.py",
-    "teacher/factory.py",
-    "teacher/interfaces.py",
-    "teacher/ilora_backend.py",
     "distill/selection_policy.py",
 }
 

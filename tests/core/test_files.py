@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
 from src.core.errors import UserError
-from src.core.files import read_json, sha256_file, write_atomic, write_json, write_text
+from src.core.files import read_json, sha256_file, write_atomic, write_hashed, write_json, write_text
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -84,3 +85,14 @@ def test_sha256_of_a_file_larger_than_one_read(tmp_path):
     (tmp_path / "file").write_bytes(content)
 
     assert sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_hash_is_of_what_was_written_not_of_what_lies_there_afterwards(tmp_path, monkeypatch):
+    path, move = tmp_path / "file", os.replace
+
+    def move_and_be_late(source, target):
+        move(source, target)
+        path.write_bytes(b"another process's")
+
+    monkeypatch.setattr(os, "replace", move_and_be_late)
+    assert write_hashed(path, lambda temporary: temporary.write_bytes(b"ours")) == hashlib.sha256(b"ours").hexdigest()

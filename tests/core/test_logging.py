@@ -7,7 +7,7 @@ import pytest
 from src.core import logging as run_logging
 from src.core.errors import UserError
 from src.core.files import read_json, write_json
-from src.core.logging import LoggingConfig, init_logger, progress_bar, tensorboard_writer, time_block
+from src.core.logging import LoggingConfig, PrefixedWriter, init_logger, progress_bar, tensorboard_writer, time_block
 
 
 @pytest.fixture
@@ -115,3 +115,8 @@ def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     assert not progress_bar().disable
     init_logger(tmp_path / "a.log", LoggingConfig(progress=False))
     assert progress_bar().disable
+
+
+def test_a_prefixed_writer_names_its_curves_apart(tb_writer):
+    PrefixedWriter(tb_writer, "recommender").add_scalar("loss", 0.5, 3)
+    assert tb_writer.scalars == [("recommender/loss", 0.5, 3)]

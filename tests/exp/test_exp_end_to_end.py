@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.core.files import sha256_file
+from src.core.files import LOCK_FILE, sha256_file
 from src.core.git_info import git_commit
 from src.core.teacher_files import read_manifest
 from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher
@@ -46,7 +46,7 @@ def log_text(pipeline, name: str) -> str:
 def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipeline) -> None:
     top = {path.name for path in pipeline.folder.iterdir()}
     reports = {"report.md", "report.html"}
-    assert top == {".hydra", "logs", "tb", "models", "metrics", "plots", "git_info.txt", *reports}
+    assert top == {".hydra", "logs", "tb", "models", "metrics", "plots", "records", "git_info.txt", *reports}
     assert {path.name for path in (pipeline.folder / "models").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "tb").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "metrics").iterdir()} == {
@@ -139,11 +139,11 @@ def test_logs_have_their_names_and_tell_what_was_done(pipeline) -> None:
 
 def test_tensorboard_has_the_curves_of_every_stage(pipeline) -> None:
     expected = {
-        "teacher": {"pretrain/loss", "train/loss", "valid/hr@1_all"},
+        "teacher": {"recommender/loss", "tiny_llm/loss", "train/loss", "valid/hr@1_all"},
         "baseline": {"loss", "loss_ce", "valid/ndcg@10", "test/ndcg@10"},
         "distill": {"loss", "loss_ce", "loss_ranking", "selected", "valid/ndcg@10", "test/ndcg@10"},
     }
-    expected["teacher"].remove("pretrain/loss")  # three steps of pretraining are fewer than it reports
+    expected["teacher"].remove("tiny_llm/loss")  # three steps of pretraining are fewer than it reports
     for stage, tags in expected.items():
         events = EventAccumulator(str(pipeline.folder / "tb" / stage))
         events.Reload()
@@ -185,7 +185,8 @@ def test_the_teachers_files_agree_with_their_manifest(pipeline) -> None:
     folder = pipeline.teacher_outputs
     manifest = read_manifest(folder)
     adapter = pipeline.folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors"
-    assert {path.name for path in folder.iterdir()} == {*manifest.sha256, "row_stats.npz", "manifest.json"}
+    files = {path.name for path in folder.iterdir()} - {LOCK_FILE}
+    assert files == {*manifest.sha256, "row_stats.npz", "manifest.json"}
     assert all(sha256_file(folder / name) == digest for name, digest in manifest.sha256.items())
     assert (manifest.num_rows, manifest.num_items, manifest.top_n, manifest.llm_dim) == (600, 200, 4, 16)
     assert (manifest.in_sample_rows, manifest.seed) == (64, 42)

@@ -55,7 +55,7 @@ from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
 from src.teacher import ilora_backend
 from src.teacher.adapter.prompted_lm import PromptedLM
-from src.teacher.scoring.evaluation import generate_answers
+from src.teacher.scoring.answers import generate_answers
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
 
@@ -271,7 +271,8 @@ class Bench:
         cfg = compose_config(*base, f"paths.teacher_outputs_dir={folder.root / 'outputs'}", *overrides)
         settings = parse_settings(cfg)
         dataset = load_dataset(settings.dataset, self.tmp / "data", QUIET)
-        return build_teacher(cfg, dataset, folder, CPU), cfg, folder  # type: ignore[return-value]
+        teacher = build_teacher(settings, dataset=dataset, folder=folder, device=CPU)
+        return teacher, settings, folder  # type: ignore[return-value]
 
     def teach(self, *overrides: str, fresh: bool = False, tiny: bool = True) -> "Taught":
         """A trained teacher, one for equal overrides; `fresh` trains another."""
@@ -856,7 +857,7 @@ def _teacher_engine(bench: Bench) -> None:
     """`submodule` is refused where iLoRA is not checked out; `auto` then takes ours."""
     bench.patch.setenv("ILORA_DIR", str(bench.tmp / "nothing"))
     assert refusal(lambda: bench.teacher("teacher.engine=submodule")).startswith("teacher.engine=submodule: ")
-    assert bench.teacher("teacher.engine=auto")[0]._engine == "native"
+    assert bench.teacher("teacher.engine=auto")[0].engine == "native"
 
 
 def _init_adapter(bench: Bench) -> None:
@@ -907,9 +908,9 @@ def _max_eval_rows(bench: Bench) -> None:
 def _max_valid_rows(bench: Bench) -> None:
     answered: list[int] = []
 
-    def answer(parts, rows, index, seed):  # type: ignore[no-untyped-def]
+    def answer(teacher, rows, index, *, seed):  # type: ignore[no-untyped-def]
         answered.append(len(index))
-        return generate_answers(parts, rows, index, seed)
+        return generate_answers(teacher, rows, index, seed=seed)
 
     bench.patch.setattr(ilora_backend, "generate_answers", answer)
     for count in (3, 5):
@@ -927,19 +928,19 @@ def _saved_steps(bench: Bench, *overrides: str) -> list[int]:
 
 
 def _save_interval(bench: Bench) -> None:
-    """Always before the first step and after the last, and between them after some epochs."""
+    """Always after the last step, and before it after some epochs."""
     saved = [_saved_steps(bench, f"teacher.save_interval={interval}") for interval in (1, 2, 5)]
-    assert saved == [[0, 2, 4, 6], [0, 4, 6], [0, 6]]
+    assert saved == [[2, 4, 6], [4, 6], [6]]
 
 
 def _save_steps(bench: Bench) -> None:
-    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=4") == [0, 4, 6]
-    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=1") == [0, 1, 2, 3, 4, 5, 6]
+    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=4") == [4, 6]
+    assert _saved_steps(bench, "teacher.save_interval=5", "teacher.save_steps=1") == [1, 2, 3, 4, 5, 6]
 
 
 def _dtype(bench: Bench) -> None:
     full, half = bench.teach(), bench.teach("teacher.dtype=bfloat16")
-    assert [t.teacher._loaded().engine.lora.llm.dtype for t in (full, half)] == [torch.float32, torch.bfloat16]
+    assert [t.teacher._loaded().lm.lora.llm.dtype for t in (full, half)] == [torch.float32, torch.bfloat16]
     assert full.losses != half.losses
 
 

@@ -186,8 +186,8 @@ def write_often(folder: Path, teacher: int, count: int) -> None:
 
 def test_whoever_reads_under_the_lock_sees_one_whole_export(tmp_path):
     """Two processes that replace each other's files over and over, while this one reads."""
-    spawn, folder, seen = multiprocessing.get_context("spawn"), tmp_path / "outputs", set()
-    writers = [spawn.Process(target=write_often, args=(folder, teacher, 40)) for teacher in (1, 2)]
+    fork, folder, seen = multiprocessing.get_context("fork"), tmp_path / "outputs", set()
+    writers = [fork.Process(target=write_often, args=(folder, teacher, 40)) for teacher in (1, 2)]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -207,9 +207,9 @@ def test_whoever_reads_under_the_lock_sees_one_whole_export(tmp_path):
 
 def test_an_export_waits_for_another_and_then_looks_again(make_backend, settings_of, teacher, tmp_path, caplog):
     """The folder was free before the wait, and another teacher's afterwards."""
-    spawn, folder = multiprocessing.get_context("spawn"), tmp_path / "outputs"
-    is_held, may_go = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=hold, args=(folder, is_held, may_go))
+    fork, folder = multiprocessing.get_context("fork"), tmp_path / "outputs"
+    is_held, may_go = fork.Event(), fork.Event()
+    other = fork.Process(target=hold, args=(folder, is_held, may_go))
     other.start()
     assert is_held.wait(60)
     backend = make_backend("run", teacher)

@@ -52,7 +52,9 @@ def test_it_starts_with_a_pointer_to_the_fitting_candidate(make_dataset, build_l
     rng = np.random.default_rng(0)
     users = [(4 * (user % 10) + rng.permutation(8) % 4).tolist() for user in range(60)]
     dataset = make_dataset(users, num_items=40, max_seq_len=8)
-    untrained = TinySettings(400, 96, 3, 2, pretrain_steps=1, pretrain_batch_size=1, pretrain_lr=1e-12)
+    untrained = TinySettings(
+        vocab_size=400, hidden_size=96, num_layers=3, pretrain_steps=1, pretrain_batch_size=1, pretrain_lr=1e-12
+    )
     build_llm(replace(config, tiny=untrained), tmp_path / "llm", 3, dataset)
     tokenizer, _ = load_llm(tmp_path / "llm", "float32", CPU)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "llm", attn_implementation="eager")

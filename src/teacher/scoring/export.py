@@ -104,10 +104,11 @@ def run_export(
         processes.broadcast("" if hashes else "score")
         if hashes is None:
             teacher = load_teacher()
+            num_rows, num_items = len(export.index(teacher)), teacher.dataset.num_items
             shards = _score(export, teacher, logger, on_shard)
-            hashes = _write(export, teacher, read_shards(shards, len(export.index(teacher))))
+            hashes = _write(export, teacher, read_shards(shards, num_rows))
             remove_shards(shards)
-            logger.info("wrote %s (%d rows)", export.folder, len(export.index(teacher)))
+            logger.info("wrote %s (%d rows, %d items)", export.folder, num_rows, num_items)
     return {str(export.folder / name): digest for name, digest in hashes.items()}
 
 
