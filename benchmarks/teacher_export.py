@@ -33,7 +33,7 @@ from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
 from src.student.config import StudentConfig
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
 from src.teacher.engine import Engine
 from src.teacher.export import base_embeddings, rank_rows

@@ -29,7 +29,9 @@ def run(cfg: DictConfig) -> None:
     else:
         checkpoint = _newest(cfg, RunFolder(here), dataset.fingerprint, logger)
     device = resolve_device(settings.general.device, logger)
-    best = recommend(checkpoint, dataset, asked.history, asked.top_k, asked.show_history, device)
+    best = recommend(
+        checkpoint, dataset, asked.history, top_k=asked.top_k, show_history=asked.show_history, device=device
+    )
     table = Table(title=f"{dataset.name}, {checkpoint}")
     for column in ("rank", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")

@@ -16,8 +16,8 @@ from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.significance import Ranks, paired_tests, user_metric
+from src.distill.control_teachers import random_teacher, recommender_teacher
 from src.distill.data_bridge import TeacherOutputs
-from src.exp.arm_teachers import random_teacher, recommender_teacher
 from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.settings import ArmConfig, parse_settings
@@ -25,7 +25,7 @@ from src.exp.stage import Stage, begin_stage, run_entry_point
 from src.exp.variants import ALL_SAMPLES, keep_or_run, trained_baseline, variant
 from src.student.checkpoint import load_checkpoint
 from src.student.evaluator import evaluate_scores
-from src.student.floors import popularity
+from src.student.references import popularity
 
 BASELINE = "arms/baseline"
 
@@ -104,8 +104,13 @@ def _arm(stage: Stage, source: RunFolder, name: str, arm: ArmConfig, seed: int) 
 def _teacher(job: Stage, source: RunFolder, arm: ArmConfig) -> TeacherOutputs:
     distill = job.settings.distill
     if arm.teacher == "recommender":
-        per_sequence = distill.confidence == "per_sequence"
-        return recommender_teacher(_recommender(job, source), job.dataset, distill.top_k, per_sequence, job.device)
+        return recommender_teacher(
+            _recommender(job, source),
+            job.dataset,
+            top_k=distill.top_k,
+            per_sequence=distill.confidence == "per_sequence",
+            device=job.device,
+        )
     outputs = teacher_outputs(job)
     if arm.teacher == "random":
         return random_teacher(outputs, job.dataset.num_items, job.settings.general.seed)

@@ -6,13 +6,13 @@ from omegaconf import DictConfig
 
 from src.core.errors import UserError
 from src.core.files import write_json
-from src.core.logging import TensorBoardWriter, time_block
+from src.core.logging import record_times_in, time_block
 from src.core.paths import teacher_outputs_dir
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.trainer_distill import train_distilled
+from src.distill.trainer_distill import Distillation, train_distilled
 from src.exp.lookup import baseline_folder
 from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.stage import Stage, run_entry_point, run_stage
@@ -53,31 +53,30 @@ def train(stage: Stage) -> float:
 
 def train_with(stage: Stage, outputs: TeacherOutputs, init_checkpoint: Path | None) -> float:
     """Train and test the student with this teacher; returns the best validation value."""
-    settings, writer = stage.settings, stage.tensorboard
-    policy = _policy(stage, outputs, writer)
-    with stage.training("distill_student_train_time") as resume:
-        result = train_distilled(
-            settings.distill,
-            settings.student,
-            stage.dataset,
-            outputs,
-            policy,
-            init_checkpoint,
-            settings.metrics,
-            stage.folder.model_dir("distill"),
-            settings.general.seed,
-            stage.device,
-            stage.logger,
-            writer,
-            resume,
+    policy = _policy(stage, outputs)
+    with stage.training("distill_student_train_time") as context:
+        logged = None if isinstance(policy, SelectionPolicyAll) else LoggedPolicy(policy, context.writer)
+        distillation = Distillation(
+            settings=stage.settings.distill,
+            outputs=outputs,
+            policy=logged or policy,
+            init_checkpoint=init_checkpoint,
         )
-    if isinstance(policy, LoggedPolicy):
-        policy.save(stage.folder.selection_file)
-    return finish(stage, result, writer)
+        result = train_distilled(
+            stage.settings.student,
+            stage.dataset,
+            distillation=distillation,
+            metrics=stage.settings.metrics,
+            folder=stage.folder.model_dir("distill"),
+            context=context,
+        )
+    if logged is not None:
+        logged.save(stage.folder.selection_file)
+    return finish(stage, result, context.writer)
 
 
-def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
-    """The policy of `active`, logged; one that chose rows before the export has nothing left to choose.
+def _policy(stage: Stage, outputs: TeacherOutputs) -> SelectionPolicy:
+    """The policy of `active`; one that chose rows before the export has nothing left to choose.
 
     Raises:
         UserError: a policy without a loss to select for, or one whose export holds all rows.
@@ -99,8 +98,7 @@ def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) ->
             f"{settings.distill.kd_weight:g}, distill.alpha={settings.distill.alpha:g} and distill.embedding="
             f"{settings.distill.embedding}; use active=all"
         )
-    policy = build_selection_policy(stage.cfg.active, stage.dataset, settings.general.seed)
-    return LoggedPolicy(policy, stage.dataset, writer)
+    return build_selection_policy(settings.active)
 
 
 def _run_original(stage: Stage) -> float:
@@ -116,7 +114,8 @@ def _run_original(stage: Stage) -> float:
     stage.logger.info("histories are cut to their last 10 items, as the original program has it")
     words = arguments(settings.distill, settings.student, stage.device)
     stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
-    with time_block("dllm2rec_upstream_train_time", folder.time_file):
+    record_times_in(folder.time_file)
+    with time_block("dllm2rec_upstream_train_time"):
         result = run_program(program, work, words, settings.distill.num_epochs, work / "output.log")
     save_history(FitResult(history=result.epochs), folder.history_file(stage.name))
     metrics = result.metrics("test")
@@ -134,17 +133,9 @@ def teacher_outputs(stage: Stage) -> TeacherOutputs:
     distill = stage.settings.distill
     if not (distill.needs_ranking or distill.needs_embeddings):
         stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
-        return TeacherOutputs(None, None, None, None)
+        return TeacherOutputs()
     folder = teacher_outputs_dir(stage.cfg)
-    outputs = load_teacher_outputs(
-        folder,
-        stage.dataset,
-        distill.top_k,
-        distill.needs_embeddings,
-        distill.needs_ranking,
-        stage.logger,
-        distill.confidence == "per_sequence",
-    )
+    outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
     stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
     return outputs
 

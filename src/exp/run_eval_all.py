@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from src.core.cost import answer_latency, parameter_counts, record_cost
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
@@ -21,9 +20,10 @@ from src.exp.lookup import find_run
 from src.exp.report import STUDENTS, Comparison, summary_table, write_report
 from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
 from src.student.checkpoint import load_checkpoint
+from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.student.evaluator import Evaluation, ScoreRows, evaluate_model, evaluate_scores, write_evaluation
-from src.student.floors import markov_chain, popularity
 from src.student.models import Student
+from src.student.references import markov_chain, popularity
 
 _TIMED_USERS = 200
 

@@ -13,20 +13,15 @@ def run(cfg: DictConfig) -> float:
 
 def train(stage: Stage) -> float:
     """Train and test the student; returns the best validation value."""
-    writer = stage.tensorboard
-    with stage.training("student_baseline_train_time") as resume:
+    with stage.training("student_baseline_train_time") as context:
         result = train_baseline(
             stage.settings.student,
             stage.dataset,
-            stage.settings.metrics,
-            stage.folder.model_dir("baseline"),
-            stage.settings.general.seed,
-            stage.device,
-            stage.logger,
-            writer,
-            resume,
+            metrics=stage.settings.metrics,
+            folder=stage.folder.model_dir("baseline"),
+            context=context,
         )
-    return finish(stage, result, writer)
+    return finish(stage, result, context.writer)
 
 
 def main() -> None:

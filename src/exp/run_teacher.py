@@ -9,7 +9,14 @@ import torch
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
-from src.core.logging import LoggingConfig, forget_times, silent_logger, tensorboard_writer, time_block
+from src.core.logging import (
+    LoggingConfig,
+    forget_times,
+    record_times_in,
+    silent_logger,
+    tensorboard_writer,
+    time_block,
+)
 from src.core.paths import project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.teacher_files import ChosenRows
@@ -18,6 +25,7 @@ from src.exp.lookup import baseline_folder
 from src.exp.record import CHOICE_OF_ROWS, weights_hash
 from src.exp.stage import Stage, begin_stage, look_at_stage, run_entry_point, run_folder, run_stage
 from src.student.checkpoint import load_checkpoint_of
+from src.student.context import Resume
 from src.teacher import processes
 from src.teacher.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from src.teacher.factory import build_teacher
@@ -86,23 +94,25 @@ def _teach(stage: Stage) -> float:
     cfg, folder = stage.cfg, stage.folder
     teacher = _build(stage)
     value = stage.replace_result()
+    record_times_in(folder.time_file)
     if value is None or not (folder.model_dir("teacher") / "adapter" / ADAPTER_WEIGHTS).is_file():
         processes.tell(_TRAIN)
         value = _train(stage, teacher)
     else:
         stage.logger.info("the adapter is trained: %s", folder.model_dir("teacher"))
         processes.tell(_EXPORT)
-    with time_block(EXPORT_TIME, folder.time_file):
+    with time_block(EXPORT_TIME):
         teacher.export_for_dllm2rec(cfg, stage.logger)
     teacher.evaluate(cfg, stage.logger)
     return value
 
 
 def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
-    time_file, writer = stage.folder.time_file, stage.tensorboard
-    if not stage.folder.last_state_file("teacher").is_file():
-        forget_times(time_file, _TRAIN_TIME)
-    with time_block(_TRAIN_TIME, time_file):
+    resume = Resume(stage.folder.last_state_file("teacher"))
+    writer = stage.tensorboard(resume.steps_done())
+    if not resume.file.is_file():
+        forget_times(_TRAIN_TIME)
+    with time_block(_TRAIN_TIME):
         value = teacher.train(stage.cfg, stage.logger, writer)
     writer.close()
     stage.keep_trained(value)
@@ -115,7 +125,8 @@ def _export_again(cfg: DictConfig) -> None:
     teacher = _build(stage)
     stage.logger.info("%s: does not hold this teacher's export: exporting again", teacher_outputs_dir(cfg))
     processes.tell(_EXPORT)
-    with time_block(EXPORT_TIME, stage.folder.time_file):
+    record_times_in(stage.folder.time_file)
+    with time_block(EXPORT_TIME):
         teacher.export_for_dllm2rec(cfg, stage.logger)
 
 
@@ -139,10 +150,9 @@ def _rows_to_export(stage: Stage) -> ChosenRows | None:
     if active.strategy == "all":
         raise UserError("teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty")
     model = load_checkpoint_of(_choosing_student(stage), stage.dataset, _STUDENT_KEY)
-    rows = select_rows(active, model, stage.dataset, stage.settings.general.seed, stage.device)
-    measure = f" by {active.measure}" if active.measure else ""
-    stage.logger.info("asking for %d of %d rows: %s%s", len(rows), len(stage.dataset.train), active.strategy, measure)
-    return ChosenRows(rows, f"{active.strategy}{measure}, budget_ratio {active.budget_ratio:g}")
+    rows = select_rows(active, model, stage.dataset, seed=stage.settings.general.seed, device=stage.device)
+    stage.logger.info("asking for %d of %d rows: %s", len(rows), len(stage.dataset.train), active.description)
+    return ChosenRows(rows, f"{active.description}, budget_ratio {active.budget_ratio:g}")
 
 
 def _choosing_student(stage: Stage) -> Path:

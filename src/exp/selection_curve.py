@@ -22,7 +22,7 @@ from src.core.paths import teacher_outputs_dir
 from src.core.seed import set_seed
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
-from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
+from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig, UncertaintyConfig
 from src.exp.record import teacher_files_hash, weights_hash
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.stage import Stage, begin_stage, run_entry_point
@@ -77,7 +77,9 @@ def _points(stage: Stage, outputs: TeacherOutputs, seed: int) -> list[dict[str, 
         for share in settings.shares:
             set_seed(seed)
             model, _ = load_checkpoint(checkpoint)
-            asked[policy, share] = select_rows(_active(policy, share), model, stage.dataset, seed, stage.device)
+            asked[policy, share] = select_rows(
+                _active(policy, share), model, stage.dataset, seed=seed, device=stage.device
+            )
     lines = [_line(baseline, BASELINE, 0.0, 0)]
     for (policy, share), rows in asked.items():
         job = _distilled(stage, outputs, f"{policy}_{share:g}".replace(" ", "_"), seed, rows)
@@ -114,8 +116,10 @@ def _line(job: Stage, policy: str, share: float, rows: int) -> dict[str, object]
 
 def _active(policy: str, share: float) -> ActiveConfig:
     if policy in STUDENT_MEASURES:
-        return ActiveConfig("uncertainty", "uncertainty", share, policy, "epoch")
-    return ActiveConfig(policy, policy, share)
+        return UncertaintyConfig(
+            name="uncertainty", strategy="uncertainty", budget_ratio=share, measure=policy, budget_per="epoch"
+        )
+    return ActiveConfig(name=policy, strategy=policy, budget_ratio=share)
 
 
 def summarise(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

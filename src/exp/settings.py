@@ -6,16 +6,18 @@ from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.core.data_utils import DatasetConfig
 from src.core.errors import UserError, check
 from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig, project_path
-from src.core.settings import parse_section
+from src.core.settings import parse_choice, parse_section
+from src.distill import selection_policy
+from src.distill.config import TEACHERS, DistillConfig
 from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
-from src.distill.trainer_distill import DistillConfig
+from src.student import config as students
 from src.student.config import StudentConfig
 from src.teacher.config import TeacherConfig
 
@@ -40,9 +42,6 @@ class EvalConfig:
 
     run_dir: str | None = None
     seed_dirs: list[str] = field(default_factory=list)
-
-
-TEACHERS = ("files", "recommender", "random")
 
 
 @dataclass
@@ -140,11 +139,7 @@ def parse_settings(cfg: DictConfig) -> Settings:
     for key in cfg:
         if key not in _SCHEMAS:
             raise UserError(f"{key}: unknown section; available: {', '.join(_SCHEMAS)}")
-    own = {"distill": _parse_distill, "teacher": _parse_teacher}
-    sections = {
-        name: own[name](cfg[name]) if name in own else parse_section(schema, cfg[name], name)
-        for name, schema in _SCHEMAS.items()
-    }
+    sections = {name: _parse(name, schema, cfg[name]) for name, schema in _SCHEMAS.items()}
     if sections["dataset"].raw_dir is not None:
         sections["dataset"].raw_dir = str(project_path(sections["dataset"].raw_dir))
     return Settings(**sections)
@@ -159,20 +154,19 @@ def known_keys(section: str) -> list[str]:
         if not options:
             return []
         schema = options[0]
-    return ["lambda" if entry.name == "kd_weight" else entry.name for entry in fields_of(schema)]
+    return [entry.metadata.get("key", entry.name) for entry in fields_of(schema)]
 
 
-def _parse_distill(section: DictConfig) -> DistillConfig:
-    """`lambda` cannot name a dataclass field; here it becomes `kd_weight`."""
-    values = OmegaConf.to_container(section, resolve=True)
-    if "kd_weight" in values:
-        raise UserError("distill.kd_weight: unknown key; did you mean distill.lambda?")
-    if "lambda" in values:
-        values["kd_weight"] = values.pop("lambda")
-    try:
-        return parse_section(DistillConfig, OmegaConf.create(values), "distill")
-    except UserError as error:
-        raise UserError(str(error).replace("distill.kd_weight", "distill.lambda")) from error
+_CHOICES = {"student": (students.SCHEMAS, "name"), "active": (selection_policy.SCHEMAS, "strategy")}
+
+
+def _parse(name: str, schema: type, section: DictConfig) -> Any:
+    if name == "teacher":
+        return _parse_teacher(section)
+    if name in _CHOICES:
+        schemas, by = _CHOICES[name]
+        return parse_choice(schemas, section, name, by)
+    return parse_section(schema, section, name)
 
 
 _NOT_OF_RECOMMENDER = {

@@ -22,13 +22,22 @@ from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.git_info import PROJECT_ROOT, save_git_info
-from src.core.logging import LOGGER_NAME, TensorBoardWriter, forget_times, init_logger, tensorboard_writer, time_block
+from src.core.logging import (
+    LOGGER_NAME,
+    TensorBoardWriter,
+    forget_times,
+    init_logger,
+    record_times_in,
+    tensorboard_writer,
+    time_block,
+)
 from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
 from src.exp.record import Record, can_go_on, changes, is_same_training, made_from, read_record
 from src.exp.settings import Settings, known_keys, parse_settings
 from src.exp.sweep import run_job, run_jobs
-from src.student.resume import Resume
+from src.student.config import fit_window
+from src.student.context import Resume, RunContext
 
 StageFunction = Callable[[DictConfig], float | None]
 
@@ -113,19 +122,27 @@ class Stage:
     logger: logging.Logger
     made_from: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def tensorboard(self) -> TensorBoardWriter:
-        return tensorboard_writer(self.folder.tensorboard_dir(self.name), self.settings.logging)
+    def tensorboard(self, keep_until: int | None = None) -> TensorBoardWriter:
+        folder = self.folder.tensorboard_dir(self.name)
+        return tensorboard_writer(folder, self.settings.logging, keep_until=keep_until)
 
     @contextmanager
-    def training(self, time_name: str) -> Iterator[Resume]:
-        """The time that a student's training takes, and where it keeps its last state."""
+    def training(self, time_name: str) -> Iterator[RunContext]:
+        """The context of a student's training, whose time counts as `time_name`."""
         self.replace_result()
+        record_times_in(self.folder.time_file)
         last_state = self.folder.last_state_file(self.name)
         if not last_state.is_file():
-            forget_times(self.folder.time_file, time_name)
-        with time_block(time_name, self.folder.time_file) as add_time:
-            yield Resume(last_state, add_time)
+            forget_times(time_name)
+        with time_block(time_name) as add_time:
+            resume = Resume(last_state, add_time)
+            yield RunContext(
+                seed=self.settings.general.seed,
+                device=self.device,
+                logger=self.logger,
+                writer=self.tensorboard(resume.steps_done()),
+                resume=resume,
+            )
 
     def replace_result(self) -> float | None:
         """To be called once everything is checked: from here on an earlier result of the stage counts no more.
@@ -249,18 +266,20 @@ def begin_stage(cfg: DictConfig, name: str) -> Stage:
     commit = save_git_info(folder.root)
     device = resolve_device(settings.general.device, logger)
     set_seed(settings.general.seed)
-    return Stage(name, cfg, settings, folder, commit, device, _load_data(cfg, settings, logger), logger)
+    settings, dataset = _load_data(cfg, settings, logger)
+    return Stage(name, cfg, settings, folder, commit, device, dataset, logger)
 
 
 def look_at_stage(cfg: DictConfig, name: str, logger: logging.Logger) -> Stage:
     """The stage as `begin_stage` gives it, but nothing in its folder is touched."""
     settings = parse_settings(cfg)
     device = resolve_device(settings.general.device, logger)
-    return Stage(name, cfg, settings, run_folder(), "", device, _load_data(cfg, settings, logger), logger)
+    settings, dataset = _load_data(cfg, settings, logger)
+    return Stage(name, cfg, settings, run_folder(), "", device, dataset, logger)
 
 
-def _load_data(cfg: DictConfig, settings: Settings, logger: logging.Logger) -> SequenceDataset:
-    """The data set; the student's window is cut to its windows."""
+def _load_data(cfg: DictConfig, settings: Settings, logger: logging.Logger) -> tuple[Settings, SequenceDataset]:
+    """The data set, and the settings with the student's window cut to its windows."""
     dataset = load_dataset(settings.dataset, data_dir(cfg), logger)
     if settings.student.max_seq_len > dataset.max_seq_len:
         logger.info(
@@ -268,8 +287,7 @@ def _load_data(cfg: DictConfig, settings: Settings, logger: logging.Logger) -> S
             settings.student.max_seq_len,
             dataset.max_seq_len,
         )
-        settings.student.max_seq_len = dataset.max_seq_len
-    return dataset
+    return replace(settings, student=fit_window(settings.student, dataset.max_seq_len)), dataset
 
 
 def _save_configuration(cfg: DictConfig, folder: RunFolder, stage: str) -> None:

@@ -9,6 +9,7 @@ from src.core.paths import RunFolder
 from src.exp.run_student_baseline import train
 from src.exp.settings import parse_settings
 from src.exp.stage import Stage, compare, record_stage
+from src.student.config import fit_window
 
 ALL_SAMPLES = {"name": "all", "strategy": "all"}  # `active` of a training whose loss has no samples to choose
 
@@ -25,7 +26,7 @@ def variant(stage: Stage, name: str, where: str, seed: int, changes: dict) -> St
         open_cfg.active = {}
     cfg = OmegaConf.merge(open_cfg, {"general": {"seed": seed}, **changes})
     settings = parse_settings(cfg)
-    settings.student.max_seq_len = stage.settings.student.max_seq_len
+    settings = replace(settings, student=fit_window(settings.student, stage.dataset.max_seq_len))
     folder = RunFolder(stage.folder.root / where / f"seed_{seed}")
     return replace(stage, name=name, cfg=cfg, settings=settings, folder=folder)
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from src.core.cost import answer_latency, parameter_counts, record_cost
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
@@ -23,8 +22,9 @@ from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import parse_section
 from src.core.teacher_files import MANIFEST_FILE, ChosenRows, Manifest, find_damage, read_manifest, write_teacher_files
+from src.student.context import Resume
+from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.student.evaluator import write_evaluation
-from src.student.resume import Resume
 from src.teacher.adapter_file import WEIGHTS_FILE, read_adapter
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import Engine
@@ -145,9 +145,8 @@ class ILoRATeacher(ITeacherRecommender):
         self, cfg: DictConfig, logger: logging.Logger, tb_writer: TensorBoardWriter
     ) -> FrozenRecommender:
         metrics = parse_section(MetricsConfig, cfg.metrics, "metrics")
-        self.settings.recommender.max_seq_len = self.dataset.max_seq_len
         return train_recommender(
-            self.settings.recommender,
+            replace(self.settings.recommender, max_seq_len=self.dataset.max_seq_len),
             self.dataset,
             metrics,
             self._recommender_dir,
@@ -273,7 +272,7 @@ class ILoRATeacher(ITeacherRecommender):
         folder = shard_folder(own / "shards", made_with)
         process = state()
         if process.is_main_process and not has_shards(folder):
-            forget_times(self.folder.time_file, EXPORT_TIME)
+            forget_times(EXPORT_TIME)
         logger.info(
             "exporting %d of %d rows by %s, candidates: %s", len(index), len(train), export.method, export.candidates
         )

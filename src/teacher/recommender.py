@@ -13,8 +13,9 @@ from src.core.logging import LOGGER_NAME, TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
-from src.student.evaluator import history_mask
+from src.student.context import RunContext
 from src.student.models import Student
+from src.student.serving import rank_unseen
 from src.student.trainer_baseline import train_baseline
 from src.teacher.upstream_recommender import read_pickled_sasrec
 
@@ -41,7 +42,6 @@ class FrozenRecommender:
         """User representations float32 [B, hidden_size] of some rows."""
         return self.model.encode(*self._windows(rows, index))
 
-    @torch.no_grad()
     def rank(self, rows: Rows, index: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best items of each row, best first, none of its history.
 
@@ -51,15 +51,7 @@ class FrozenRecommender:
         Raises:
             UserError: a row's history leaves fewer than `count` items.
         """
-        scores = self.model(*self._windows(rows, index))
-        seen = history_mask(rows.select(index), self.dataset.num_items).to(self.device)
-        free = self.dataset.num_items - int(seen.sum(1).max())
-        if free < count:
-            raise UserError(
-                f"teacher.num_candidates={count}: the longest history leaves {free} items; use at most {free}"
-            )
-        best = scores.masked_fill(seen, float("-inf")).topk(count)
-        return best.indices, scores.logsumexp(1, keepdim=True) - best.values
+        return rank_unseen(self.model, rows, index, count=count, key="teacher.num_candidates")
 
     def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
         """The items of `rank` alone: int64 [B, count]."""
@@ -114,5 +106,6 @@ def train_recommender(
 ) -> FrozenRecommender:
     """Train a recommender on the training part and keep its best epoch in `folder`."""
     logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
-    train_baseline(settings, dataset, metrics, folder, seed, device, logger, tb_writer)
+    context = RunContext(seed=seed, device=device, logger=logger, writer=tb_writer)
+    train_baseline(settings, dataset, metrics=metrics, folder=folder, context=context)
     return load_recommender(folder, dataset, device)

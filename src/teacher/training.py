@@ -14,7 +14,7 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.logging import TensorBoardWriter, progress_bar
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import AdaptedLM, Engine
 from src.teacher.processes import add_gradients, add_up, state

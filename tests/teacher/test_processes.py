@@ -13,7 +13,7 @@ from torch import multiprocessing
 from src.core.data_utils import SequenceDataset
 from src.core.logging import LoggingConfig, tensorboard_writer
 from src.student.models import ModelConfig, build_model
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.teacher import processes
 from src.teacher.config import TeacherConfig
 from src.teacher.engine import Engine

@@ -14,7 +14,7 @@ from src.core.paths import RunFolder
 from src.core.teacher_files import MANIFEST_FILE, read_manifest
 from src.distill.data_bridge import load_teacher_outputs
 from src.student.config import StudentConfig
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.teacher.adapter_file import WEIGHTS_FILE
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
 from src.teacher.engine import Engine
