@@ -25,7 +25,7 @@ from src.core.settings import parse_section
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
 from src.student.evaluator import Evaluation, evaluate_model, evaluate_scores
-from src.student.floors import markov_chain, popularity
+from src.student.references import markov_chain, popularity
 from src.student.trainer_baseline import train_baseline
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "student"

@@ -33,7 +33,7 @@ from src.core.datasets.sample import SampleConfig
 from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.context import RunContext
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
@@ -62,7 +62,7 @@ def build_teacher(folder: Path, candidates: str) -> TeacherModel:
         lr=2e-3,
         num_epochs=1,
         dtype="float32",
-        recommender=StudentConfig("sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
+        recommender=SASRecConfig(name="sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
         export=ExportSettings(method="generate", candidates=candidates),
         tiny=TinySettings(hidden_size=96, pretrain_steps=PRETRAIN_STEPS),
     )

@@ -1,10 +1,12 @@
 """Log lines, TensorBoard and wall-clock times of a run."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +29,7 @@ LOGGER_NAME = "anyo"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _console = Console(stderr=True)
 _show_progress = True
+_time_file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,16 @@ class TensorBoardWriter(Protocol):
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
 class _NoWriter:
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:
@@ -67,25 +75,39 @@ class PrefixedWriter:
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         self.writer.add_scalar(f"{self.prefix}/{tag}", scalar_value, global_step)
 
+    def flush(self) -> None:
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
 
-def init_logger(log_file: Path, settings: LoggingConfig) -> logging.Logger:
-    """The run's logger: readable lines on the terminal, the same with times appended to `log_file`."""
+def start_logging(settings: LoggingConfig) -> logging.Logger:
+    """The run's logger: readable lines on the terminal, kept for the file that `open_log` may open."""
     global _show_progress
     _show_progress = settings.progress
-    log_file.parent.mkdir(parents=True, exist_ok=True)
     logger = terminal_logger()
-    to_file = logging.FileHandler(log_file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    logger.addHandler(to_file)
+    logger.addHandler(MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False))
     logger.setLevel(settings.level)
     return logger
 
 
+def open_log(log_file: Path) -> None:
+    """Append the lines since `start_logging`, and all later ones, to a file, with their times."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger(LOGGER_NAME)
+    to_file = logging.FileHandler(log_file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    for handler in list(logger.handlers):
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(to_file)
+            handler.flush()
+            logger.removeHandler(handler)
+    logger.addHandler(to_file)
+
+
 def terminal_logger() -> logging.Logger:
-    """The run's logger before a stage has opened its file; closes the file of an earlier stage."""
+    """The run's logger without a file; closes that of an earlier stage."""
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -114,30 +136,67 @@ def silent_logger() -> logging.Logger:
     return logger
 
 
-def tensorboard_writer(folder: Path, settings: LoggingConfig) -> TensorBoardWriter:
-    """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off."""
+def tensorboard_writer(folder: Path, settings: LoggingConfig, *, keep_until: int | None = None) -> TensorBoardWriter:
+    """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off.
+
+    Args:
+        keep_until: the step after which an interrupted run goes on. Points of earlier processes up to there are kept,
+            later ones, which will be written again, are removed; None or 0 removes them all.
+    """
     if not settings.tensorboard:
         return _NoWriter()
     # Imported here: it costs two seconds that the other commands need not pay.
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    earlier = sorted(folder.glob("events.out.tfevents.*"))
+    kept = _points(earlier, keep_until) if keep_until else []
+    writer = SummaryWriter(str(folder))
+    for event in kept:
+        writer.file_writer.add_event(event, event.step, event.wall_time)
+    writer.flush()
+    for file in earlier:
+        file.unlink()
+    return writer
+
+
+def _points(files: list[Path], last_step: int) -> list[Any]:
+    """The events of scalars up to a step, in the order they were written; of the same tag and step the latest.
+
+    A record that a killed process has not written whole ends its file.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    points = {}
+    for file in files:
+        for event in LegacyEventFileLoader(str(file)).Load():
+            tags = tuple(value.tag for value in event.summary.value)
+            if tags and event.step <= last_step:
+                points[tags, event.step] = event
+    return list(points.values())
+
+
+def record_times_in(time_file: Path | None) -> None:
+    """From here on `time_block` and `forget_times` of this process work on this file; None: on none."""
+    global _time_file
+    _time_file = time_file
 
 
 @contextmanager
-def time_block(name: str, time_file: Path) -> Iterator[Callable[[], None]]:
-    """Measure the block and merge `{name: seconds}` into `time_file`.
+def time_block(name: str) -> Iterator[Callable[[], None]]:
+    """Measure the block and merge `{name: seconds}` into the file of `record_times_in`.
 
     A second block of the same name adds up, because a resumed stage continues the first. The time counts
     even if the block fails: it was spent. The function that the block gets adds the time so far, so that it is
     not lost with a process that is killed.
     """
-    start = time.perf_counter()
+    start, time_file = time.perf_counter(), _time_file
 
     def add() -> None:
         nonlocal start
+        if time_file is None:
+            return
         now = time.perf_counter()
-        times: dict[str, Any] = read_json(time_file) if time_file.is_file() else {}
+        times = _read_times(time_file)
         times[name] = round(times.get(name, 0.0) + now - start, 3)
         start = now
         write_json(time_file, times)
@@ -148,11 +207,15 @@ def time_block(name: str, time_file: Path) -> Iterator[Callable[[], None]]:
         add()
 
 
-def forget_times(time_file: Path, *names: str) -> None:
+def forget_times(*names: str) -> None:
     """What was measured under these names counts no more: the work starts over."""
-    times = read_json(time_file) if time_file.is_file() else {}
+    times = {} if _time_file is None else _read_times(_time_file)
     if times.keys() & set(names):
-        write_json(time_file, {name: value for name, value in times.items() if name not in names})
+        write_json(_time_file, {name: value for name, value in times.items() if name not in names})
+
+
+def _read_times(time_file: Path) -> dict[str, float]:
+    return read_json(time_file) if time_file.is_file() else {}
 
 
 @contextmanager

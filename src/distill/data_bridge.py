@@ -2,6 +2,8 @@
 
 import logging
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from src.core.artefacts import locked
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file
@@ -23,9 +26,10 @@ from src.core.teacher_files import (
     find_damage,
     read_manifest,
 )
+from src.distill.config import DistillConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
     """A teacher's knowledge of one dataset.
 
@@ -39,10 +43,10 @@ class TeacherOutputs:
         selection: how the export chose its rows, None if it took all or does not say.
     """
 
-    embeddings: Tensor | None
-    ranking: Tensor | None
-    confidence: Tensor | None
-    manifest_sha256: str | None
+    embeddings: Tensor | None = None
+    ranking: Tensor | None = None
+    confidence: Tensor | None = None
+    manifest_sha256: str | None = None
     known: Tensor | None = None
     selection: str | None = None
 
@@ -60,51 +64,67 @@ class TeacherOutputs:
 
 
 def load_teacher_outputs(
-    folder: Path,
-    dataset: SequenceDataset,
-    top_k: int,
-    with_embeddings: bool,
-    with_ranking: bool,
-    logger: logging.Logger,
-    per_sequence: bool = False,
+    folder: Path, dataset: SequenceDataset, settings: DistillConfig, *, logger: logging.Logger
 ) -> TeacherOutputs:
-    """Read and check a teacher's files.
+    """Read and check a teacher's files, those of them that the distillation needs.
 
-    Args:
-        top_k: leading columns of the ranking to keep.
-        with_embeddings, with_ranking: what the distillation needs; the rest is not read.
-        per_sequence: take one distance per row, the best item's before any scaling, from `row_stats.npz`.
+    The folder is locked meanwhile, so that nobody replaces one file after another has been read.
 
     Raises:
         UserError: a file is missing, does not fit the dataset, or holds impossible values.
     """
-    if top_k > dataset.num_items:
+    if settings.top_k > dataset.num_items:
         raise UserError(
-            f"distill.top_k={top_k}: must be at most {dataset.num_items}, the number of items of {dataset.name}"
+            f"distill.top_k={settings.top_k}: must be at most {dataset.num_items}, the number of items of "
+            f"{dataset.name}"
         )
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no teacher outputs; run src.exp.run_teacher for dataset {dataset.name} first, "
+            "or point paths.teacher_outputs_dir at existing files"
+        )
+    with _locked_for_reading(folder, logger):
+        return _read_outputs(folder, dataset, settings, logger)
+
+
+@contextmanager
+def _locked_for_reading(folder: Path, logger: logging.Logger) -> Iterator[None]:
+    """Hold the folder's lock; where this process may only read, it cannot, and reads all the same."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, notify=logger.info))
+        except UserError as error:
+            logger.info("reading without a lock: %s", error)
+        yield
+
+
+def _read_outputs(
+    folder: Path, dataset: SequenceDataset, settings: DistillConfig, logger: logging.Logger
+) -> TeacherOutputs:
     manifest = _check_manifest(folder, dataset, logger)
-    outputs = TeacherOutputs(None, None, None, sha256_file(folder / MANIFEST_FILE) if manifest else None)
+    outputs = TeacherOutputs(manifest_sha256=sha256_file(folder / MANIFEST_FILE) if manifest else None)
     rows = _read_rows(folder, manifest, dataset)
     if rows is not None:
         outputs = outputs.restricted_to(rows, len(dataset.train))
         outputs = replace(outputs, selection=manifest.selection if manifest else None)
         logger.info("the teacher was asked for %d of %d training rows", len(rows), len(dataset.train))
-    embeddings = _read_embeddings(folder / EMBEDDINGS_FILE, dataset) if with_embeddings else None
-    outputs = replace(outputs, embeddings=embeddings)
-    if not with_ranking:
+    if settings.needs_embeddings:
+        outputs = replace(outputs, embeddings=_read_embeddings(folder / EMBEDDINGS_FILE, dataset))
+    if not settings.needs_ranking:
         return outputs
-    ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, top_k)
+    ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, settings.top_k)
     confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset, rows)
     if confidence.shape != ranking.shape:
         raise UserError(
             f"{folder / CONFIDENCE_FILE}: {confidence.shape[1]} numbers a line, {RANKING_FILE} has {ranking.shape[1]}; "
             "each distance belongs to the item in the same place"
         )
-    confidence = _row_distances(folder / ROW_STATS_FILE, dataset, rows) if per_sequence else confidence[:, :top_k]
+    if settings.confidence == "per_sequence":
+        confidence = _row_distances(folder / ROW_STATS_FILE, dataset, rows)
     return replace(
         outputs,
-        ranking=torch.from_numpy(_at_rows(ranking[:, :top_k], rows, dataset)),
-        confidence=torch.from_numpy(_at_rows(confidence.astype(np.float32), rows, dataset)),
+        ranking=torch.from_numpy(_at_rows(ranking[:, : settings.top_k], rows, dataset)),
+        confidence=torch.from_numpy(_at_rows(confidence[:, : settings.top_k].astype(np.float32), rows, dataset)),
     )
 
 
@@ -159,11 +179,6 @@ def _row_distances(path: Path, dataset: SequenceDataset, rows: np.ndarray | None
 
 def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logger) -> Manifest | None:
     """The manifest, compared with the dataset and the files; None without one."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no teacher outputs; run src.exp.run_teacher for dataset {dataset.name} first, "
-            "or point paths.teacher_outputs_dir at existing files"
-        )
     manifest = read_manifest(folder)
     if manifest is None:
         logger.warning(

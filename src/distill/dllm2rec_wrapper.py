@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from src.core.files import sha256_file, write_atomic
 from src.core.git_info import PROJECT_ROOT
 from src.core.logging import progress_bar
 from src.core.teacher_files import CONFIDENCE_FILE, EMBEDDINGS_FILE, RANKING_FILE
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.trainer_distill import DistillConfig
 from src.student.config import StudentConfig
 
 FOLDER_VARIABLE = "DLLM2REC_DIR"
@@ -95,6 +95,7 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
 
     check(student.name in _MODELS, "student.name", student.name, f"one of {', '.join(_MODELS)} (engine=submodule)")
     only("general.seed", seed, _SEED)
+    own = asdict(student)
     for key, wanted in (
         ("emb_size", _HIDDEN),
         ("hidden_size", _HIDDEN),
@@ -107,17 +108,19 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
         ("batching", "rows"),
         ("mixed_precision", False),
     ):
-        only(f"student.{key}", getattr(student, key), wanted)
+        if key in own:  # not every kind has every key
+            only(f"student.{key}", own[key], wanted)
     if student.name == "gru4rec":
         only("student.dropout", student.dropout, 0)
     for key, wanted in (
         ("candidate_loss", "official"),
+        ("dros_average", "batch"),
         ("confidence", "per_candidate"),
         ("embedding", "fuse"),
         ("init", "scratch"),
     ):
         only(f"distill.{key}", getattr(settings, key), wanted)
-    only("distill.loss", settings.loss_settings(student).name, "bce_dros")
+    only("distill.loss", settings.as_student(student).loss, "bce_dros")
     only("active.strategy", policy, "all")
     allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_ratio") for k in KS]
     check(monitor in allowed, "metrics.monitor", monitor, f"one of {', '.join(allowed)} (engine=submodule)")
@@ -201,10 +204,11 @@ def read_teacher(folder: Path) -> TeacherOutputs:
     teacher = folder / "tocf" / _DATA_NAME
     table, ranking, confidence = (teacher / name for name in (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE))
     return TeacherOutputs(
-        torch.load(table, weights_only=True) if table.is_file() else None,
-        torch.from_numpy(np.loadtxt(ranking, dtype=np.int64, ndmin=2)) if ranking.is_file() else None,
-        torch.from_numpy(np.loadtxt(confidence, dtype=np.float32, ndmin=2)) if confidence.is_file() else None,
-        None,
+        embeddings=torch.load(table, weights_only=True) if table.is_file() else None,
+        ranking=torch.from_numpy(np.loadtxt(ranking, dtype=np.int64, ndmin=2)) if ranking.is_file() else None,
+        confidence=(
+            torch.from_numpy(np.loadtxt(confidence, dtype=np.float32, ndmin=2)) if confidence.is_file() else None
+        ),
     )
 
 
@@ -220,8 +224,7 @@ def arguments(settings: DistillConfig, student: StudentConfig, device: torch.dev
         "hidden_factor": student.hidden_size,
         "lr": settings.lr,
         "l2_decay": student.weight_decay,
-        "num_filters": student.num_filters,
-        "filter_sizes": str(student.filter_sizes),
+        **{key: value for key, value in asdict(student).items() if key in ("num_filters", "filter_sizes")},
         "alpha": settings.alpha,
         "beta": student.dros_beta,
         "ed_weight": settings.ed_weight,

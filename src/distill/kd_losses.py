@@ -1,9 +1,10 @@
 """Distillation losses of DLLM2Rec (arXiv 2405.00338; code istarryn/DLLM2Rec@b78cc65), one value per sample.
 
-Every loss here is a vector [B]; `weighted_mean` turns it into sum_i w_i l_i / B, so that the loss under a
-selection m and the loss under 1 - m add up to the loss under everything.
+Every loss here is a vector [B]; `compute` turns them into sum_i mask_i l_i / B, so that the loss under a mask m and the
+loss under 1 - m add up to the loss under everything.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EPSILON = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of the distillation loss.
+
+    Attributes:
+        weight: what it is multiplied by in the total loss.
+        losses: float [B], one for each sample.
+    """
+
+    weight: float
+    losses: Tensor
+
+
+def compute(terms: Mapping[str, Term], *, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The distillation loss of a batch under a mask: sum over the terms of weight * sum_i mask_i l_i / B.
+
+    Args:
+        terms: at least one, by name.
+        mask: bool or float [B], how much each sample is distilled.
+
+    Returns:
+        A scalar, and each term before its weight, detached, as `loss_<name>`.
+    """
+    means = {name: weighted_mean(term.losses, mask) for name, term in terms.items()}
+    total = sum(
+        (terms[name].weight * mean for name, mean in means.items()), start=mask.new_zeros((), dtype=torch.float32)
+    )
+    return total, {f"loss_{name}": mean.detach() for name, mean in means.items()}
 
 
 @dataclass(frozen=True)
@@ -76,9 +107,21 @@ def softmax_losses(student_scores: Tensor, candidate_scores: Tensor) -> Tensor:
     return student_scores.logsumexp(1, keepdim=True) - candidate_scores
 
 
-def broadcast_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """sum_k mean_i(w_ik) * mean_j(l_jk): what upstream's product of [B, 1] and [B] comes to, a slip of shapes."""
-    return (weights.mean(0) * losses.mean(0)).sum()
+def average_over_batch(losses: Tensor, known: Tensor) -> Tensor:
+    """Each candidate's loss averaged over the rows that have a teacher, in place of the row's own.
+
+    Upstream multiplies weights [B, 1] with losses [B], which makes a [B, B] matrix, and takes its mean:
+    mean_i(w_ik) * mean_j(l_jk). Written as mean_i(w_ik * mean_j(l_jk)) that is a loss for each row, linear in what the
+    row is weighted by, so it can be masked row by row.
+
+    Args:
+        losses: float [B, K]; known: bool [B].
+
+    Returns:
+        float [1, K]; 0 where no row has a teacher.
+    """
+    kept = torch.where(known[:, None], losses, 0.0)
+    return kept.sum(0, keepdim=True) / known.sum().clamp(min=1)
 
 
 def alignment_loss(item_embeddings: Tensor, projected: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 """Choosing rows before the teacher is asked, from a trained student alone."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from src.core.data_utils import SequenceDataset
-from src.distill.selection_policy import POLICIES, ActiveConfig, StudentInfo, TeacherInfo
+from src.distill.selection_policy import ActiveConfig, StudentInfo, TeacherInfo, build_selection_policy
 from src.student.datamodule import Batch
 from src.student.models import Student
 
@@ -16,7 +15,7 @@ _BATCH = 512
 
 @torch.no_grad()
 def select_rows(
-    settings: ActiveConfig, model: Student, dataset: SequenceDataset, seed: int, device: torch.device
+    settings: ActiveConfig, model: Student, dataset: SequenceDataset, *, seed: int, device: torch.device
 ) -> np.ndarray:
     """The training rows that a policy gives a weight, int64 ascending.
 
@@ -26,9 +25,8 @@ def select_rows(
     Raises:
         UserError: the policy needs the teacher's ranking.
     """
-    if settings.strategy == "uncertainty":
-        settings = replace(settings, budget_per="epoch")
-    policy = POLICIES[settings.strategy](settings, dataset, seed)
+    policy = build_selection_policy(settings.comparing_all_rows())
+    policy.start(dataset, seed)
     training = model.training
     model.eval().to(device)
     for _ in range(2):

@@ -23,8 +23,12 @@ class LoggedPolicy(SelectionPolicy):
     training rows that have the same target, weighted by w.
     """
 
-    def __init__(self, inner: SelectionPolicy, dataset: SequenceDataset, tb_writer: TensorBoardWriter) -> None:
-        self.inner, self.tb_writer = inner, tb_writer
+    def __init__(self, inner: SelectionPolicy, writer: TensorBoardWriter) -> None:
+        super().__init__()
+        self.inner, self.writer = inner, writer
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        self.inner.start(dataset, seed)
         targets = torch.from_numpy(dataset.train.targets)
         self.popularity = torch.bincount(targets, minlength=dataset.num_items)[targets].double()
         self.weights = torch.zeros(len(targets))  # of this epoch
@@ -50,11 +54,11 @@ class LoggedPolicy(SelectionPolicy):
         self.epochs.append(torch.from_numpy(np.packbits(weights.numpy() > 0)))
         self.total += weights
         epoch, amount = len(self.epochs), max(weights.sum().item(), 1e-12)
-        self.tb_writer.add_scalar("selection/share", weights.mean().item(), epoch)
-        self.tb_writer.add_scalar("selection/popularity", (weights * self.popularity).sum().item() / amount, epoch)
+        self.writer.add_scalar("selection/share", weights.mean().item(), epoch)
+        self.writer.add_scalar("selection/popularity", (weights * self.popularity).sum().item() / amount, epoch)
         if self.before is not None:
             shared = torch.minimum(weights, self.before).sum().item()
-            self.tb_writer.add_scalar("selection/overlap", shared / amount, epoch)
+            self.writer.add_scalar("selection/overlap", shared / amount, epoch)
         self.before = weights.clone()
 
     def save(self, path: Path) -> None:

@@ -1,22 +1,21 @@
 """Which samples of a batch are distilled, and how much.
 
-A new policy is a subclass of `SelectionPolicy`, its line in `POLICIES`, and a YAML in `conf/active`.
+A new policy is a subclass of `SelectionPolicy`, its settings in `SCHEMAS` and itself in `POLICIES`, and a YAML in
+`conf/active`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError, check
 from src.core.seed import generator
-from src.core.settings import parse_section
 from src.student.datamodule import Batch
 from src.student.models import Student
 
@@ -52,7 +51,8 @@ class StudentInfo:
         scores: float [B, num_items], detached; target: int64 [B].
         hidden: float [B, width], detached, the user representations that the output layer made the scores of.
         model: the student itself.
-        score_gradient: d l_i / d scores_i of each row's ranking loss, float [B, num_items]; computed when called.
+        score_gradient: d (sum_j l_j) / d scores_i of the rows' ranking losses, float [B, num_items]; computed when
+            called. Only `distill.dros_average=batch` lets a row's scores enter the losses of other rows.
     """
 
     scores: Tensor
@@ -76,9 +76,16 @@ class StudentInfo:
 class SelectionPolicy(ABC):
     """Decides per sample whether, or how much, it is distilled.
 
-    An epoch shows it every training row exactly once, in batches of any size and order. Policies with memory
-    override the two methods for a checkpoint.
+    A training starts it once; then each epoch shows it every training row exactly once, in batches of any size and
+    order. Policies with memory override the two methods for a checkpoint.
     """
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings = settings
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        """A training on this data begins: forget an earlier one."""
+        return
 
     @abstractmethod
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
@@ -91,6 +98,89 @@ class SelectionPolicy(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         return
+
+
+# --- settings -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActiveConfig:
+    """The keys that every `conf/active/*.yaml` has; `SCHEMAS` has those of each strategy.
+
+    Attributes:
+        name: the YAML's, the same as `strategy`, which chooses the policy.
+        budget_ratio: share of the rows that have a teacher.
+    """
+
+    name: str
+    strategy: str
+    budget_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self.name == self.strategy, "active.name", self.name, f"active.strategy ({self.strategy})")
+        allowed = "a number above 0 and at most 1"
+        check(0 < self.budget_ratio <= 1, "active.budget_ratio", self.budget_ratio, allowed)
+
+    @property
+    def description(self) -> str:
+        """What chooses, in words, for logs and manifests."""
+        return self.strategy
+
+    def comparing_all_rows(self) -> "ActiveConfig":
+        """The settings under which rows of different batches compete for one budget."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllConfig(ActiveConfig):
+    """`active=all`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = "1.0, because `all` leaves none out"
+        check(self.budget_ratio == 1.0, "active.budget_ratio", self.budget_ratio, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncertaintyConfig(ActiveConfig):
+    """`active=uncertainty`.
+
+    Attributes:
+        measure: one of `MEASURES`; budget_per: one of `BUDGETS`, the rows among which it is compared.
+    """
+
+    measure: str
+    budget_per: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.measure in MEASURES, "active.measure", self.measure, f"one of {', '.join(MEASURES)}")
+        check(self.budget_per in BUDGETS, "active.budget_per", self.budget_per, "batch or epoch")
+
+    @property
+    def description(self) -> str:
+        return f"{self.strategy} by {self.measure}"
+
+    def comparing_all_rows(self) -> "UncertaintyConfig":
+        return replace(self, budget_per="epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaConfig(ActiveConfig):
+    """`active=meta`; its `budget_ratio` is the mean weight.
+
+    Attributes:
+        validation_batch_size: validation rows that a step looks at; validation_temperature: what divides their scores.
+    """
+
+    validation_batch_size: int
+    validation_temperature: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rows, temperature = self.validation_batch_size, self.validation_temperature
+        check(rows >= 1, "active.validation_batch_size", rows, "an integer >= 1")
+        check(temperature > 0, "active.validation_temperature", temperature, "a number above 0")
 
 
 # --- the policies -------------------------------------------------------------------------------------------
@@ -141,8 +231,8 @@ def _top(values: Tensor, count: int) -> Tensor:
 class SelectionPolicyRandom(SelectionPolicy):
     """A uniformly drawn share of the rows, drawn anew each epoch from a generator of its own."""
 
-    def __init__(self, budget: Budget, seed: int) -> None:
-        self.budget = budget
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        self.budget = Budget(self.settings.budget_ratio, len(dataset.train))
         self._generator = generator(seed, "selection")
 
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
@@ -191,16 +281,19 @@ class SelectionPolicyUncertainty(SelectionPolicy):
     highest of all rows when the epoch before passed them; the first epoch, which has none before it, goes by batch.
     """
 
-    def __init__(self, measure: str, per: str, budget: Budget) -> None:
-        self.measure, self.per, self.budget = measure, per, budget
-        self.values = torch.full((budget.num_rows,), float("-inf"))  # of the latest pass; -inf: no teacher
+    settings: UncertaintyConfig
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        self.budget = Budget(self.settings.budget_ratio, len(dataset.train))
+        self.values = torch.full((self.budget.num_rows,), float("-inf"))  # of the latest pass; -inf: no teacher
         self.chosen: Tensor | None = None  # bool [num_rows], for this epoch
 
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
-        if self.measure in TEACHER_MEASURES and teacher_info.ranking.shape[1] == 0:
-            raise UserError(f"active.measure={self.measure}: {_NO_RANKING}; use {' or '.join(STUDENT_MEASURES)}")
-        values = MEASURES[self.measure](teacher_info, student_info).float()
-        if self.per == "epoch" and self.budget.passed == self.budget.num_rows:
+        measure = self.settings.measure
+        if measure in TEACHER_MEASURES and teacher_info.ranking.shape[1] == 0:
+            raise UserError(f"active.measure={measure}: {_NO_RANKING}; use {' or '.join(STUDENT_MEASURES)}")
+        values = MEASURES[measure](teacher_info, student_info).float()
+        if self.settings.budget_per == "epoch" and self.budget.passed == self.budget.num_rows:
             self.chosen = _top(self.values, _share(self.budget.ratio, self.budget.known))
         by_batch = self.budget.take(values, teacher_info.known)
         self.values = self.values.to(values.device)
@@ -233,9 +326,11 @@ class SelectionPolicyMeta(SelectionPolicy):
     smooths its scores, random teachers most of all; a higher one asks what helps the order of the items.
     """
 
-    def __init__(self, dataset: SequenceDataset, ratio: float, batch_size: int, temperature: float, seed: int) -> None:
-        self.dataset, self.ratio, self.temperature = dataset, ratio, temperature
-        self.batch_size = min(batch_size, len(dataset.valid))
+    settings: MetaConfig
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        self.dataset = dataset
+        self.batch_size = min(self.settings.validation_batch_size, len(dataset.valid))
         self._generator = generator(seed, "selection")
 
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
@@ -243,14 +338,15 @@ class SelectionPolicyMeta(SelectionPolicy):
             raise UserError(f"active.strategy=meta: {_NO_RANKING}; use random, or uncertainty with a student's measure")
         # u_i / alpha, float [B]: what a step on the row's loss would take off the validation loss
         gains = (student_info.score_gradient() * self._direction(student_info)).sum(1)
-        return fill_budget(gains * teacher_info.known, self.ratio * teacher_info.known.sum())
+        return fill_budget(gains * teacher_info.known, self.settings.budget_ratio * teacher_info.known.sum())
 
     @torch.no_grad()
     def _direction(self, student: StudentInfo) -> Tensor:
         """G h_i + g of each row: float [B, num_items]."""
         with torch.autocast(student.scores.device.type, enabled=False):
             hidden, scores, target = self._validation(student.model, student.scores.device)
-            delta = (scores / self.temperature).softmax(1)  # temperature * gradient of the cross-entropy
+            # temperature * gradient of the cross-entropy
+            delta = (scores / self.settings.validation_temperature).softmax(1)
             delta[torch.arange(len(target)), target] -= 1
             return F.linear(student.hidden.float(), delta.T @ hidden, delta.sum(0)) / len(target)
 
@@ -289,73 +385,23 @@ def fill_budget(values: Tensor, total: Tensor | float) -> Tensor:
     return torch.where((positive > 0).sum() <= total, (positive > 0).to(values.dtype), weights)
 
 
-# --- from the configuration ---------------------------------------------------------------------------------
+# --- which settings belong to which policy ------------------------------------------------------------------
 
-
-@dataclass
-class ActiveConfig:
-    """The keys of `conf/active/*.yaml`.
-
-    Attributes:
-        strategy: one of `POLICIES`.
-        budget_ratio: share of the rows that have a teacher; for `meta` the mean weight.
-        measure, budget_per: of `uncertainty`: one of `MEASURES`, and of `BUDGETS`.
-        validation_batch_size, validation_temperature: of `meta`: validation rows that a step looks at, and what
-            divides their scores.
-    """
-
-    name: str
-    strategy: str
-    budget_ratio: float = 1.0
-    measure: str | None = None
-    budget_per: str | None = None
-    validation_batch_size: int | None = None
-    validation_temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        check(self.strategy in POLICIES, "active.strategy", self.strategy, f"one of {', '.join(POLICIES)}")
-        check(self.name == self.strategy, "active.name", self.name, f"active.strategy ({self.strategy})")
-        ratio = self.budget_ratio
-        check(0 < ratio <= 1, "active.budget_ratio", ratio, "a number above 0 and at most 1")
-        if self.strategy == "all":
-            check(ratio == 1.0, "active.budget_ratio", ratio, "1.0, because `all` leaves none out")
-        self._check_own("measure", "uncertainty", self.measure in MEASURES, f"one of {', '.join(MEASURES)}")
-        self._check_own("budget_per", "uncertainty", self.budget_per in BUDGETS, "batch or epoch")
-        rows = self.validation_batch_size
-        self._check_own("validation_batch_size", "meta", rows is not None and rows >= 1, "an integer >= 1")
-        heat = self.validation_temperature
-        self._check_own("validation_temperature", "meta", heat is not None and heat > 0, "a number above 0")
-
-    def _check_own(self, key: str, strategy: str, valid: bool, allowed: str) -> None:
-        """A key of one strategy has to be valid there and null elsewhere."""
-        value = getattr(self, key)
-        if self.strategy == strategy:
-            check(valid, f"active.{key}", value, allowed)
-        else:
-            check(value is None, f"active.{key}", value, f"left out with active.strategy={self.strategy}")
-
-
-def _budget(settings: ActiveConfig, dataset: SequenceDataset) -> Budget:
-    return Budget(settings.budget_ratio, len(dataset.train))
-
-
-POLICIES: dict[str, Callable[[ActiveConfig, SequenceDataset, int], SelectionPolicy]] = {
-    "all": lambda settings, dataset, seed: SelectionPolicyAll(),
-    "random": lambda settings, dataset, seed: SelectionPolicyRandom(_budget(settings, dataset), seed),
-    "uncertainty": lambda settings, dataset, seed: SelectionPolicyUncertainty(
-        settings.measure, settings.budget_per, _budget(settings, dataset)
-    ),
-    "meta": lambda settings, dataset, seed: SelectionPolicyMeta(
-        dataset, settings.budget_ratio, settings.validation_batch_size, settings.validation_temperature, seed
-    ),
+# By `active.strategy`.
+SCHEMAS: dict[str, type[ActiveConfig]] = {
+    "all": AllConfig,
+    "random": ActiveConfig,
+    "uncertainty": UncertaintyConfig,
+    "meta": MetaConfig,
+}
+POLICIES: dict[str, type[SelectionPolicy]] = {
+    "all": SelectionPolicyAll,
+    "random": SelectionPolicyRandom,
+    "uncertainty": SelectionPolicyUncertainty,
+    "meta": SelectionPolicyMeta,
 }
 
 
-def build_selection_policy(cfg: DictConfig, dataset: SequenceDataset, seed: int) -> SelectionPolicy:
-    """The policy of a `conf/active` section.
-
-    Raises:
-        UserError: unknown strategy, or settings it does not allow.
-    """
-    settings = parse_section(ActiveConfig, cfg, "active")
-    return POLICIES[settings.strategy](settings, dataset, seed)
+def build_selection_policy(settings: ActiveConfig) -> SelectionPolicy:
+    """The policy of a `conf/active` section; a training starts it with its data set and seed."""
+    return POLICIES[settings.strategy](settings)

@@ -1,160 +1,29 @@
 """Training with a teacher."""
 
-import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from src.core.data_utils import SequenceDataset
-from src.core.errors import UserError, check
 from src.core.git_info import git_commit
-from src.core.logging import TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator, set_seed
+from src.distill import kd_losses
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, folded_state, fuse_teacher, make_projection
-from src.distill.kd_losses import (
-    RankingWeights,
-    alignment_loss,
-    broadcast_mean,
-    candidate_weights,
-    official_losses,
-    positive_losses,
-    softmax_losses,
-    weighted_mean,
-)
+from src.distill.kd_losses import RankingWeights, Term
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, StudentInfo, TeacherInfo
 from src.student.checkpoint import CheckpointInfo, load_checkpoint_of, load_weights, save_checkpoint
-from src.student.config import FitSettings, StudentConfig
+from src.student.config import StudentConfig
+from src.student.context import RunContext, Stateful
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
-from src.student.objectives import LOSSES, BaseLoss, LossSettings, Scored
-from src.student.resume import Resume
-from src.student.training import FitResult, train_student
-
-PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
-CANDIDATE_LOSSES = ("paper", "official", "softmax")
-CONFIDENCES = ("per_candidate", "per_sequence")
-EMBEDDING_MODES = ("fuse", "align")
-INITS = ("scratch", "baseline")
-TEACHER_TABLES = ("float32", "bfloat16", "cpu")
-ENGINES = ("native", "submodule")
-
-
-@dataclass
-class DistillConfig:
-    """The keys of `conf/distill/*.yaml`; `kd_weight` stands for the key `lambda`, a reserved word.
-
-    total = base loss + lambda * (alpha * ranking [+ ed_weight * alignment]); with `embedding=fuse`, ed_weight
-    scales the projected teacher embedding inside the model instead. With `candidate_loss=official`, alpha is
-    upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
-
-    Attributes:
-        teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
-        engine: this framework, or the original program (`dllm2rec_wrapper`).
-        loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
-        candidate_loss: loss of one candidate of the teacher; confidence: a distance per candidate or one per row.
-    """
-
-    name: str
-    engine: str = "native"
-    alpha: float = 0.5
-    ed_weight: float = 0.3
-    kd_weight: float = 0.7
-    batch_size: int = 256
-    lr: float = 1e-3
-    num_epochs: int = 200
-    top_k: int = 10
-    gamma_position: float = 0.3
-    gamma_confidence: float = 0.5
-    gamma_consistency: float = 0.1
-    loss: str | None = None
-    candidate_loss: str = "paper"
-    confidence: str = "per_candidate"
-    embedding: str = "fuse"
-    teacher_table: str = "float32"
-    init: str = "scratch"
-    init_checkpoint: str | None = None
-
-    def __post_init__(self) -> None:
-        check(self.name in PRESETS, "distill.name", self.name, f"one of {', '.join(PRESETS)}")
-        check(self.engine in ENGINES, "distill.engine", self.engine, f"one of {', '.join(ENGINES)}")
-        losses = ", ".join(LOSSES)
-        check(self.loss is None or self.loss in LOSSES, "distill.loss", self.loss, f"one of {losses}, or null")
-        allowed = f"one of {', '.join(CANDIDATE_LOSSES)}"
-        check(self.candidate_loss in CANDIDATE_LOSSES, "distill.candidate_loss", self.candidate_loss, allowed)
-        check(self.confidence in CONFIDENCES, "distill.confidence", self.confidence, "per_candidate or per_sequence")
-        for key in ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_consistency"):
-            check(getattr(self, key) >= 0, f"distill.{key}", getattr(self, key), "a number >= 0")
-        check(self.kd_weight >= 0, "distill.lambda", self.kd_weight, "a number >= 0")
-        for key in ("batch_size", "num_epochs", "top_k"):
-            check(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "an integer >= 1")
-        check(self.lr > 0, "distill.lr", self.lr, "a number > 0")
-        check(self.embedding in EMBEDDING_MODES, "distill.embedding", self.embedding, "fuse or align")
-        allowed = f"one of {', '.join(TEACHER_TABLES)}"
-        check(self.teacher_table in TEACHER_TABLES, "distill.teacher_table", self.teacher_table, allowed)
-        check(self.init in INITS, "distill.init", self.init, "scratch or baseline")
-        check(
-            self.init == "baseline" or self.init_checkpoint is None,
-            "distill.init_checkpoint",
-            self.init_checkpoint,
-            "null with distill.init=scratch",
-        )
-        check(
-            self.gamma_position + self.gamma_confidence + self.gamma_consistency > 0,
-            "distill.gamma_position",
-            self.gamma_position,
-            "above 0 if the two other gammas are 0",
-        )
-
-    @property
-    def ranking_weight(self) -> float:
-        return 1.0 if self.candidate_loss == "official" else self.alpha
-
-    @property
-    def needs_ranking(self) -> bool:
-        return self.kd_weight * self.ranking_weight > 0
-
-    @property
-    def needs_embeddings(self) -> bool:
-        return self.ed_weight > 0 and (self.embedding == "fuse" or self.kd_weight > 0)
-
-    @property
-    def gates_samples(self) -> bool:
-        """Whether a loss of its own distils each sample; `fuse` alone is part of the model."""
-        return self.needs_ranking or (self.embedding == "align" and self.needs_embeddings)
-
-    def loss_settings(self, student: StudentConfig) -> LossSettings:
-        """The base loss.
-
-        Raises:
-            UserError: the candidates' loss needs negatives and the base loss draws none.
-        """
-        settings = replace(student.loss_settings(), name=self.loss or student.loss)
-        if self.candidate_loss != "official":
-            return settings
-        if settings.name not in ("bce", "bce_dros"):
-            raise UserError(
-                "distill.candidate_loss=official: needs a base loss with negatives, distill.loss=bce or bce_dros, "
-                f"not {settings.name}"
-            )
-        return replace(settings, dros_weight=self.alpha)
-
-    def fit_settings(self, student: StudentConfig) -> FitSettings:
-        """Its own batch size, rate and epochs; the rest as for the baseline."""
-        return FitSettings(
-            self.batch_size,
-            self.lr,
-            self.num_epochs,
-            student.weight_decay,
-            student.grad_clip,
-            student.patience,
-            student.batching,
-            student.mixed_precision,
-            student.save_interval,
-        )
+from src.student.objectives import BaseLoss, Scored
+from src.student.training import FitResult, train_student, validation_on
 
 
 class Alignment(nn.Module):
@@ -170,10 +39,7 @@ class Alignment(nn.Module):
         return self.projection(self.teacher.rows(items))
 
 
-Terms = dict[str, tuple[float, Tensor]]  # weight and losses float [B] of each active distillation term
-
-
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class DistillObjective:
     """The base loss on every row, distillation on what the policy selects.
 
@@ -186,24 +52,24 @@ class DistillObjective:
     base_loss: BaseLoss
     policy: SelectionPolicy
     outputs: TeacherOutputs
-    alignment: Alignment | None
+    alignment: Alignment | None = None
+
+    @property
+    def components(self) -> dict[str, Stateful]:
+        return {"negatives": self.base_loss, "policy": self.policy}
 
     def __call__(self, model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        info = self._teacher_info(batch)
-        scored = self.base_loss(model, batch, info.ranking if self.settings.needs_ranking else None)
-        loss, parts = scored.loss, scored.parts
+        teacher_info = self._teacher_info(batch)
+        scored = self.base_loss(model, batch, teacher_info.ranking if self.settings.needs_ranking else None)
         if not self.settings.needs_ranking and self.alignment is None:
-            return loss, parts
+            return scored.loss, scored.terms
         if scored.scores is None:
             scored = replace(scored, scores=model.score(scored.hidden, scored.table))
-        terms = self._distillation_terms(model, batch, scored, info)
-        weights = self._selected(model, batch, scored, info, terms)
-        parts["selected"] = weights.float().mean()
-        for name, (weight, losses) in terms.items():
-            term = weighted_mean(losses, weights)
-            loss = loss + self.settings.kd_weight * weight * term
-            parts[f"loss_{name}"] = term.detach()
-        return loss, parts
+        terms = self._terms(model, batch, scored, teacher_info)
+        student_info = _student_info(model, batch, scored, terms)
+        mask = self.policy.select(batch, teacher_info, student_info) * teacher_info.known
+        kd_loss, kd_terms = kd_losses.compute(terms, mask=mask)
+        return scored.loss + kd_loss, {**scored.terms, "selected": mask.float().mean(), **kd_terms}
 
     def _teacher_info(self, batch: Batch) -> TeacherInfo:
         outputs, everything = self.outputs, torch.ones_like(batch.target, dtype=torch.bool)
@@ -213,116 +79,136 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float(), known)
         return TeacherInfo(outputs.ranking[batch.row], outputs.confidence[batch.row], known)
 
-    def _selected(self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo, terms: Terms) -> Tensor:
-        """The policy's weights, bool or float [B]; 0 where the teacher was not asked."""
-
-        def score_gradient() -> Tensor:
-            return torch.autograd.grad(terms["ranking"][1].sum(), scored.scores, retain_graph=True)[0]
-
-        assert scored.scores is not None
-        student = StudentInfo(scored.scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
-        return self.policy.select(batch, info, student) * info.known
-
-    def _distillation_terms(self, model: Student, batch: Batch, scored: Scored, info: TeacherInfo) -> Terms:
+    def _terms(self, model: Student, batch: Batch, scored: Scored, teacher_info: TeacherInfo) -> dict[str, Term]:
+        """The distillation losses of each sample, before any is selected."""
         settings, terms = self.settings, {}
         if settings.needs_ranking:
-            terms["ranking"] = (settings.ranking_weight, self._ranking(scored, info))
+            weight = settings.kd_weight * settings.ranking_weight
+            terms["ranking"] = Term(weight=weight, losses=self._ranking(scored, teacher_info))
         if self.alignment is not None:
-            values = alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
-            terms["alignment"] = (settings.ed_weight, values)
+            losses = kd_losses.alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
+            terms["alignment"] = Term(weight=settings.kd_weight * settings.ed_weight, losses=losses)
         return terms
 
-    def _ranking(self, scored: Scored, info: TeacherInfo) -> Tensor:
+    def _ranking(self, scored: Scored, teacher_info: TeacherInfo) -> Tensor:
         """The ranking loss of each sample: float [B]."""
-        settings, scores, candidates = self.settings, scored.scores, scored.candidates
-        gammas = RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency)
-        per_sequence = settings.confidence == "per_sequence"
-        weights = candidate_weights(info.ranking, info.confidence, scores, gammas, per_sequence)  # [B, K]
+        settings, ranking = self.settings, teacher_info.ranking
+        weights = kd_losses.candidate_weights(
+            ranking,
+            teacher_info.confidence,
+            scored.scores,
+            RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency),
+            settings.confidence == "per_sequence",
+        )  # [B, K]
         if settings.candidate_loss == "softmax":
-            return (weights * softmax_losses(scores, candidates)).sum(1)
+            return (weights * kd_losses.softmax_losses(scored.scores, scored.candidates)).sum(1)
         if settings.candidate_loss == "paper":
-            return (weights * positive_losses(candidates)).sum(1)
-        assert scored.negative is not None
-        losses = official_losses(candidates, scored.negative)  # [B, K]
-        if scored.dros is None:
-            return (weights * losses).sum(1)
-        robust = scored.dros.term(info.ranking, candidates)  # [B, K]
-        if isinstance(self.policy, SelectionPolicyAll) and self.outputs.known is None:
-            # Upstream's slip mixes the samples: the same amount stands in each.
-            return (weights * losses).sum(1) + settings.alpha * broadcast_mean(robust, weights)
-        return (weights * (losses + settings.alpha * robust)).sum(1)
+            return (weights * kd_losses.positive_losses(scored.candidates)).sum(1)
+        losses = kd_losses.official_losses(scored.candidates, scored.negative)  # [B, K]
+        if scored.dros is not None:
+            robust = scored.dros.term(ranking, scored.candidates)  # [B, K]
+            if settings.dros_average == "batch":
+                robust = kd_losses.average_over_batch(robust, teacher_info.known)  # [1, K]
+            losses = losses + settings.alpha * robust
+        return (weights * losses).sum(1)
+
+
+def _student_info(model: Student, batch: Batch, scored: Scored, terms: Mapping[str, Term]) -> StudentInfo:
+    def score_gradient() -> Tensor:
+        return torch.autograd.grad(terms["ranking"].losses.sum(), scored.scores, retain_graph=True)[0]
+
+    return StudentInfo(scored.scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What makes a training a distillation.
+
+    Attributes:
+        outputs: the teacher's, of which only what `settings` needs is used.
+        init_checkpoint: folder of the student to start from, or None for a fresh one.
+    """
+
+    settings: DistillConfig
+    outputs: TeacherOutputs
+    policy: SelectionPolicy = field(default_factory=SelectionPolicyAll)
+    init_checkpoint: Path | None = None
 
 
 def train_distilled(
-    settings: DistillConfig,
     student: StudentConfig,
     dataset: SequenceDataset,
-    outputs: TeacherOutputs,
-    policy: SelectionPolicy,
-    init_checkpoint: Path | None,
+    *,
+    distillation: Distillation,
     metrics: MetricsConfig,
     folder: Path,
-    seed: int,
-    device: torch.device,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-    resume: Resume | None = None,
+    context: RunContext,
 ) -> FitResult:
     """Train a student with a teacher; its best epoch, folded, is in `folder` afterwards.
 
     Args:
-        outputs: what `load_teacher_outputs` read; only what `settings` needs is used.
-        init_checkpoint: folder of the student to start from, or None for a fresh one.
-        resume: where an interrupted training goes on from.
+        student: the settings of the baseline; the distillation's own replace some (`DistillConfig.as_student`).
+
+    Raises:
+        UserError: as `train_baseline`, or the initial checkpoint is of another data set or shape.
     """
-    set_seed(seed)
+    student = distillation.settings.as_student(student)
+    set_seed(context.seed)
     model = build_model(student.model_config(dataset.num_items))
-    base_loss = BaseLoss(settings.loss_settings(student), dataset, student.max_seq_len, seed, device)
-    if init_checkpoint is not None:
-        load_checkpoint_of(init_checkpoint, dataset, "distill.init_checkpoint")
-        load_weights(model, init_checkpoint)
-    outputs, alignment = outputs.to(device), None
-    if settings.needs_embeddings:
-        assert outputs.embeddings is not None
-        table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
-        projection = make_projection(
-            table.width,
-            student.emb_size,
-            generator(seed, "projection"),
-            zero=init_checkpoint is not None and settings.embedding == "fuse",
-        )
-        if settings.embedding == "fuse":
-            fuse_teacher(model, table, projection, settings.ed_weight)
-        else:
-            alignment = model.alignment = Alignment(table, projection)
+    objective = _objective(student, dataset, model, distillation=distillation, context=context)
     commit = git_commit()
 
     def save_best(epoch: int, value: float) -> None:
         info = CheckpointInfo(
             dataset.name,
             dataset.fingerprint,
-            seed,
+            context.seed,
             commit,
             epoch,
             metrics.monitor,
             value,
-            outputs.manifest_sha256,
+            distillation.outputs.manifest_sha256,
         )
         state = {k: v for k, v in folded_state(model).items() if not k.startswith("alignment.")}
         save_checkpoint(folder, model, state, info)
 
-    objective = DistillObjective(settings, base_loss, policy, outputs, alignment)
     return train_student(
         model,
         dataset,
         objective,
-        save_best,
-        metrics,
-        settings.fit_settings(student),
-        seed,
-        device,
-        logger,
-        tb_writer,
-        resume,
-        {"negatives": base_loss, "policy": policy},
+        validation=validation_on(dataset, model, metrics=metrics, save_best=save_best, device=context.device),
+        settings=student.fit_settings(),
+        context=context,
+    )
+
+
+def _objective(
+    student: StudentConfig,
+    dataset: SequenceDataset,
+    model: Student,
+    *,
+    distillation: Distillation,
+    context: RunContext,
+) -> DistillObjective:
+    """The objective, once the model has its initial weights and reads or trains what the teacher's embeddings need."""
+    settings, init, device = distillation.settings, distillation.init_checkpoint, context.device
+    base_loss = BaseLoss(
+        student.loss_settings(), dataset, max_seq_len=student.max_seq_len, seed=context.seed, device=device
+    )
+    if init is not None:
+        load_checkpoint_of(init, dataset, "distill.init_checkpoint")
+        load_weights(model, init)
+    outputs, alignment = distillation.outputs.to(device), None
+    if settings.needs_embeddings:
+        table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
+        starts_at_zero = init is not None and settings.embedding == "fuse"
+        random = generator(context.seed, "projection")
+        projection = make_projection(table.width, student.emb_size, random, zero=starts_at_zero)
+        if settings.embedding == "fuse":
+            fuse_teacher(model, table, projection, settings.ed_weight)
+        else:
+            alignment = model.alignment = Alignment(table, projection)
+    distillation.policy.start(dataset, context.seed)
+    return DistillObjective(
+        settings=settings, base_loss=base_loss, policy=distillation.policy, outputs=outputs, alignment=alignment
     )

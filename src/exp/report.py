@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from src.core.cost import device_name
 from src.core.data_utils import SequenceDataset
 from src.core.files import read_json, write_text
 from src.core.paths import RunFolder
@@ -17,6 +16,7 @@ from src.exp.html import html_page
 from src.exp.plots import LABELS, plot_breakdown, plot_comparison, plot_intervals, plot_learning_curves
 from src.exp.provenance import changed_settings, repeat_command
 from src.exp.settings import Settings
+from src.student.cost import device_name
 
 STUDENTS = ("baseline", "distill")
 FLOORS = ("popular", "markov")

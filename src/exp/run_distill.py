@@ -7,13 +7,14 @@ from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
 from src.core.paths import teacher_outputs_dir
+from src.core.teacher_files import ROWS_FILE
 from src.distill.control_teachers import random_teacher, recommender_teacher
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.trainer_distill import train_distilled
+from src.distill.trainer_distill import Distillation, train_distilled
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
@@ -50,8 +51,7 @@ class _Sources:
 def plan(stage: Stage) -> list[Step]:
     """One step; refused here is what could not be distilled."""
     cfg = stage.settings
-    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
-    _require_something_to_select(cfg)
+    _require_settings(stage)
     sources = _find_sources(stage)
     made_from = {
         **distillation_inputs(
@@ -64,6 +64,22 @@ def plan(stage: Stage) -> list[Step]:
         "the student that chose the rows": weights_hash(sources.chooser),
     }
     return [student_step(stage, made_from=made_from, work=lambda: _train(stage, sources))]
+
+
+def require_trainable(stage: Stage) -> None:
+    """Refuse what could not be distilled once the baseline is there; reads the teacher's files as the training would."""
+    _require_settings(stage)
+    if stage.settings.distill.teacher == "recommender":
+        recommender_folder(stage, teacher_outputs_dir(stage.settings))
+    else:
+        teacher_outputs(stage)
+
+
+def _require_settings(stage: Stage) -> None:
+    cfg = stage.settings
+    cfg.distill.as_student(cfg.student)
+    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
+    _require_something_to_select(cfg)
 
 
 def _find_sources(stage: Stage) -> _Sources:
@@ -97,8 +113,6 @@ def _chooses_rows(cfg: Settings) -> bool:
 
 
 def _is_partial(folder: Path) -> bool:
-    from src.core.teacher_files import ROWS_FILE
-
     return (folder / ROWS_FILE).is_file()
 
 
@@ -111,13 +125,13 @@ def _train(stage: Stage, sources: _Sources) -> float:
     outputs = _asked_for(stage, _teach(stage, sources), sources)
     with stage.training("distill_student_train_time") as context:
         policy = _policy(stage, outputs, context.writer)
+        distillation = Distillation(
+            settings=cfg.distill, outputs=outputs, policy=policy, init_checkpoint=sources.initial
+        )
         result = train_distilled(
-            cfg.distill,
             cfg.student,
             stage.dataset,
-            outputs=outputs,
-            policy=policy,
-            init_checkpoint=sources.initial,
+            distillation=distillation,
             metrics=cfg.metrics,
             folder=stage.folder.model_dir("distill"),
             context=context,
@@ -149,7 +163,7 @@ def teacher_outputs(stage: Stage) -> TeacherOutputs:
     distill = stage.settings.distill
     if not (distill.needs_ranking or distill.needs_embeddings):
         stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
-        return TeacherOutputs(None, None, None, None)
+        return TeacherOutputs()
     folder = teacher_outputs_dir(stage.settings)
     outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
     stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
@@ -177,7 +191,7 @@ def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) ->
         if outputs.selection:
             stage.logger.info("the rows were chosen before the export (%s): distilling all of them", outputs.selection)
         return SelectionPolicyAll()
-    return LoggedPolicy(build_selection_policy(cfg.active), stage.dataset, writer)
+    return LoggedPolicy(build_selection_policy(cfg.active), writer)
 
 
 # --- DLLM2Rec's own program ---------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _rows_to_export(stage: Stage) -> ChosenRows | None:
     chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
     model = load_checkpoint_of(chooser, stage.dataset, _CHOOSER_KEY)
     rows = select_rows(cfg.active, model, stage.dataset, seed=cfg.general.seed, device=stage.device)
-    how = cfg.active.describe()
+    how = cfg.active.description
     stage.logger.info("asking for %d of %d rows: %s", len(rows), len(stage.dataset.train), how)
     return ChosenRows(rows, how)
 

@@ -1,14 +1,18 @@
-"""`conf/student`: the model and how it is trained."""
+"""`conf/student`: one dataclass per kind of model, with how it is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 from src.core.errors import check
+from src.core.settings import NOTHING
 from src.student.datamodule import LOADERS
-from src.student.models import MODELS, NORMS, Caser, ModelConfig, SASRec
+from src.student.models import NORMS, ModelConfig
 from src.student.objectives import LOSSES, LossSettings
 
+Target = TypeVar("Target")
 
-@dataclass
+
+@dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """One training run.
 
@@ -35,17 +39,30 @@ class FitSettings:
     save_interval: int = 1
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class StudentConfig:
-    """The keys of `conf/student/*.yaml`.
+    """What all kinds of students share; `SCHEMAS` names the kinds.
 
     Attributes:
+        name: the YAML's, a key of `models.MODELS`.
+        emb_size: width of the item table; hidden_size: width inside the model.
+        max_seq_len: last items that the model reads; see `fit_window`.
         loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives: of `sampled_softmax`.
-        num_filters, filter_sizes: Caser's.
-        num_blocks: SASRec's blocks, or layers of the GRU; num_heads, norm: SASRec's (`models.Block`).
-        tied_output: score items by their input embeddings.
-        batching, mixed_precision, save_interval: see `FitSettings`.
+        batch_size, lr, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval: see
+            `FitSettings`.
     """
+
+    names: ClassVar[tuple[str, ...]]
+    at_least_one: ClassVar[tuple[str, ...]] = (
+        "emb_size",
+        "hidden_size",
+        "max_seq_len",
+        "batch_size",
+        "num_epochs",
+        "patience",
+        "num_negatives",
+        "save_interval",
+    )
 
     name: str
     emb_size: int = 64
@@ -58,27 +75,17 @@ class StudentConfig:
     weight_decay: float = 0.0
     grad_clip: float = 0.0
     patience: int = 10
+    mixed_precision: bool = False
     loss: str = "ce"
     dros_weight: float = 1.0
     dros_beta: float = 1.0
     num_negatives: int = 256
-    num_filters: int = 16
-    filter_sizes: list[int] = field(default_factory=lambda: [2, 3, 4])
-    num_blocks: int = 1
-    num_heads: int = 1
-    norm: str = "dllm2rec"
-    tied_output: bool = False
-    batching: str = "rows"
-    mixed_precision: bool = False
-    save_interval: int = 1
+    save_interval: int = field(default=1, metadata=NOTHING)
 
     def __post_init__(self) -> None:
-        check(self.name in MODELS, "student.name", self.name, f"one of {', '.join(MODELS)}")
-        sizes = ("emb_size", "hidden_size", "max_seq_len", "num_filters", "num_blocks", "num_heads")
-        for key in (*sizes, "batch_size", "num_epochs", "patience", "num_negatives", "save_interval"):
+        check(self.name in self.names, "student.name", self.name, f"one of {', '.join(self.names)}")
+        for key in self.at_least_one:
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
-        self._check_caser()
-        self._check_options()
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         check(self.weight_decay >= 0, "student.weight_decay", self.weight_decay, "a number >= 0")
@@ -87,60 +94,103 @@ class StudentConfig:
         check(self.dros_beta > 0, "student.dros_beta", self.dros_beta, "a number > 0")
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
 
-    def _check_caser(self) -> None:
-        if MODELS[self.name] is not Caser:
-            check(self.num_filters == 16, "student.num_filters", self.num_filters, "left out: only caser has filters")
-            check(self.filter_sizes == [2, 3, 4], "student.filter_sizes", self.filter_sizes, "left out, as above")
-        elif not self.filter_sizes or not all(1 <= size <= self.max_seq_len for size in self.filter_sizes):
-            allowed = f"one or more integers from 1 to student.max_seq_len={self.max_seq_len}"
-            check(False, "student.filter_sizes", self.filter_sizes, allowed)
-
-    def _check_options(self) -> None:
-        check(self.norm in NORMS, "student.norm", self.norm, f"one of {', '.join(NORMS)}")
-        check(self.batching in LOADERS, "student.batching", self.batching, f"one of {', '.join(LOADERS)}")
-        if MODELS[self.name] is Caser:
-            check(self.batching == "rows", "student.batching", self.batching, f"rows with student.name={self.name}")
-            check(self.num_blocks == 1, "student.num_blocks", self.num_blocks, f"1 with student.name={self.name}")
-            check(not self.tied_output, "student.tied_output", True, f"false with student.name={self.name}")
-        if MODELS[self.name] is not SASRec:
-            check(self.num_heads == 1, "student.num_heads", self.num_heads, f"1 with student.name={self.name}")
-            check(self.norm == "dllm2rec", "student.norm", self.norm, f"dllm2rec with student.name={self.name}")
-        allowed = f"a divisor of student.hidden_size={self.hidden_size}"
-        check(self.hidden_size % self.num_heads == 0, "student.num_heads", self.num_heads, allowed)
-        allowed = f"false where student.emb_size={self.emb_size} and student.hidden_size={self.hidden_size} differ"
-        check(
-            not self.tied_output or self.emb_size == self.hidden_size, "student.tied_output", self.tied_output, allowed
-        )
-
     def model_config(self, num_items: int) -> ModelConfig:
-        self._check_caser()  # the window may have been cut to the dataset's since
-        return ModelConfig(
-            self.name,
-            num_items,
-            self.emb_size,
-            self.hidden_size,
-            self.max_seq_len,
-            self.dropout,
-            self.num_filters,
-            self.filter_sizes,
-            self.num_blocks,
-            self.num_heads,
-            self.norm,
-            self.tied_output,
-        )
+        return self._as(ModelConfig, num_items=num_items)
 
     def loss_settings(self) -> LossSettings:
-        return LossSettings(self.loss, self.dros_weight, self.dros_beta, self.num_negatives)
+        return self._as(LossSettings, name=self.loss)
 
     def fit_settings(self) -> FitSettings:
-        return FitSettings(
-            self.batch_size,
-            self.lr,
-            self.num_epochs,
-            self.weight_decay,
-            self.grad_clip,
-            self.patience,
-            self.batching,
-            self.mixed_precision,
-            self.save_interval,
-        )
+        return self._as(FitSettings)
+
+    def _as(self, target: type[Target], **given: Any) -> Target:
+        """`target` with what is given, its fields that this kind has, and its own defaults for the others."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        taken = {entry.name: own[entry.name] for entry in fields(target) if entry.name in own}  # type: ignore[arg-type]
+        return target(**{**taken, **given})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConfig(StudentConfig):
+    """Students that represent a user after every item of a window, so that one pass can train all its positions.
+
+    Attributes:
+        num_blocks: SASRec's blocks, or layers of the GRU.
+        tied_output: score items by their input embeddings.
+        batching: `rows`, a window per target, or `packed`, one for all targets of a window.
+    """
+
+    at_least_one: ClassVar[tuple[str, ...]] = (*StudentConfig.at_least_one, "num_blocks")
+
+    num_blocks: int = 1
+    tied_output: bool = False
+    batching: str = "rows"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.batching in LOADERS, "student.batching", self.batching, f"one of {', '.join(LOADERS)}")
+        allowed = f"false where student.emb_size={self.emb_size} and student.hidden_size={self.hidden_size} differ"
+        can_tie = self.emb_size == self.hidden_size
+        check(can_tie or not self.tied_output, "student.tied_output", self.tied_output, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecConfig(CausalConfig):
+    """`sasrec`, and `sasrec_plus` with other values.
+
+    Attributes:
+        num_heads: attention heads; norm: where the LayerNorms stand (`models.Block`).
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("sasrec", "sasrec_plus")
+    at_least_one: ClassVar[tuple[str, ...]] = (*CausalConfig.at_least_one, "num_heads")
+
+    num_heads: int = 1
+    norm: str = "dllm2rec"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.norm in NORMS, "student.norm", self.norm, f"one of {', '.join(NORMS)}")
+        allowed = f"a divisor of student.hidden_size={self.hidden_size}"
+        check(self.hidden_size % self.num_heads == 0, "student.num_heads", self.num_heads, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU4RecConfig(CausalConfig):
+    """`gru4rec`."""
+
+    names: ClassVar[tuple[str, ...]] = ("gru4rec",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaserConfig(StudentConfig):
+    """`caser`.
+
+    Attributes:
+        num_filters: horizontal filters of each height; filter_sizes: the heights.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("caser",)
+    at_least_one: ClassVar[tuple[str, ...]] = (*StudentConfig.at_least_one, "num_filters")
+
+    num_filters: int = 16
+    filter_sizes: list[int] = field(default_factory=lambda: [2, 3, 4])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = len(self.filter_sizes) > 0 and all(1 <= size <= self.max_seq_len for size in self.filter_sizes)
+        allowed = f"one or more integers from 1 to student.max_seq_len={self.max_seq_len}"
+        check(fits, "student.filter_sizes", self.filter_sizes, allowed)
+
+
+KINDS = (SASRecConfig, GRU4RecConfig, CaserConfig)
+SCHEMAS: dict[str, type[StudentConfig]] = {name: kind for kind in KINDS for name in kind.names}
+
+
+def fit_window(student: StudentConfig, dataset_max_seq_len: int) -> StudentConfig:
+    """The student with its window cut to the data set's, where that is shorter.
+
+    Raises:
+        UserError: Caser's filters are higher than the window that is left.
+    """
+    return replace(student, max_seq_len=min(student.max_seq_len, dataset_max_seq_len))

@@ -1,12 +1,101 @@
-"""What every training is given besides its settings and its data."""
+"""What every training is given besides its settings and its data, and its last state, from which it goes on."""
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from src.core.errors import UserError
+from src.core.files import write_atomic
 from src.core.logging import TensorBoardWriter
-from src.student.resume import Resume
+from src.core.seed import random_state, restore_random_state
+
+
+class Stateful(Protocol):
+    """Something that a training changes: a model, an optimizer, a policy."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, text, and lists, tuples and dictionaries of them."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class GeneratorState:
+    """A random generator as `Stateful`."""
+
+    generator: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["state"])
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a training keeps its last state.
+
+    The caller sees to it that a file found there is of the same training: same settings, same data, same teacher.
+
+    Attributes:
+        file: written whole or not at all; a training that finds it goes on from there.
+        on_save: called after each save.
+    """
+
+    file: Path
+    on_save: Callable[[], None] = lambda: None
+
+    def save(self, progress: dict[str, Any], components: Mapping[str, Stateful]) -> None:
+        """Write `progress`, the state of every component, and the process's random generators.
+
+        Args:
+            progress: plain values, among them `step`: how many steps of its TensorBoard points the training has done.
+        """
+        states = {name: component.state_dict() for name, component in components.items()}
+        content = {"progress": progress, "components": states, "random": random_state()}
+        write_atomic(self.file, lambda path: torch.save(content, path))
+        self.on_save()
+
+    def load(self, components: Mapping[str, Stateful]) -> dict[str, Any] | None:
+        """Bring every component to where it was; returns `progress`, or None where nothing was saved.
+
+        Raises:
+            UserError: the file is damaged, or of another training.
+        """
+        if not self.file.is_file():
+            return None
+        try:
+            # On the CPU, where generators live; modules and optimizers move what they take over to their device.
+            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            for name, component in components.items():
+                component.load_state_dict(content["components"][name])
+            restore_random_state(content["random"])
+            return content["progress"]
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            raise self._unusable(error) from error
+
+    def steps_done(self) -> int:
+        """`step` of the last save, 0 where nothing was saved: what later TensorBoard points come from is lost.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.file.is_file():
+            return 0
+        try:
+            return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+        except Exception as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> UserError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.core.data_utils import Rows
+from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
+from src.student.context import GeneratorState, Stateful
 from src.student.models import Student
 
 
@@ -47,9 +48,14 @@ class Batch:
 
 
 class Loader(Protocol):
-    """Batches of one epoch after another."""
+    """Batches of one epoch after another.
+
+    Attributes:
+        order: where the random stream is that the order of the rows is drawn from.
+    """
 
     num_rows: int
+    order: Stateful
 
     def __len__(self) -> int:
         """Steps of an epoch; packed batches may need a step less or more."""
@@ -95,7 +101,7 @@ class RowLoader(DataLoader[Batch]):
     def __init__(
         self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
     ) -> None:
-        self.num_rows = len(rows)
+        self.num_rows, self.order = len(rows), GeneratorState(generator)
         dataset = RowDataset(rows, max_len, pad_id, device)
         super().__init__(dataset, sampler=ShuffledBatches(len(dataset), batch_size, generator), batch_size=None)
 
@@ -114,7 +120,7 @@ class PackedLoader:
     def __init__(
         self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
     ) -> None:
-        self.num_rows = len(rows)
+        self.num_rows, self.order = len(rows), GeneratorState(generator)
         self.max_len, self.pad_id, self.batch_size, self.generator = max_len, pad_id, batch_size, generator
         _, sequence = np.unique(rows.start, return_inverse=True)
         self.sequence, self.start, self.pos = (
@@ -177,14 +183,21 @@ LOADERS = {"rows": RowLoader, "packed": PackedLoader}
 
 
 def build_train_loader(
+    dataset: SequenceDataset,
+    *,
     batching: str,
-    rows: Rows,
     max_len: int,
-    pad_id: int,
     batch_size: int,
     device: torch.device,
     generator: torch.Generator,
 ) -> Loader:
-    """A loader over all rows; `batching` is one of `LOADERS`."""
-    require_full_batch(batch_size, len(rows))
-    return LOADERS[batching](rows, max_len, pad_id, batch_size, device, generator)
+    """A loader over all training rows.
+
+    Args:
+        batching: one of `LOADERS`; max_len: items of a window; generator: what the order is drawn from.
+
+    Raises:
+        UserError: there are fewer rows than a batch takes.
+    """
+    require_full_batch(batch_size, len(dataset.train))
+    return LOADERS[batching](dataset.train, max_len, dataset.pad_id, batch_size, device, generator)

@@ -67,7 +67,7 @@ def evaluate_scores(score: ScoreRows, rows: Rows, num_items: int, ks: list[int])
             names, (*rank_counts(scores, targets), *rank_counts(scores, targets, seen)), strict=True
         ):
             counts[name].append(value.cpu().numpy())
-    ranks = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in counts.items()}
+    ranks = {name: np.concatenate(chunks) if chunks else np.zeros(0, int) for name, chunks in counts.items()}
     return Evaluation(
         metrics_from_ranks(ranks["better"], ranks["equal"], ks),
         metrics_from_ranks(ranks["better_masked"], ranks["equal_masked"], ks),

@@ -36,7 +36,7 @@ class Scored:
     """A batch under the base loss.
 
     Attributes:
-        loss: scalar; parts: its named parts, detached.
+        loss: scalar; terms: its named terms, detached.
         hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
         table: the item table that made them with a tied output, or None.
         candidates: float [B, K], the scores of the items that were asked for, or None.
@@ -44,7 +44,7 @@ class Scored:
     """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
     hidden: Tensor
     scores: Tensor | None
     table: Tensor | None
@@ -61,7 +61,7 @@ class BaseLoss:
     """
 
     def __init__(
-        self, settings: LossSettings, dataset: SequenceDataset, max_seq_len: int, seed: int, device: torch.device
+        self, settings: LossSettings, dataset: SequenceDataset, *, max_seq_len: int, seed: int, device: torch.device
     ) -> None:
         self.settings = settings
         self.num_items = dataset.num_items
@@ -102,13 +102,13 @@ class BaseLoss:
         picked = scores.gather(1, pair if candidates is None else torch.cat([pair, candidates], 1))
         positive, negative, rest = picked[:, 0], picked[:, 1], None if candidates is None else picked[:, 2:]
         loss = bce(positive, negative)
-        parts = {"loss_bce": loss.detach()}
+        terms = {"loss_bce": loss.detach()}
         if self.settings.name == "bce" or self.settings.dros_weight == 0:
-            return Scored(loss, parts, hidden, scores, table, rest, negative)
+            return Scored(loss, terms, hidden, scores, table, rest, negative)
         robust = Dros(scores, self.propensity, self.settings.dros_beta)
         term = robust.term(batch.target[:, None], positive[:, None]).mean()
-        loss, parts["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
-        return Scored(loss, parts, hidden, scores, table, rest, negative, robust)
+        loss, terms["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
+        return Scored(loss, terms, hidden, scores, table, rest, negative, robust)
 
 
 def bce(positive: Tensor, negative: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
-"""Recommendations from a checkpoint for one history."""
+"""The best items of a trained student: for one history of names, and for rows of a data set."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from src.core.data_utils import SequenceDataset
+from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.student.checkpoint import load_checkpoint
+from src.student.evaluator import history_mask
+from src.student.models import Student
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ def recommend(
     checkpoint: Path,
     dataset: SequenceDataset,
     history: list[str],
+    *,
     top_k: int,
     show_history: bool = False,
     device: torch.device | None = None,
@@ -81,3 +86,29 @@ def _items(history: list[str], dataset: SequenceDataset) -> list[int]:
                 f"({dataset.num_items} items){hint}"
             )
     return [known[name] for name in history]
+
+
+@torch.no_grad()
+def rank_unseen(model: Student, rows: Rows, index: np.ndarray, *, count: int, key: str) -> tuple[Tensor, Tensor]:
+    """The `count` best items of some rows, best first, none of their histories.
+
+    Args:
+        model: in evaluation mode, on the device where it is to run.
+        index: row numbers, int64 [B].
+        key: what `count` is called in the configuration.
+
+    Returns:
+        Items int64 [B, count], and minus their log-probabilities among all items, float32 [B, count], ascending.
+
+    Raises:
+        UserError: a row's history leaves fewer than `count` items.
+    """
+    num_items, device = model.config.num_items, model.item_embeddings.weight.device
+    history, length, _ = rows.windows(model.config.max_seq_len, num_items, index)
+    scores = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
+    seen = history_mask(rows.select(index), num_items).to(device)
+    free = num_items - int(seen.sum(1).max())
+    if free < count:
+        raise UserError(f"{key}={count}: the longest history leaves {free} items; use at most {free}")
+    best = scores.masked_fill(seen, float("-inf")).topk(count)
+    return best.indices, scores.logsumexp(1, keepdim=True) - best.values

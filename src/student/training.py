@@ -4,7 +4,7 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,22 +15,60 @@ from torch import Tensor, nn
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import write_text
-from src.core.logging import TensorBoardWriter, progress_bar
+from src.core.logging import progress_bar
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator
 from src.student.config import FitSettings
+from src.student.context import Resume, RunContext, Stateful
 from src.student.datamodule import Batch, Loader, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
-from src.student.resume import GeneratorState, Resume, Stateful
 
 
 class Objective(Protocol):
-    """What a step minimises."""
+    """What a step minimises.
+
+    Attributes:
+        components: what it remembers from step to step, by name; parameters that it trains belong to the model.
+    """
+
+    @property
+    def components(self) -> Mapping[str, Stateful]: ...
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total loss (scalar) and its named parts, detached, for the log."""
+        """The total loss (scalar) and its named terms, detached, for the log."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How the best epoch is found, on validation rows only, and kept.
+
+    Attributes:
+        monitor: the metric that is to be high.
+        evaluate: metrics on the validation rows with the model as it is.
+        save_best: called with (epoch, value) whenever `monitor` improves.
+    """
+
+    monitor: str
+    evaluate: Callable[[], dict[str, float]]
+    save_best: Callable[[int, float], None]
+
+
+def validation_on(
+    dataset: SequenceDataset,
+    model: Student,
+    *,
+    metrics: MetricsConfig,
+    save_best: Callable[[int, float], None],
+    device: torch.device,
+) -> Validation:
+    """Validation of `model` on the data set's validation rows."""
+    return Validation(
+        monitor=metrics.monitor,
+        evaluate=lambda: evaluate_model(model, dataset.valid, dataset, metrics.ks, device).metrics,
+        save_best=save_best,
+    )
 
 
 @dataclass
@@ -59,87 +97,64 @@ def train_student(
     model: Student,
     dataset: SequenceDataset,
     objective: Objective,
-    save_best: Callable[[int, float], None],
-    metrics: MetricsConfig,
+    *,
+    validation: Validation,
     settings: FitSettings,
-    seed: int,
-    device: torch.device,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-    resume: Resume | None = None,
-    parts: dict[str, Stateful] | None = None,
+    context: RunContext,
 ) -> FitResult:
-    """Fit `model` on the training rows under `objective`, watched on the validation rows.
-
-    Args:
-        resume: where the last state is kept, and gone on from if there is one; None keeps none.
-        parts: what the objective remembers from step to step.
-    """
-    model.to(device)
-    shuffle = generator(seed, "shuffle")
+    """`fit` on the training rows, in an order that follows the seed."""
+    model.to(context.device)
     loader = build_train_loader(
-        settings.batching,
-        dataset.train,
-        model.config.max_seq_len,
-        dataset.pad_id,
-        settings.batch_size,
-        device,
-        shuffle,
+        dataset,
+        batching=settings.batching,
+        max_len=model.config.max_seq_len,
+        batch_size=settings.batch_size,
+        device=context.device,
+        generator=generator(context.seed, "shuffle"),
     )
-    parts = {"shuffle": GeneratorState(shuffle), **(parts or {})}
-
-    def validate() -> dict[str, float]:
-        return evaluate_model(model, dataset.valid, dataset, metrics.ks, device).metrics
-
-    return fit(
-        model, loader, objective, validate, save_best, metrics.monitor, settings, logger, tb_writer, resume, parts
-    )
+    return fit(model, loader, objective, validation=validation, settings=settings, context=context)
 
 
 def fit(
     model: nn.Module,
     loader: Loader,
     objective: Objective,
-    validate: Callable[[], dict[str, float]],
-    save_best: Callable[[int, float], None],
-    monitor: str,
+    *,
+    validation: Validation,
     settings: FitSettings,
-    logger: logging.Logger,
-    tb_writer: TensorBoardWriter,
-    resume: Resume | None = None,
-    parts: dict[str, Stateful] | None = None,
+    context: RunContext,
 ) -> FitResult:
-    """Train with Adam and early stopping; the best epoch is chosen on validation only.
+    """Train with Adam and early stopping, or go on with an interrupted training.
 
-    Args:
-        objective: loss of a batch; parameters it owns must be part of `model`.
-        validate: metrics on the validation rows with the model as it is.
-        save_best: called with (epoch, value) whenever `monitor` improves.
-        resume, parts: see `train_student`. The state is saved every `save_interval` epochs, after the last one, and
-            with each better epoch, so that it never lags behind what `save_best` has replaced.
+    The state is saved every `save_interval` epochs, after the last one, and with each better epoch, so that it never
+    lags behind what `save_best` has replaced.
 
     Raises:
         UserError: the loss is not finite, or the last state is damaged.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    parts = {"model": model, "optimizer": optimizer, **(parts or {})}
-    result = _go_on(resume, parts, logger)
+    components = {"model": model, "optimizer": optimizer, "order": loader.order, **objective.components}
+    monitor, resume, logger = validation.monitor, context.resume, context.logger
+    result = _go_on(resume, components, logger)
     with progress_bar() as bar:
         done = len(result.history) * len(loader)
         task = bar.add_task("training", total=settings.num_epochs * len(loader), completed=done, info="")
         while not result.is_over(settings):
             epoch, start = len(result.history) + 1, time.perf_counter()
-            losses = _train_epoch(model, loader, objective, optimizer, settings, lambda: bar.advance(task))
+            losses = _train_epoch(
+                model, loader, objective, optimizer=optimizer, settings=settings, advance=lambda: bar.advance(task)
+            )
             rows_per_second = loader.num_rows / (time.perf_counter() - start)
             _require_finite(losses, epoch)
-            metrics = validate()
+            metrics = validation.evaluate()
             improved = result.add(epoch, losses, metrics, monitor)
             for name, value in result.history[-1].items():
-                tb_writer.add_scalar(name, value, epoch)
+                context.writer.add_scalar(name, value, epoch)
             if improved:
-                save_best(epoch, metrics[monitor])
+                validation.save_best(epoch, metrics[monitor])
             if resume and (improved or epoch % settings.save_interval == 0 or result.is_over(settings)):
-                resume.save(asdict(result), parts)
+                context.writer.flush()  # the points up to here are not made again
+                resume.save({"step": epoch, "result": asdict(result)}, components)
             info = f"loss {losses['loss']:.4f}, {monitor} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
             bar.update(task, info=info)
             logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
@@ -149,32 +164,32 @@ def fit(
     return result
 
 
-def _go_on(resume: Resume | None, parts: dict[str, Stateful], logger: logging.Logger) -> FitResult:
+def _go_on(resume: Resume | None, components: Mapping[str, Stateful], logger: logging.Logger) -> FitResult:
     """The result up to where an interrupted training was saved; an empty one for a new training."""
-    progress = resume.load(parts) if resume else None
+    progress = resume.load(components) if resume else None
     if progress is None:
         return FitResult()
-    result = FitResult(**progress)
-    logger.info("going on after epoch %d: %s", len(result.history), resume.file)
-    return result
+    logger.info("going on after epoch %d: %s", progress["step"], resume.file)
+    return FitResult(**progress["result"])
 
 
 def _train_epoch(
     model: nn.Module,
     loader: Loader,
     objective: Objective,
+    *,
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
     advance: Callable[[], None],
 ) -> dict[str, float]:
-    """One pass; returns the mean of the total loss and of each part over its steps."""
+    """One pass; returns the mean of the total loss and of each of its terms over the steps."""
     model.train()
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     steps = 0  # counted: packed batches may be fewer than len(loader)
     for batch in loader:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision):
-            loss, parts = objective(model, batch)
+            loss, terms = objective(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.grad_clip > 0:
@@ -182,7 +197,7 @@ def _train_epoch(
         optimizer.step()
         steps += 1
         # Summed on the device: reading a value each step would make a GPU wait.
-        for name, value in {"loss": loss.detach(), **parts}.items():
+        for name, value in {"loss": loss.detach(), **terms}.items():
             sums[name] = sums.get(name, 0.0) + value
         advance()
     return {name: float(value) / steps for name, value in sums.items()}

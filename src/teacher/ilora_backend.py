@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from src.core.artefacts import Artefact
-from src.core.cost import record_cost
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
@@ -20,9 +19,9 @@ from src.core.logging import LOGGER_NAME, PrefixedWriter, TensorBoardWriter
 from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.teacher_files import ChosenRows
-from src.student.context import RunContext
+from src.student.context import Resume, RunContext
+from src.student.cost import record_cost
 from src.student.evaluator import write_evaluation
-from src.student.resume import Resume
 from src.teacher import provenance
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import read_adapter

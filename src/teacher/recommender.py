@@ -15,8 +15,8 @@ from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
 from src.student.context import RunContext
-from src.student.evaluator import history_mask
 from src.student.models import Student
+from src.student.serving import rank_unseen
 from src.student.trainer_baseline import train_baseline
 from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.config import TeacherConfig
@@ -44,7 +44,6 @@ class FrozenRecommender:
         """User representations float32 [B, hidden_size] of some rows."""
         return self.model.encode(*self._windows(rows, index))
 
-    @torch.no_grad()
     def rank(self, rows: Rows, index: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best items of each row, best first, none of its history.
 
@@ -54,15 +53,7 @@ class FrozenRecommender:
         Raises:
             UserError: a row's history leaves fewer than `count` items.
         """
-        scores = self.model(*self._windows(rows, index))
-        seen = history_mask(rows.select(index), self.dataset.num_items).to(self.device)
-        free = self.dataset.num_items - int(seen.sum(1).max())
-        if free < count:
-            raise UserError(
-                f"teacher.num_candidates={count}: the longest history leaves {free} items; use at most {free}"
-            )
-        best = scores.masked_fill(seen, float("-inf")).topk(count)
-        return best.indices, scores.logsumexp(1, keepdim=True) - best.values
+        return rank_unseen(self.model, rows, index, count=count, key="teacher.num_candidates")
 
     def retrieve(self, rows: Rows, index: np.ndarray, count: int) -> np.ndarray:
         """The items of `rank` alone: int64 [B, count]."""
@@ -115,5 +106,4 @@ def train_recommender(
 ) -> None:
     """Train a recommender on the training part and keep its best epoch in `folder`."""
     context.logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
-    seed, device, logger, writer = context.seed, context.device, context.logger, context.writer
-    train_baseline(config, dataset, metrics, folder, seed, device, logger, writer)
+    train_baseline(config, dataset, metrics=metrics, folder=folder, context=context)

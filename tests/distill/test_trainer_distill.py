@@ -20,7 +20,7 @@ from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import ItemEmbedding, ModelConfig, build_model
 from src.student.objectives import BaseLoss, LossSettings
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")

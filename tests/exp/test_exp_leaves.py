@@ -49,7 +49,7 @@ from src.exp import (
 from src.exp.settings import TEACHERS, Settings, parse_settings
 from src.exp.sweep import Job
 from src.student import serving
-from src.student.resume import Resume
+from src.student.context import Resume
 from src.student.serving import Recommendation
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
-from src.student.context import RunContext
-from src.student.resume import Resume
+from src.student.context import Resume, RunContext
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.training import _micro_batches, train_adapter, training_rows
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.cost import answer_latency, parameter_counts
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.metrics import metrics_from_ranks
+from src.student.cost import answer_latency, parameter_counts
 from src.student.evaluator import Evaluation
 from src.teacher.model import TeacherModel
 from src.teacher.scoring.answers import Answers, answer_metrics, generate_answers, named_candidate

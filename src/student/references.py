@@ -1,4 +1,4 @@
-"""What a student has to beat: the most popular items, and a Markov chain."""
+"""Reference models, which every student is compared with: the most popular items, and a Markov chain."""
 
 import numpy as np
 import torch

@@ -9,13 +9,14 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.seed import generator
 from src.distill.data_bridge import TeacherOutputs
-from src.teacher.recommender import load_recommender
+from src.student.checkpoint import load_checkpoint_of
+from src.student.serving import rank_unseen
 
 _CHUNK = 512
 
 
 def recommender_teacher(
-    folder: Path, dataset: SequenceDataset, top_k: int, per_sequence: bool, device: torch.device
+    folder: Path, dataset: SequenceDataset, *, top_k: int, per_sequence: bool, device: torch.device
 ) -> TeacherOutputs:
     """A frozen recommender's item table, and its best items of each training row, none of the row's history.
 
@@ -23,17 +24,23 @@ def recommender_teacher(
     `per_sequence` the best item's own.
 
     Args:
-        folder: the recommender's checkpoint.
+        folder: the recommender's checkpoint, one of a student.
+
+    Raises:
+        UserError: no checkpoint of this data set, or a history leaves fewer than `top_k` items.
     """
-    recommender = load_recommender(folder, dataset, device)
+    model = load_checkpoint_of(folder, dataset, "distill.teacher=recommender").eval().to(device)
     items, distances = [], []
     for index in np.array_split(np.arange(len(dataset.train)), -(-len(dataset.train) // _CHUNK)):
-        best, distance = recommender.rank(dataset.train, index, top_k)
+        best, distance = rank_unseen(model, dataset.train, index, count=top_k, key="distill.top_k")
         items.append(best)
         distances.append(distance)
     distance = torch.cat(distances).cpu()  # [num_rows, top_k]
-    confidence = distance[:, :1] if per_sequence else _min_max(distance)
-    return TeacherOutputs(recommender.item_table.cpu().float(), torch.cat(items).cpu(), confidence, None)
+    return TeacherOutputs(
+        embeddings=model.item_embeddings.weight[:-1].detach().cpu().float(),
+        ranking=torch.cat(items).cpu(),
+        confidence=distance[:, :1] if per_sequence else _min_max(distance),
+    )
 
 
 def _min_max(distance: Tensor) -> Tensor:
@@ -54,4 +61,4 @@ def random_teacher(like: TeacherOutputs, num_items: int, seed: int) -> TeacherOu
         ranking = torch.stack(
             [torch.randperm(num_items, generator=random)[: ranking.shape[1]] for _ in range(len(ranking))]
         )
-    return TeacherOutputs(embeddings, ranking, like.confidence, None)
+    return TeacherOutputs(embeddings=embeddings, ranking=ranking, confidence=like.confidence)

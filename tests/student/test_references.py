@@ -1,11 +1,11 @@
-"""The floors by hand: counts of targets, transitions of the last items."""
+"""The reference models by hand: counts of targets, transitions of the last items."""
 
 from math import sqrt
 
 import numpy as np
 import pytest
 
-from src.student.floors import markov_chain, popularity
+from src.student.references import markov_chain, popularity
 
 
 def test_popularity_counts_training_targets(make_dataset):

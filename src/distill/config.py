@@ -1,0 +1,137 @@
+"""`conf/distill`: what a student learns from a teacher, and how."""
+
+from dataclasses import dataclass, field, replace
+
+from src.core.errors import UserError, check
+from src.core.settings import NOTHING, key_of
+from src.student.config import StudentConfig
+from src.student.objectives import LOSSES
+
+PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
+CANDIDATE_LOSSES = ("paper", "official", "softmax")
+DROS_AVERAGES = ("batch", "row")
+CONFIDENCES = ("per_candidate", "per_sequence")
+EMBEDDING_MODES = ("fuse", "align")
+INITS = ("scratch", "baseline")
+TEACHERS = ("files", "recommender", "random")
+TEACHER_TABLES = ("float32", "bfloat16", "cpu")
+ENGINES = ("native", "submodule")
+_LOSSES_WITH_NEGATIVES = ("bce", "bce_dros")
+_CHOICES = {
+    "name": PRESETS,
+    "engine": ENGINES,
+    "teacher": TEACHERS,
+    "candidate_loss": CANDIDATE_LOSSES,
+    "dros_average": DROS_AVERAGES,
+    "confidence": CONFIDENCES,
+    "embedding": EMBEDDING_MODES,
+    "teacher_table": TEACHER_TABLES,
+    "init": INITS,
+}
+_WEIGHTS = ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_consistency")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The keys of `conf/distill/*.yaml`; `kd_weight` stands for the key `lambda`, a reserved word.
+
+    total = base loss + lambda * (alpha * ranking [+ ed_weight * alignment]); with `embedding=fuse`, ed_weight
+    scales the projected teacher embedding inside the model instead. With `candidate_loss=official`, alpha is
+    upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
+
+    Attributes:
+        engine: this framework, or the original program (`dllm2rec_wrapper`).
+        teacher: who teaches: the exported files of the LLM, the frozen recommender that it reads, or noise of the
+            shapes of its files (`control_teachers`).
+        teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
+        loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
+        candidate_loss: loss of one candidate of the teacher.
+        dros_average: of `candidate_loss=official`: over what its DROS terms are averaged before they are weighted, the
+            rows of the batch, as upstream's code comes to do, or the row alone (`kd_losses.average_over_batch`).
+        confidence: a distance per candidate or one per row.
+        init_checkpoint: folder of the student that `init=baseline` starts from; None: the caller finds one.
+    """
+
+    name: str
+    engine: str = "native"
+    teacher: str = "files"
+    alpha: float = 0.5
+    ed_weight: float = 0.3
+    kd_weight: float = field(default=0.7, metadata=key_of("lambda"))
+    batch_size: int = 256
+    lr: float = 1e-3
+    num_epochs: int = 200
+    top_k: int = 10
+    gamma_position: float = 0.3
+    gamma_confidence: float = 0.5
+    gamma_consistency: float = 0.1
+    loss: str | None = None
+    candidate_loss: str = "paper"
+    dros_average: str = "batch"
+    confidence: str = "per_candidate"
+    embedding: str = "fuse"
+    teacher_table: str = "float32"
+    init: str = "scratch"
+    init_checkpoint: str | None = field(default=None, metadata=NOTHING)
+
+    def __post_init__(self) -> None:
+        for key, choices in _CHOICES.items():
+            check(getattr(self, key) in choices, f"distill.{key}", getattr(self, key), f"one of {', '.join(choices)}")
+        losses = f"one of {', '.join(LOSSES)}, or null"
+        check(self.loss is None or self.loss in LOSSES, "distill.loss", self.loss, losses)
+        for key in _WEIGHTS:
+            check(getattr(self, key) >= 0, f"distill.{key}", getattr(self, key), "a number >= 0")
+        check(self.kd_weight >= 0, "distill.lambda", self.kd_weight, "a number >= 0")
+        for key in ("batch_size", "num_epochs", "top_k"):
+            check(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "an integer >= 1")
+        check(self.lr > 0, "distill.lr", self.lr, "a number > 0")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        allowed = "above 0 if the two other gammas are 0"
+        gammas = self.gamma_position + self.gamma_confidence + self.gamma_consistency
+        check(gammas > 0, "distill.gamma_position", self.gamma_position, allowed)
+        applies = self.candidate_loss == "official" or self.dros_average == "batch"
+        allowed = f"batch with distill.candidate_loss={self.candidate_loss}, which has no DROS"
+        check(applies, "distill.dros_average", self.dros_average, allowed)
+        applies = self.init == "baseline" or self.init_checkpoint is None
+        check(applies, "distill.init_checkpoint", self.init_checkpoint, "null with distill.init=scratch")
+
+    @property
+    def ranking_weight(self) -> float:
+        return 1.0 if self.candidate_loss == "official" else self.alpha
+
+    @property
+    def needs_ranking(self) -> bool:
+        return self.kd_weight * self.ranking_weight > 0
+
+    @property
+    def needs_embeddings(self) -> bool:
+        return self.ed_weight > 0 and (self.embedding == "fuse" or self.kd_weight > 0)
+
+    @property
+    def gates_samples(self) -> bool:
+        """Whether a loss of its own distils each sample; `fuse` alone is part of the model."""
+        return self.needs_ranking or (self.embedding == "align" and self.needs_embeddings)
+
+    def as_student(self, student: StudentConfig) -> StudentConfig:
+        """The student's settings as the distillation trains them: its own budget and base loss, the rest the student's.
+
+        Raises:
+            UserError: the candidates' loss needs negatives and the base loss draws none.
+        """
+        loss = self.loss or student.loss
+        if self.candidate_loss == "official" and loss not in _LOSSES_WITH_NEGATIVES:
+            raise UserError(
+                "distill.candidate_loss=official: needs a base loss with negatives, distill.loss="
+                f"{' or '.join(_LOSSES_WITH_NEGATIVES)}, not {loss}"
+            )
+        shares_alpha = self.candidate_loss == "official" and loss == "bce_dros"
+        return replace(
+            student,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            num_epochs=self.num_epochs,
+            loss=loss,
+            dros_weight=self.alpha if shares_alpha else student.dros_weight,
+        )
