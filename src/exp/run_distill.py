@@ -67,7 +67,7 @@ def plan(stage: Stage) -> list[Step]:
 
 
 def require_trainable(stage: Stage) -> None:
-    """Refuse what could not be distilled once the baseline is there; reads the teacher's files as the training would."""
+    """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
     _require_settings(stage)
     if stage.settings.distill.teacher == "recommender":
         recommender_folder(stage, teacher_outputs_dir(stage.settings))

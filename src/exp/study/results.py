@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from src.core.artefacts import Record
 from src.core.errors import UserError
 from src.core.files import read_json
@@ -79,3 +81,14 @@ def require_metric(found: Mapping[str, Sequence[Result]], metric: str) -> None:
     for name, runs in found.items():
         if any(metric not in run.evaluation["metrics"] for run in runs):
             raise UserError(f"metrics.monitor={metric}: not among the metrics of {name}; give one that all runs have")
+
+
+def run_table(found: Mapping[str, Sequence[Result]]) -> pd.DataFrame:
+    """One line per run: what it was, its best validation value, its test metrics."""
+    lines = []
+    for name, runs in found.items():
+        for run in runs:
+            head = {"variant": name, "model": run.stage, "seed": run.seed, "folder": run.folder.root.name}
+            masked = {f"{key} masked": value for key, value in run.evaluation["metrics_masked"].items()}
+            lines.append({**head, "valid": run.record.value, **run.evaluation["metrics"], **masked})
+    return pd.DataFrame(lines)
