@@ -19,6 +19,7 @@ NOTHING = {"decides": "nothing"}  # no number: where files lie, how often state 
 UNDERWAY = {"decides": "underway"}  # a result, but an interrupted training may go on with another value
 EVALUATION = {"decides": "evaluation"}  # what is measured of a trained model
 EXPORT = {"decides": "export"}  # what a trained teacher writes for students
+IN_STUDENT = {"decides": "student"}  # of a distillation: what the student's settings say, as it is really trained
 
 
 def key_of(name: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from src.core.errors import UserError, check
-from src.core.settings import NOTHING, key_of
+from src.core.settings import IN_STUDENT, NOTHING, key_of
 from src.student.config import StudentConfig
 from src.student.objectives import LOSSES
 
@@ -58,14 +58,14 @@ class DistillConfig:
     alpha: float = 0.5
     ed_weight: float = 0.3
     kd_weight: float = field(default=0.7, metadata=key_of("lambda"))
-    batch_size: int = 256
-    lr: float = 1e-3
-    num_epochs: int = 200
+    batch_size: int = field(default=256, metadata=IN_STUDENT)
+    lr: float = field(default=1e-3, metadata=IN_STUDENT)
+    num_epochs: int = field(default=200, metadata=IN_STUDENT)
     top_k: int = 10
     gamma_position: float = 0.3
     gamma_confidence: float = 0.5
     gamma_consistency: float = 0.1
-    loss: str | None = None
+    loss: str | None = field(default=None, metadata=IN_STUDENT)
     candidate_loss: str = "paper"
     dros_average: str = "batch"
     confidence: str = "per_candidate"

@@ -53,6 +53,8 @@ def run(cfg: Settings) -> None:
         _train(stage, found, base)
         files = _write(stage, found, source)
         artefact.complete(files=stage.hashes(*files))
+    for file in files:
+        print(file)
 
 
 def _made_from(stage: Stage, source: RunFolder | None) -> dict[str, object]:

@@ -61,7 +61,7 @@ def plan(stage: Stage) -> list[Step]:
         artefact=folder.artefact("teacher"),
         made_from=lambda: teacher.made_from("train", cfg),
         work=lambda: _train(stage, teacher),
-        files=lambda: teacher.files("train"),
+        files=lambda: _trained_files(folder, teacher),
         underway=tuple(flat_settings(cfg.teacher, "teacher", ["underway"])),
         forget=lambda: _forget(folder),
     )
@@ -87,6 +87,12 @@ def _export_artefact(folder: RunFolder, target: Path) -> Artefact:
 
 def _adapter(folder: RunFolder) -> Path:
     return folder.model_dir("teacher") / "adapter" / ADAPTER_WEIGHTS
+
+
+def _trained_files(folder: RunFolder, teacher: ITeacherRecommender) -> dict[str, str]:
+    """Of the trained adapter; the state that an interrupted training would go on from is needed no more."""
+    folder.last_state_file("teacher").unlink(missing_ok=True)
+    return teacher.files("train")
 
 
 def _forget(folder: RunFolder) -> None:

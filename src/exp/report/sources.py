@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
 from src.exp.report.significance import PairedTest, load_ranks, paired_tests
 from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
-from src.exp.stage.lookup import Found, complete_runs, find, of_data
+from src.exp.stage.lookup import Found, complete_runs, find, of_data, run_that_exported
 from src.exp.stage.stage import Stage
 
 SEED, TEACHER = "general.seed", "distill.teacher"
@@ -128,11 +128,8 @@ def _teacher_of(stage: Stage, distilled: Found | None) -> Found | None:
     """The teacher whose files were distilled; without a distilled student the newest one of the data."""
     if distilled is None:
         return _search(stage, "teacher_evaluation", of_data(stage.dataset.fingerprint))
-    files = distilled.record.made_from.get(TEACHER_FILES)
-    for run in _all(stage, "teacher_export"):
-        if files is not None and files in run.record.files.values():
-            return _here(run.folder, "teacher_evaluation")
-    return None
+    exporter = run_that_exported(stage, distilled.record.made_from.get(TEACHER_FILES))
+    return _here(exporter, "teacher_evaluation") if exporter else None
 
 
 def _notes(runs: Mapping[str, Found]) -> list[str]:

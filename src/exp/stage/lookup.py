@@ -88,17 +88,26 @@ def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
     return found.folder.model_dir("baseline")
 
 
+def run_that_exported(stage: Stage, files: str | None) -> RunFolder | None:
+    """The run whose teacher has written the files with this hash (`teacher_files_hash`), wherever they lie now."""
+    root, name = result_root(stage.settings), "teacher_export"
+    folders = [stage.folder, *(RunFolder(path.parents[1]) for path in sorted(root.rglob(f"records/{name}.json")))]
+    for folder in folders:
+        record = folder.artefact(name).status().record
+        if files is not None and record is not None and record.completed and files in record.files.values():
+            return folder
+    return None
+
+
 def recommender_folder(stage: Stage, outputs: Path) -> Path:
     """The frozen recommender behind the teacher's files: the given one, else that of the run that exported them.
 
     Raises:
         UserError: there is none.
     """
-    given = stage.settings.teacher.rec_model_path
-    exported = teacher_files_hash(outputs)
-    runs = complete_runs("teacher_export", result_root(stage.settings), stage.folder)
-    own = (run.folder.model_dir("teacher") / "recommender" for run in runs if exported in run.record.files.values())
-    folder = project_path(given) if given else next(own, None)
+    given, exporter = stage.settings.teacher.rec_model_path, run_that_exported(stage, teacher_files_hash(outputs))
+    own = exporter.model_dir("teacher") / "recommender" if exporter else None
+    folder = project_path(given) if given else own
     if folder is None or not folder.exists():
         raise UserError(
             f"distill.teacher=recommender: no frozen recommender{f' in {folder}' if folder else ''}; set "

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from hydra._internal.callbacks import Callbacks  # a launcher outside `hydra.main` has no other way to one
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -34,24 +35,18 @@ def _launcher(stage: str, folder: RunFolder) -> Launcher:
     """The launcher that `hydra/launcher=` of the study's command names."""
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    words = [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra/launcher")]
-    words += [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.launcher.")]
+    given = HydraConfig.get().overrides.hydra
+    words = [word for word in given if word.lstrip("+").startswith(("hydra/launcher", "hydra.launcher."))]
     config = hydra.compose_config(
         config_name="config",
-        overrides=[*words, f"hydra.sweep.dir={_quoted(str(folder.root))}"],
+        overrides=[*words, "hydra/hydra_logging=none", f"hydra.sweep.dir={_quoted(str(folder.root))}"],
         run_mode=RunMode.MULTIRUN,
         with_log_configuration=False,
     )
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra_callbacks(config))
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     return Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=partial(run_study_job, stage), config=config
     )
-
-
-def hydra_callbacks(config: DictConfig):  # type: ignore[no-untyped-def]
-    from hydra._internal.callbacks import Callbacks
-
-    return Callbacks(config)
 
 
 def _quoted(text: str) -> str:

@@ -78,10 +78,11 @@ def _curve(config: StudyConfig, found: Sequence[Variant], table: pd.DataFrame, m
     if config.plot != "curve":
         return None
     *others, last = config.grid
-    lines = {name: {X: place, SERIES: None} for name, place in config.ends.items()}
+    lines: dict[str, dict[str, object]] = {BASELINE: {X: None, SERIES: None}}
+    lines |= {name: {X: place, SERIES: None} for name, place in config.ends.items()}
     for variant in found:
         if variant.place:
             series = ", ".join(variant.place[axis] for axis in others) or last
             lines[variant.name] = {X: float(variant.place[last]), SERIES: series}
     points = pd.DataFrame.from_dict(lines, orient="index").join(table)
-    return curve_plot(points, x=X, series=SERIES, metric=metric, name=config.name)
+    return curve_plot(points, x=X, series=SERIES, metric=metric, name=config.name, level=BASELINE)

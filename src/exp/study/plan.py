@@ -90,7 +90,7 @@ def base_overrides(source: RunFolder | None, own: list[str]) -> list[str]:
 
 
 def _is_own(word: str) -> bool:
-    key = word.lstrip("+~").partition("=")[0]
+    key = _key(word)
     return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in _NOT_PASSED_ON)
 
 
@@ -146,6 +146,14 @@ def job_overrides(variant: Variant, base: list[str], seed: int) -> list[str]:
 
 
 def _combined(base: list[str], words: list[str]) -> list[str]:
-    """A variant's overrides after those of all; where it chooses a group anew (`active=all`), the group's own go."""
-    groups = {word.partition("=")[0] for word in words if "." not in word.partition("=")[0]}
-    return [*(word for word in base if word.lstrip("+~").partition("=")[0].split(".")[0] not in groups), *words]
+    """A variant's overrides after those of all; where it chooses a group anew (`active=all`), the group's own go.
+
+    Of two overrides of one key the later one counts.
+    """
+    groups = {_key(word) for word in words if "." not in _key(word)}
+    kept = [word for word in base if _key(word).split(".")[0] not in groups]
+    return list({_key(word): word for word in [*kept, *words]}.values())
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
