@@ -1,6 +1,7 @@
 """A training that was cut off and started again ends as one that was not: history, weights, random streams."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,11 @@ import torch
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.core.seed import random_state, restore_random_state, set_seed
-from src.student.config import StudentConfig
-from src.student.resume import GeneratorState, Resume
+from src.student.config import SCHEMAS
+from src.student.context import GeneratorState, Resume
 from src.student.trainer_baseline import train_baseline
 
-CPU = torch.device("cpu")
-METRICS = MetricsConfig([1, 5], "ndcg@5")
+METRICS = MetricsConfig(ks=[1, 5], monitor="ndcg@5")
 
 
 class CutOff(Exception):
@@ -40,15 +40,15 @@ def cut_off(monkeypatch):
 
 
 @pytest.fixture
-def train(tiny_dataset, logger, tb_writer, tmp_path):
+def train(tiny_dataset, context, tmp_path):
     """A baseline of 4 steps an epoch; `name` is its folder and, with `.pt`, its last state."""
 
     def run(name: str, on_save=lambda: None, /, **changes):
         base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 5}
-        config = StudentConfig(**{"name": "sasrec", **base, **changes})
-        resume = Resume(tmp_path / f"{name}.pt", on_save)
-        folder = tmp_path / name
-        result = train_baseline(config, tiny_dataset, METRICS, folder, 7, CPU, logger, tb_writer, resume)
+        values = {"name": "sasrec", **base, **changes}
+        config, folder = SCHEMAS[values["name"]](**values), tmp_path / name
+        resuming = replace(context, resume=Resume(tmp_path / f"{name}.pt", on_save))
+        result = train_baseline(config, tiny_dataset, metrics=METRICS, folder=folder, context=resuming)
         return result, (folder / "model.safetensors").read_bytes()
 
     return run
