@@ -16,6 +16,7 @@ from torch import nn
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.distill.dllm2rec_wrapper import find_program
+from src.student.context import RunContext
 from src.teacher.adapter.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
 
 
@@ -40,6 +41,9 @@ class Recorder:
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         self.scalars.append((tag, scalar_value, global_step))
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -52,6 +56,12 @@ def recorder() -> type[Recorder]:
 @pytest.fixture
 def tb_writer() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def context(logger, tb_writer) -> RunContext:
+    """On the CPU with seed 7, nothing is resumed."""
+    return RunContext(seed=7, device=torch.device("cpu"), logger=logger, writer=tb_writer)
 
 
 def _fill_with_ramp(module: nn.Module, scale: float = 0.4) -> nn.Module:

@@ -1,0 +1,1 @@
+"""The students: small sequential recommenders, their training, evaluation and use."""

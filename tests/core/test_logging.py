@@ -3,11 +3,22 @@
 import logging
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from src.core import logging as run_logging
 from src.core.errors import UserError
 from src.core.files import read_json, write_json
-from src.core.logging import LoggingConfig, PrefixedWriter, init_logger, progress_bar, tensorboard_writer, time_block
+from src.core.logging import (
+    LoggingConfig,
+    PrefixedWriter,
+    forget_times,
+    open_log,
+    progress_bar,
+    record_times_in,
+    start_logging,
+    tensorboard_writer,
+    time_block,
+)
 
 
 @pytest.fixture
@@ -21,6 +32,7 @@ def clock(monkeypatch):
 @pytest.fixture(autouse=True)
 def _clean_logger(monkeypatch):
     monkeypatch.setattr(run_logging, "_show_progress", True)
+    monkeypatch.setattr(run_logging, "_time_file", None)
     yield
     logger = logging.getLogger(run_logging.LOGGER_NAME)
     for handler in list(logger.handlers):
@@ -31,12 +43,13 @@ def _clean_logger(monkeypatch):
 
 def test_times_merge_and_add_up(tmp_path, clock):
     file = tmp_path / "metrics" / "time.json"
+    record_times_in(file)
 
-    with time_block("train", file):
+    with time_block("train"):
         clock[0] += 1.5
-    with time_block("export", file):
+    with time_block("export"):
         clock[0] += 4.0
-    with time_block("train", file):  # a resumed stage
+    with time_block("train"):  # a resumed stage
         clock[0] += 2.25
 
     assert read_json(file) == {"train": 1.5 + 2.25, "export": 4.0}
@@ -45,8 +58,9 @@ def test_times_merge_and_add_up(tmp_path, clock):
 def test_time_counts_when_the_block_fails(tmp_path, clock):
     file = tmp_path / "time.json"
     write_json(file, {"train": 1.0, "other": 7.0})
+    record_times_in(file)
 
-    with pytest.raises(ZeroDivisionError), time_block("train", file):
+    with pytest.raises(ZeroDivisionError), time_block("train"):
         clock[0] += 2.0
         _ = 1 / 0
 
@@ -55,12 +69,44 @@ def test_time_counts_when_the_block_fails(tmp_path, clock):
 
 def test_time_so_far_outlives_a_kill_and_is_counted_once(tmp_path, clock):
     file = tmp_path / "time.json"
-    with time_block("train", file) as add_time:
+    record_times_in(file)
+    with time_block("train") as add_time:
         clock[0] += 2.0
         add_time()
         assert read_json(file) == {"train": 2.0}  # what a kill would leave
         clock[0] += 3.0
     assert read_json(file) == {"train": 5.0}
+
+
+def test_a_block_keeps_to_the_file_that_it_began_with(tmp_path, clock):
+    record_times_in(tmp_path / "outer.json")
+    with time_block("sweep"):
+        record_times_in(tmp_path / "inner.json")
+        with time_block("train"):
+            clock[0] += 2.0
+
+    assert read_json(tmp_path / "outer.json") == {"sweep": 2.0}
+    assert read_json(tmp_path / "inner.json") == {"train": 2.0}
+
+
+def test_forgotten_times_count_no_more(tmp_path, clock):
+    write_json(tmp_path / "time.json", {"train": 1.0, "export": 2.0, "other": 3.0})
+    record_times_in(tmp_path / "time.json")
+
+    forget_times("train", "export", "never measured")
+    with time_block("train"):
+        clock[0] += 5.0
+
+    assert read_json(tmp_path / "time.json") == {"other": 3.0, "train": 5.0}
+
+
+def test_without_a_file_nothing_is_kept(tmp_path, clock, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with time_block("train") as add_time:
+        add_time()
+    forget_times("train")
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_logger_appends_to_its_file(tmp_path):
@@ -104,6 +150,80 @@ def test_tensorboard_on_writes_an_event_file(tmp_path):
     writer.close()
 
     assert [path.name for path in (tmp_path / "tb").iterdir() if "tfevents" in path.name]
+
+
+def write_points(folder, steps, value=0.0, **options):
+    """A process that writes a point of `loss` and of `valid` at each step."""
+    writer = tensorboard_writer(folder, LoggingConfig(), **options)
+    for step in steps:
+        for tag in ("loss", "valid"):
+            writer.add_scalar(tag, value, step)
+    writer.close()
+
+
+def points(folder) -> list[tuple[str, int, float]]:
+    """Every point of every event file, as TensorBoard reads them."""
+    return sorted(
+        (value.tag, event.step, value.simple_value)
+        for file in folder.iterdir()
+        for event in LegacyEventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    )
+
+
+def test_a_resumed_run_has_every_point_once(tmp_path):
+    write_points(tmp_path, [1, 2, 3], value=0.5)
+    write_points(tmp_path, [3, 4], value=0.25, keep_until=2)
+    write_points(tmp_path, [5], value=0.125, keep_until=4)
+
+    values = {1: 0.5, 2: 0.5, 3: 0.25, 4: 0.25, 5: 0.125}
+    assert points(tmp_path) == [(tag, step, value) for tag in ("loss", "valid") for step, value in values.items()]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_kept_points_keep_their_time(tmp_path):
+    write_points(tmp_path, [1])
+    (file,) = tmp_path.iterdir()
+    before = [event.wall_time for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
+    write_points(tmp_path, [2], keep_until=1)
+    (file,) = tmp_path.iterdir()
+    after = [event.wall_time for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
+
+    assert after[:2] == before
+
+
+@pytest.mark.parametrize("keep_until", [None, 0])
+def test_a_fresh_run_removes_the_points_of_an_earlier_one(tmp_path, keep_until):
+    (tmp_path / "notes.txt").write_text("mine")
+    write_points(tmp_path, [1, 2])
+    write_points(tmp_path, [1], value=0.5, keep_until=keep_until)
+
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "notes.txt").unlink()
+    assert points(tmp_path) == [("loss", 1, 0.5), ("valid", 1, 0.5)]
+
+
+def test_a_half_written_point_is_left_behind(tmp_path):
+    write_points(tmp_path, [1, 2])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    write_points(tmp_path, [3], keep_until=2)
+
+    assert [(tag, step) for tag, step, _ in points(tmp_path)] == [
+        *[("loss", step) for step in (1, 2, 3)],
+        *[("valid", step) for step in (1, 3)],
+    ]
+
+
+def test_a_process_that_was_killed_while_it_copied_leaves_no_double(tmp_path):
+    write_points(tmp_path, [1, 2])
+    (file,) = tmp_path.iterdir()
+    copy = file.read_bytes()
+    write_points(tmp_path, [], keep_until=2)
+    file.write_bytes(copy)  # as if the old file had not been deleted yet
+    write_points(tmp_path, [3], keep_until=2)
+
+    assert [(tag, step) for tag, step, _ in points(tmp_path)] == [(t, s) for t in ("loss", "valid") for s in (1, 2, 3)]
 
 
 def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ from src.core.teacher_files import (
     read_manifest,
     write_teacher_files,
 )
+from src.distill import data_bridge
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
 
 TOP_N, LLM_DIM = 4, 3
@@ -71,10 +75,16 @@ def folder(tmp_path, dataset):
     return tmp_path / "outputs"
 
 
+def settings(top_k: int = 3, embeddings: bool = True, ranking: bool = True, **options) -> DistillConfig:
+    """A distillation that needs these parts of a teacher's files."""
+    weights = {"ed_weight": 0.3 if embeddings else 0.0, "alpha": 0.5 if ranking else 0.0}
+    return DistillConfig(name="dllm2rec", top_k=top_k, **weights, **options)
+
+
 @pytest.fixture
 def load(folder, dataset, logger):
-    def run(top_k: int = 3, embeddings: bool = True, ranking: bool = True, of: SequenceDataset = dataset, **options):
-        return load_teacher_outputs(folder, of, top_k, embeddings, ranking, logger, **options)
+    def run(of: SequenceDataset = dataset, **options):
+        return load_teacher_outputs(folder, of, settings(**options), logger=logger)
 
     return run
 
@@ -200,7 +210,8 @@ def test_an_interrupted_export_leaves_no_manifest(folder, dataset, monkeypatch):
 def test_no_folder(dataset, logger, tmp_path):
     message = "nowhere: no teacher outputs; run src.exp.run_teacher for dataset tiny first, or point paths"
     with pytest.raises(UserError, match=message):
-        load_teacher_outputs(tmp_path / "nowhere", dataset, 3, True, True, logger)
+        load_teacher_outputs(tmp_path / "nowhere", dataset, settings(), logger=logger)
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", [EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE])
@@ -308,7 +319,7 @@ def test_impossible_item(refused, item):
 
 
 def test_one_distance_per_row(load):
-    outputs = load(top_k=2, per_sequence=True)
+    outputs = load(top_k=2, confidence="per_sequence")
 
     assert outputs.confidence[:, 0].tolist() == pytest.approx(STATS["raw_best_distance"].tolist())
     assert (outputs.confidence.shape[1], outputs.ranking.shape[1]) == (1, 2)
@@ -328,7 +339,7 @@ def test_no_distance_per_row(folder, load, stats, message):
     if stats is not None:
         np.savez(folder / "row_stats.npz", **stats)
     with pytest.raises(UserError, match=f"row_stats.npz: {message}"):
-        load(per_sequence=True)
+        load(confidence="per_sequence")
 
 
 def test_confidences_of_another_width(refused):
@@ -388,6 +399,38 @@ def test_a_pickle_is_never_executed(load, folder, tmp_path, zip_format):
     assert trace.exists()
 
 
+# --- while somebody exports ---------------------------------------------------------------------------------
+
+
+def test_a_reader_waits_for_the_export_that_is_being_written(load, folder, caplog):
+    """Another process holds the folder's lock until it has replaced the ranking and removed the manifest."""
+    held = (
+        "import sys, time; from pathlib import Path; from src.core.artefacts import locked\n"
+        "folder = Path(sys.argv[1])\n"
+        "with locked(folder):\n"
+        "    print('held', flush=True); sys.stdin.readline(); time.sleep(0.3)\n"
+        "    (folder / 'manifest.json').unlink(); (folder / 'myrank_train.txt').write_text('0 1 2 3\\n' * 3)\n"
+    )
+    command = [sys.executable, "-c", held, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "held\n"
+        writer.stdin.write("go on\n")
+        writer.stdin.flush()
+        with caplog.at_level("INFO"):
+            outputs = load()
+
+    assert "in use by process" in caplog.text and "waiting" in caplog.text
+    assert outputs.ranking.tolist() == [[0, 1, 2]] * 3
+
+
+def test_a_folder_that_cannot_be_locked_is_read_all_the_same(load, monkeypatch):
+    def refuse(folder, *, notify):
+        raise UserError(f"{folder}: cannot be written to")
+
+    monkeypatch.setattr(data_bridge, "locked", refuse)
+    assert load().ranking.shape == (3, 3)
+
+
 # --- a teacher that was asked for some rows -----------------------------------------------------------------
 
 
@@ -402,7 +445,7 @@ def partial(tmp_path, dataset):
 
 
 def load_partial(folder, dataset, logger, **options):
-    return load_teacher_outputs(folder, dataset, 3, True, options.pop("with_ranking", True), logger, **options)
+    return load_teacher_outputs(folder, dataset, settings(**options), logger=logger)
 
 
 def test_a_partial_export_is_joined_by_row(partial, dataset, logger):
@@ -411,8 +454,8 @@ def test_a_partial_export_is_joined_by_row(partial, dataset, logger):
     assert outputs.ranking.tolist() == [[5, 4, 3], [0, 0, 0], [3, 0, 5]]
     assert outputs.confidence.tolist() == [[0, 0.25, 0.5], [0, 0, 0], [0, 0.5, 0.5]]
     assert outputs.selection == "random, budget_ratio 0.67"
-    assert load_partial(partial, dataset, logger, per_sequence=True).confidence.tolist() == [[1.5], [0], [2.5]]
-    assert load_partial(partial, dataset, logger, with_ranking=False).known.tolist() == [True, False, True]
+    assert load_partial(partial, dataset, logger, confidence="per_sequence").confidence.tolist() == [[1.5], [0], [2.5]]
+    assert load_partial(partial, dataset, logger, ranking=False).known.tolist() == [True, False, True]
 
 
 def test_the_manifest_of_a_partial_export_lists_its_rows(partial, folder):

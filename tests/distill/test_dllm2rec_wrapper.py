@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.dllm2rec_wrapper import (
     KS,
@@ -21,11 +22,16 @@ from src.distill.dllm2rec_wrapper import (
     run_program,
     write_files,
 )
-from src.distill.trainer_distill import DistillConfig
-from src.student.config import StudentConfig
+from src.student.config import SCHEMAS, StudentConfig
 
-OFFICIAL = DistillConfig("dllm2rec_official", engine="submodule", loss="bce_dros", candidate_loss="official", top_k=4)
+OFFICIAL = DistillConfig(
+    name="dllm2rec_official", engine="submodule", loss="bce_dros", candidate_loss="official", top_k=4
+)
 CPU = torch.device("cpu")
+
+
+def student_of(name: str = "sasrec", **values) -> StudentConfig:
+    return SCHEMAS[name](name=name, **values)
 
 
 @pytest.fixture
@@ -33,7 +39,8 @@ def outputs() -> TeacherOutputs:
     random = torch.Generator().manual_seed(0)
     ranking = torch.stack([torch.randperm(12, generator=random)[:4] for _ in range(32)])
     confidence = torch.rand(32, 4, generator=random).sort(1).values
-    return TeacherOutputs(torch.randn(12, 5, generator=random), ranking, confidence, None)
+    embeddings = torch.randn(12, 5, generator=random)
+    return TeacherOutputs(embeddings=embeddings, ranking=ranking, confidence=confidence)
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -107,6 +114,7 @@ def test_embeddings_that_are_too_wide(tiny_dataset, outputs, tmp_path):
         ({"name": "sasrec_plus"}, {}, {}, "student.name='sasrec_plus': must be one of sasrec, gru4rec, caser"),
         ({"name": "gru4rec"}, {}, {}, "student.dropout=0.1: must be 0"),
         ({}, {"candidate_loss": "paper"}, {}, "distill.candidate_loss='paper': must be official"),
+        ({}, {"dros_average": "row"}, {}, "distill.dros_average='row': must be batch"),
         ({}, {"loss": "bce"}, {}, "distill.loss='bce': must be bce_dros"),
         ({}, {"confidence": "per_sequence"}, {}, "distill.confidence='per_sequence': must be per_candidate"),
         ({}, {"embedding": "align"}, {}, "distill.embedding='align': must be fuse"),
@@ -117,7 +125,7 @@ def test_embeddings_that_are_too_wide(tiny_dataset, outputs, tmp_path):
     ],
 )
 def test_what_the_program_fixes_is_refused_by_name(student, distill, others, message):
-    config = StudentConfig(**{"name": "sasrec", **student})
+    config = student_of(**student)
     values = {"seed": 2024, "policy": "all", "monitor": "ndcg@10", **others}
     with pytest.raises(UserError) as error:
         check_settings(replace(OFFICIAL, **distill), config, **values)
@@ -125,13 +133,25 @@ def test_what_the_program_fixes_is_refused_by_name(student, distill, others, mes
 
 
 def test_the_official_preset_is_accepted():
-    for student in (StudentConfig("sasrec"), StudentConfig("gru4rec", dropout=0.0), StudentConfig("caser")):
+    for student in (student_of("sasrec"), student_of("gru4rec", dropout=0.0), student_of("caser")):
         check_settings(OFFICIAL, student, 2024, "all", "recall@20")
 
 
 def test_every_setting_reaches_the_command_line():
-    settings = DistillConfig("dllm2rec_official", "submodule", 0.1, 0.2, 0.3, 32, 0.004, 5, 6, 0.7, 0.8, 0.9)
-    student = StudentConfig("caser", dropout=0.25, weight_decay=0.5, dros_beta=2.0, num_filters=8, filter_sizes=[2, 3])
+    settings = replace(
+        OFFICIAL,
+        alpha=0.1,
+        ed_weight=0.2,
+        kd_weight=0.3,
+        batch_size=32,
+        lr=0.004,
+        num_epochs=5,
+        top_k=6,
+        gamma_position=0.7,
+        gamma_confidence=0.8,
+        gamma_consistency=0.9,
+    )
+    student = student_of("caser", dropout=0.25, weight_decay=0.5, dros_beta=2.0, num_filters=8, filter_sizes=[2, 3])
 
     words = arguments(settings, student, torch.device("cuda:1"))
 
@@ -211,7 +231,7 @@ def test_the_original_program_runs(dllm2rec_folder, monkeypatch, tiny_dataset, o
     shutil.copytree(find_program(), program)
     write_files(tmp_path, tiny_dataset, outputs)
     settings = replace(OFFICIAL, batch_size=16, num_epochs=2, top_k=4)
-    words = arguments(settings, StudentConfig(name), CPU)
+    words = arguments(settings, student_of(name), CPU)
 
     result = run_program(program, tmp_path, words, 2, tmp_path / "output.log")
 

@@ -7,9 +7,11 @@ import torch
 
 from src.distill.kd_losses import (
     RankingWeights,
+    Term,
     alignment_loss,
-    broadcast_mean,
+    average_over_batch,
     candidate_weights,
+    compute,
     official_losses,
     positive_losses,
     softmax_losses,
@@ -127,10 +129,21 @@ def test_softmax_losses_by_hand():
         assert losses[row].tolist() == pytest.approx([log(partition) - SCORES[row, i].item() for i in RANKING[row]])
 
 
-def test_broadcast_mean_is_the_mean_of_all_pairs():
+def test_the_average_over_the_batch_makes_the_mean_of_all_pairs():
+    """What upstream's product of [B, 1] and [B] comes to, mean_i(w_ik) * mean_j(l_jk), as a loss for each row."""
     losses, weights = torch.tensor([[1.0, 2.0], [5.0, 7.0]]), torch.tensor([[0.5, 0.25], [0.125, 1.0]])
+
+    rows = (weights * average_over_batch(losses, torch.tensor([True, True]))).sum(1)
+
+    assert rows.tolist() == [0.5 * 3.0 + 0.25 * 4.5, 0.125 * 3.0 + 1.0 * 4.5]
     pairs = sum(weights[i, k] * losses[j, k] for i in range(2) for j in range(2) for k in range(2)) / 4
-    assert broadcast_mean(losses, weights).item() == pytest.approx(pairs.item())
+    assert rows.mean().item() == pytest.approx(pairs.item())
+
+
+def test_the_average_over_the_batch_leaves_rows_without_a_teacher_out():
+    losses = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf], [5.0, 8.0]])
+    assert average_over_batch(losses, torch.tensor([True, False, True])).tolist() == [[3.0, 5.0]]
+    assert average_over_batch(losses, torch.tensor([False] * 3)).tolist() == [[0.0, 0.0]]
 
 
 def test_one_confidence_per_row_scales_the_row():
@@ -216,3 +229,32 @@ def test_a_selected_loss_that_is_not_finite_shows():
 
 def test_weights_keep_the_dtype_of_the_losses():
     assert weighted_mean(torch.ones(2, dtype=torch.float64), torch.tensor([0.5, 1.0])).dtype == torch.float64
+
+
+def test_the_distillation_loss_is_the_weighted_sum_of_its_terms_under_the_mask():
+    terms = {
+        "ranking": Term(weight=0.5, losses=torch.tensor([1.0, 2.0, 3.0, 6.0])),
+        "alignment": Term(weight=0.25, losses=torch.tensor([4.0, 0.0, 8.0, 2.0])),
+    }
+
+    loss, means = compute(terms, mask=torch.tensor([True, False, False, True]))
+
+    assert {name: mean.item() for name, mean in means.items()} == {"loss_ranking": 7 / 4, "loss_alignment": 6 / 4}
+    assert loss.item() == 0.5 * 7 / 4 + 0.25 * 6 / 4
+
+
+@pytest.mark.parametrize("mask", [[True, False, True, False], [0.25, 1.0, 0.0, 0.75], [False] * 4], ids=str)
+def test_a_mask_and_the_rest_have_the_distillation_loss_of_everything(mask):
+    terms = {"ranking": Term(weight=0.7, losses=torch.tensor([1.5, 0.25, 3.0, 0.5]))}
+    mask = torch.tensor(mask).float()
+
+    total = compute(terms, mask=mask)[0] + compute(terms, mask=1 - mask)[0]
+
+    assert total.item() == pytest.approx(compute(terms, mask=torch.ones(4))[0].item())
+
+
+def test_the_gradient_of_the_loss_does_not_reach_the_named_means():
+    losses = torch.tensor([1.0, 2.0], requires_grad=True)
+    loss, means = compute({"ranking": Term(weight=0.5, losses=losses)}, mask=torch.tensor([1.0, 0.5]))
+    loss.backward()
+    assert losses.grad.tolist() == [0.25, 0.125] and not means["loss_ranking"].requires_grad

@@ -7,11 +7,13 @@ import pytest
 import torch
 from upstream import STUDENTS, Case, in_upstream, run_upstream
 
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
-from src.distill.trainer_distill import DistillConfig, DistillObjective
+from src.distill.trainer_distill import DistillObjective
 from src.student import objectives
+from src.student.config import SASRecConfig
 from src.student.models import ModelConfig, Student, build_model
 from src.student.objectives import BaseLoss
 
@@ -30,14 +32,13 @@ def make_case() -> Case:
     confidence = np.sort(random.random((NUM_ROWS, TOP_K + 2)), axis=1).astype(np.float32)
     embeddings = torch.from_numpy(random.normal(0, 0.1, (NUM_ITEMS, 4096)).astype(np.float32))
     tensors = (torch.from_numpy(array) for array in (ranking[:, :TOP_K], confidence[:, :TOP_K]))
-    return Case(
-        NUM_ITEMS, *map(torch.from_numpy, (history, length, target)), TeacherOutputs(embeddings, *tensors, None)
-    )
+    teacher = TeacherOutputs(embeddings=embeddings, ranking=next(tensors), confidence=next(tensors))
+    return Case(NUM_ITEMS, *map(torch.from_numpy, (history, length, target)), teacher)
 
 
 def ours(case: Case, name: str, options: dict[str, float]) -> tuple[Student, DistillObjective]:
     settings = DistillConfig(
-        "dllm2rec_official",
+        name="dllm2rec_official",
         alpha=options["alpha"],
         ed_weight=options["ed_weight"],
         kd_weight=options["lam"],
@@ -53,10 +54,11 @@ def ours(case: Case, name: str, options: dict[str, float]) -> tuple[Student, Dis
             torch.nn.Linear(4096, WIDTH),
             settings.ed_weight,
         )
-    student = SimpleNamespace(loss="ce", loss_settings=lambda: objectives.LossSettings("ce"))
+    student = settings.as_student(SASRecConfig(name="sasrec"))
     data = SimpleNamespace(num_items=NUM_ITEMS, train=SimpleNamespace(targets=case.target))
-    base = BaseLoss(settings.loss_settings(student), data, WINDOW, 1, CPU)
-    return model, DistillObjective(settings, base, SelectionPolicyAll(), case.teacher, None)
+    base = BaseLoss(student.loss_settings(), data, max_seq_len=WINDOW, seed=1, device=CPU)
+    objective = DistillObjective(settings=settings, base_loss=base, policy=SelectionPolicyAll(), outputs=case.teacher)
+    return model, objective
 
 
 @torch.no_grad()

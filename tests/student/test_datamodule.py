@@ -1,5 +1,7 @@
 """Batches: every row once, the last one short, an order that repeats; packed windows lose and leak nothing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ CPU = torch.device("cpu")
 
 
 def loader_of(dataset, batch_size: int, seed: int = 3):
-    return build_train_loader("rows", dataset.train, 5, dataset.pad_id, batch_size, CPU, generator(seed, "shuffle"))
+    return build_train_loader(
+        dataset, batching="rows", max_len=5, batch_size=batch_size, device=CPU, generator=generator(seed, "shuffle")
+    )
 
 
 def test_every_row_exactly_once_an_epoch(tiny_dataset):
@@ -79,7 +83,14 @@ PAD = 99
 
 
 def packed(rows: Rows, max_len: int, batch_size: int, seed: int = 3):
-    return build_train_loader("packed", rows, max_len, PAD, batch_size, CPU, generator(seed, "shuffle"))
+    return build_train_loader(
+        SimpleNamespace(train=rows, pad_id=PAD),
+        batching="packed",
+        max_len=max_len,
+        batch_size=batch_size,
+        device=CPU,
+        generator=generator(seed, "shuffle"),
+    )
 
 
 @pytest.fixture
@@ -154,7 +165,9 @@ def _check_packed(model, dataset):
     """Loss and every gradient over all rows, one window per user against one window per row."""
 
     def loss_and_gradients(batching: str):
-        loader = build_train_loader(batching, dataset.train, 6, 12, 32, CPU, generator(1, "shuffle"))
+        loader = build_train_loader(
+            dataset, batching=batching, max_len=6, batch_size=32, device=CPU, generator=generator(1, "shuffle")
+        )
         (batch,) = loader
         table = model.shared_table()
         loss = F.cross_entropy(model.score(batch.encode(model, table), table), batch.target)

@@ -38,7 +38,7 @@ def batch(tiny_dataset) -> Batch:
 
 
 def base_loss(dataset, seed: int = 1, **settings) -> BaseLoss:
-    return BaseLoss(LossSettings(**settings), dataset, 5, seed, CPU)
+    return BaseLoss(LossSettings(**settings), dataset, max_seq_len=5, seed=seed, device=CPU)
 
 
 def dros_terms(scores, weights, beta: float, items) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_cross_entropy(tiny_dataset, model, batch):
 
     log_softmax = model(batch.windows, batch.length).log_softmax(1)
     assert scored.loss.item() == pytest.approx(-log_softmax[batch.row, batch.target].mean().item(), rel=1e-5)
-    assert scored.parts == {"loss_ce": scored.loss}
+    assert scored.terms == {"loss_ce": scored.loss}
     assert scored.negative is None
 
 
@@ -155,12 +155,12 @@ def test_bce_dros_is_the_weighted_sum(tiny_dataset, model, batch):
     plain = bce(scored.scores.gather(1, batch.target[:, None])[:, 0], scored.negative)
     robust = dros_terms(scored.scores, weights, 2.0, batch.target[:, None]).mean()
     assert scored.loss.item() == pytest.approx((plain + 0.3 * robust).item())
-    assert {name: value.item() for name, value in scored.parts.items()} == {
+    assert {name: value.item() for name, value in scored.terms.items()} == {
         "loss_bce": plain.item(),
         "loss_dros": robust.item(),
     }
     off = base_loss(tiny_dataset, name="bce_dros", dros_weight=0.0)(model, batch)
-    assert list(off.parts) == ["loss_bce"]
+    assert list(off.terms) == ["loss_bce"]
 
 
 @pytest.mark.parametrize("name", LOSSES)

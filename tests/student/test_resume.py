@@ -1,20 +1,22 @@
 """A training that was cut off and started again ends as one that was not: history, weights, random streams."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from src.core.errors import UserError
+from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
 from src.core.seed import random_state, restore_random_state, set_seed
-from src.student.config import StudentConfig
-from src.student.resume import GeneratorState, Resume
+from src.student.config import SCHEMAS
+from src.student.context import GeneratorState, Resume
 from src.student.trainer_baseline import train_baseline
 
-CPU = torch.device("cpu")
-METRICS = MetricsConfig([1, 5], "ndcg@5")
+METRICS = MetricsConfig(ks=[1, 5], monitor="ndcg@5")
 
 
 class CutOff(Exception):
@@ -40,15 +42,15 @@ def cut_off(monkeypatch):
 
 
 @pytest.fixture
-def train(tiny_dataset, logger, tb_writer, tmp_path):
+def train(tiny_dataset, context, tmp_path):
     """A baseline of 4 steps an epoch; `name` is its folder and, with `.pt`, its last state."""
 
     def run(name: str, on_save=lambda: None, /, **changes):
         base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 5}
-        config = StudentConfig(**{"name": "sasrec", **base, **changes})
-        resume = Resume(tmp_path / f"{name}.pt", on_save)
-        folder = tmp_path / name
-        result = train_baseline(config, tiny_dataset, METRICS, folder, 7, CPU, logger, tb_writer, resume)
+        values = {"name": "sasrec", **base, **changes}
+        config, folder = SCHEMAS[values["name"]](**values), tmp_path / name
+        resuming = replace(context, resume=Resume(tmp_path / f"{name}.pt", on_save))
+        result = train_baseline(config, tiny_dataset, metrics=METRICS, folder=folder, context=resuming)
         return result, (folder / "model.safetensors").read_bytes()
 
     return run
@@ -103,6 +105,51 @@ def test_the_state_is_saved_by_interval_at_the_end_and_with_what_save_best_repla
         saves = []
         train(f"every {interval}", lambda saves=saves: saves.append(1), save_interval=interval, **still)
         assert len(saves) == expected
+
+
+@pytest.mark.parametrize("cut_at, epochs_done", [(3, 0), (7, 1), (13, 3)])
+def test_steps_done_are_those_of_the_last_save(train, cut_off, tmp_path, cut_at, epochs_done) -> None:
+    cut_off(cut_at)
+    with pytest.raises(CutOff):
+        train("cut")
+    assert Resume(tmp_path / "cut.pt").steps_done() == epochs_done
+
+
+def test_a_training_cut_between_points_and_save_has_every_point_once(
+    tiny_dataset, context, tmp_path, monkeypatch
+) -> None:
+    """The second epoch's points are written, its state is not; then the training goes on."""
+    student = SCHEMAS["sasrec"](name="sasrec", emb_size=8, hidden_size=8, max_seq_len=5, batch_size=8, num_epochs=4)
+    resume, tb = Resume(tmp_path / "last_state.pt"), tmp_path / "tb"
+
+    def train() -> None:
+        writer = tensorboard_writer(tb, LoggingConfig(), keep_until=resume.steps_done())
+        resuming = replace(context, writer=writer, resume=resume)
+        try:
+            train_baseline(student, tiny_dataset, metrics=METRICS, folder=tmp_path / "model", context=resuming)
+        finally:
+            writer.close()
+
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        save = Resume.save
+
+        def save_once(self, progress, components):
+            if progress["step"] == 2:
+                raise CutOff
+            save(self, progress, components)
+
+        patch.setattr(Resume, "save", save_once)
+        train()
+    train()
+
+    found = [
+        (value.tag, event.step)
+        for file in tb.iterdir()
+        for event in LegacyEventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    assert len(found) == len(set(found))
+    assert {step for tag, step in found if tag == "loss"} == {1, 2, 3, 4}
 
 
 def test_a_damaged_state_is_named(train, tmp_path) -> None:

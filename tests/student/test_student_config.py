@@ -1,35 +1,43 @@
-"""Ranges of the student's settings."""
+"""Settings of each kind of student: what it has, what is refused, where it arrives."""
+
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from src.core.errors import UserError
-from src.student.config import FitSettings, StudentConfig
-from src.student.models import ModelConfig
+from src.core.settings import flat_settings, parse_choice
+from src.student.config import SCHEMAS, CaserConfig, FitSettings, GRU4RecConfig, SASRecConfig, fit_window
+from src.student.models import MODELS, ModelConfig
+from src.student.objectives import LossSettings
+
+
+def parse(name="sasrec", **values):
+    return parse_choice(SCHEMAS, {"name": name, **values}, "student")
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_filters": 8}, "student.num_filters=8: must be left out: only caser has filters"),
-        ({"filter_sizes": [2]}, r"student.filter_sizes=\[2\]: must be left out"),
+        ({"name": "bert"}, "student.name='bert': must be one of sasrec, sasrec_plus, gru4rec, caser"),
+        ({"num_filters": 8}, "student.num_filters: unknown key"),
         ({"name": "caser", "num_filters": 0}, "student.num_filters=0: must be an integer >= 1"),
         ({"name": "caser", "filter_sizes": [2, 51]}, r"student.filter_sizes=\[2, 51\]: must be one or more integers"),
         ({"name": "caser", "filter_sizes": []}, r"student.filter_sizes=\[\]: must be one or more integers"),
-        ({"name": "bert"}, "student.name='bert': must be one of sasrec, gru4rec, caser"),
+        ({"name": "caser", "batching": "packed"}, "student.batching: unknown key"),
+        ({"name": "caser", "num_blocks": 2}, "student.num_blocks: unknown key"),
+        ({"name": "caser", "tied_output": True}, "student.tied_output: unknown key"),
+        ({"name": "gru4rec", "num_heads": 2}, "student.num_heads: unknown key"),
+        ({"name": "gru4rec", "norm": "pre"}, "student.norm: unknown key"),
         ({"norm": "batch"}, "student.norm='batch': must be one of dllm2rec, pre, post"),
         ({"batching": "user"}, "student.batching='user': must be one of rows, packed"),
         ({"num_heads": 5}, "student.num_heads=5: must be a divisor of student.hidden_size=64"),
         ({"num_heads": 0}, "student.num_heads=0: must be an integer >= 1"),
         ({"num_blocks": 0}, "student.num_blocks=0: must be an integer >= 1"),
+        ({"name": "gru4rec", "num_blocks": 0}, "student.num_blocks=0: must be an integer >= 1"),
         (
             {"emb_size": 32, "tied_output": True},
             "student.tied_output=True: must be false where student.emb_size=32 and",
         ),
-        ({"name": "caser", "batching": "packed"}, "student.batching='packed': must be rows with student.name=caser"),
-        ({"name": "caser", "num_blocks": 2}, "student.num_blocks=2: must be 1 with student.name=caser"),
-        ({"name": "caser", "tied_output": True}, "student.tied_output=True: must be false with student.name=caser"),
-        ({"name": "gru4rec", "num_heads": 2}, "student.num_heads=2: must be 1 with student.name=gru4rec"),
-        ({"name": "gru4rec", "norm": "pre"}, "student.norm='pre': must be dllm2rec with student.name=gru4rec"),
         ({"emb_size": 0}, "student.emb_size=0: must be an integer >= 1"),
         ({"hidden_size": 0}, "student.hidden_size=0"),
         ({"max_seq_len": 0}, "student.max_seq_len=0"),
@@ -46,18 +54,90 @@ from src.student.models import ModelConfig
 )
 def test_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        StudentConfig(**{"name": "sasrec", **changes})
+        parse(**changes)
 
 
-def test_filters_have_to_fit_a_window_that_was_cut():
-    config = StudentConfig("caser")
-    config.max_seq_len = 3
+def test_a_kind_takes_its_own_names_only():
+    with pytest.raises(UserError, match="student.name='caser': must be one of sasrec, sasrec_plus"):
+        SASRecConfig(name="caser")
+
+
+def test_every_model_has_its_settings():
+    assert SCHEMAS.keys() == MODELS.keys()
+    assert [type(parse(name)) for name in ("sasrec", "sasrec_plus")] == [SASRecConfig] * 2
+
+
+def test_a_window_is_cut_to_the_data_sets_in_a_copy():
+    student = SASRecConfig(name="sasrec", max_seq_len=50)
+
+    assert fit_window(student, 20).max_seq_len == 20 and student.max_seq_len == 50
+    assert fit_window(student, 50) == fit_window(student, 70) == student
+    with pytest.raises(FrozenInstanceError):
+        student.max_seq_len = 20
+
+
+def test_filters_have_to_fit_a_window_that_is_cut():
     with pytest.raises(UserError, match=r"student.filter_sizes=\[2, 3, 4\]: must be one or more integers from 1 to"):
-        config.model_config(num_items=9)
+        fit_window(CaserConfig(name="caser"), 3)
 
 
-def test_every_value_arrives_where_it_is_used():
-    config = StudentConfig("sasrec", 3, 4, 5, 0.25, 6, 0.5, 7, 0.125, 2.0, 8)
+def test_how_often_the_state_is_saved_decides_nothing():
+    decided = flat_settings(GRU4RecConfig(name="gru4rec"), "student")
+    assert {f"student.{entry.name}" for entry in fields(GRU4RecConfig)} - decided.keys() == {"student.save_interval"}
 
-    assert config.model_config(num_items=9) == ModelConfig("sasrec", 9, 3, 4, 5, 0.25)
-    assert config.fit_settings() == FitSettings(6, 0.5, 7, 0.125, 2.0, 8)
+
+COMMON = {
+    "emb_size": 4,
+    "hidden_size": 4,
+    "max_seq_len": 5,
+    "dropout": 0.25,
+    "batch_size": 6,
+    "lr": 0.5,
+    "num_epochs": 7,
+    "weight_decay": 0.125,
+    "grad_clip": 2.0,
+    "patience": 8,
+    "mixed_precision": True,
+    "loss": "bce_dros",
+    "dros_weight": 0.75,
+    "dros_beta": 1.5,
+    "num_negatives": 3,
+    "save_interval": 9,
+}
+FIT = {
+    "batch_size": 6,
+    "lr": 0.5,
+    "num_epochs": 7,
+    "weight_decay": 0.125,
+    "grad_clip": 2.0,
+    "patience": 8,
+    "mixed_precision": True,
+    "save_interval": 9,
+}
+
+
+@pytest.mark.parametrize(
+    "name, own, model, batching",
+    [
+        (
+            "sasrec_plus",
+            {"num_blocks": 3, "tied_output": True, "batching": "packed", "num_heads": 2, "norm": "post"},
+            {"num_blocks": 3, "tied_output": True, "num_heads": 2, "norm": "post"},
+            "packed",
+        ),
+        (
+            "gru4rec",
+            {"num_blocks": 2, "tied_output": True, "batching": "packed"},
+            {"num_blocks": 2, "tied_output": True},
+            "packed",
+        ),
+        ("caser", {"num_filters": 2, "filter_sizes": [5]}, {"num_filters": 2, "filter_sizes": (5,)}, "rows"),
+    ],
+)
+def test_every_value_arrives_where_it_is_used(name, own, model, batching):
+    config = parse(name, **COMMON, **own)
+
+    assert {entry.name for entry in fields(config)} == {"name", *COMMON, *own}
+    assert config.model_config(num_items=9) == ModelConfig(name, 9, 4, 4, 5, 0.25, **model)
+    assert config.fit_settings() == FitSettings(**FIT, batching=batching)
+    assert config.loss_settings() == LossSettings("bce_dros", 0.75, 1.5, 3)

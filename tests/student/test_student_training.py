@@ -1,8 +1,9 @@
 """The training loop, and the baseline that trains with it."""
 
 import csv
-import logging
+from dataclasses import replace
 from math import log
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from torch import nn
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
-from src.student.config import FitSettings, StudentConfig
+from src.student.config import FitSettings, SASRecConfig
+from src.student.context import GeneratorState
 from src.student.evaluator import evaluate_model
 from src.student.trainer_baseline import train_baseline
-from src.student.training import FitResult, fit, save_history
+from src.student.training import FitResult, Validation, fit, save_history
 
 CPU = torch.device("cpu")
-METRICS = MetricsConfig([1, 5], "ndcg@5")
+METRICS = MetricsConfig(ks=[1, 5], monitor="ndcg@5")
 
 
 def settings(**changes) -> FitSettings:
@@ -31,94 +33,107 @@ class OneWeight(nn.Module):
         self.weight = nn.Parameter(torch.tensor(value))
 
 
-def run_fit(tb_writer, values, steps=2, objective=None, model=None, saved=None, **changes):
+class Loss:
+    """An objective without a memory; `losses` maps (model, batch) to a loss and its terms."""
+
+    components: ClassVar[dict] = {}
+
+    def __init__(self, losses) -> None:
+        self.losses = losses
+
+    def __call__(self, model, batch):
+        return self.losses(model, batch)
+
+
+def run_fit(context, values, steps=2, objective=None, model=None, saved=None, **changes):
     """`fit` on a loader of `steps` empty batches with the given validation values; returns result, saves, model."""
     model = model or OneWeight(1.0)
     loader = torch.utils.data.DataLoader([torch.zeros(())] * steps, batch_size=None)
-    loader.num_rows = steps
+    loader.num_rows, loader.order = steps, GeneratorState(torch.Generator())
     objective = objective or (lambda m, batch: (m.weight * 1.0, {}))
     saved = [] if saved is None else saved  # (epoch, value, weight) of each save
     stream = iter(values)
     result = fit(
         model,
         loader,
-        objective,
-        lambda: {"ndcg@5": next(stream), "mrr": 0.5},
-        lambda epoch, value: saved.append((epoch, value, model.weight.item())),
-        "ndcg@5",
-        settings(num_epochs=len(values), **changes),
-        logging.getLogger("tests"),
-        tb_writer,
+        Loss(objective),
+        validation=Validation(
+            monitor="ndcg@5",
+            evaluate=lambda: {"ndcg@5": next(stream), "mrr": 0.5},
+            save_best=lambda epoch, value: saved.append((epoch, value, model.weight.item())),
+        ),
+        settings=settings(num_epochs=len(values), **changes),
+        context=context,
     )
     return result, saved, model
 
 
-def test_best_epoch_is_kept_and_ties_keep_the_earlier(tb_writer):
-    result, saved, _ = run_fit(tb_writer, [0.1, 0.3, 0.2, 0.3, 0.25])
+def test_best_epoch_is_kept_and_ties_keep_the_earlier(context):
+    result, saved, _ = run_fit(context, [0.1, 0.3, 0.2, 0.3, 0.25])
 
     assert (result.best_epoch, result.best_value) == (2, 0.3)
     assert [(epoch, value) for epoch, value, _ in saved] == [(1, 0.1), (2, 0.3)]
     assert len(result.history) == 5
 
 
-def test_saving_sees_the_weights_of_that_epoch(tb_writer):
+def test_saving_sees_the_weights_of_that_epoch(context):
     # Constant gradient: Adam moves by lr = 0.1 each step, 2 steps an epoch.
-    _, saved, model = run_fit(tb_writer, [0.1, 0.3, 0.2])
+    _, saved, model = run_fit(context, [0.1, 0.3, 0.2])
 
     assert [weight for _, _, weight in saved] == pytest.approx([1 - 0.2, 1 - 0.4], abs=1e-5)
     assert model.weight.item() == pytest.approx(1 - 0.6, abs=1e-5)
 
 
 @pytest.mark.parametrize("patience, epochs", [(1, 3), (2, 4), (3, 5), (10, 6)])
-def test_early_stopping(tb_writer, patience, epochs):
-    result, _, _ = run_fit(tb_writer, [0.1, 0.3, 0.2, 0.1, 0.2, 0.1], patience=patience)
+def test_early_stopping(context, patience, epochs):
+    result, _, _ = run_fit(context, [0.1, 0.3, 0.2, 0.1, 0.2, 0.1], patience=patience)
 
     assert (result.best_epoch, len(result.history)) == (2, epochs)
 
 
-def test_a_validation_of_zero_counts_as_a_first_value(tb_writer):
-    result, saved, _ = run_fit(tb_writer, [0.0, 0.0])
+def test_a_validation_of_zero_counts_as_a_first_value(context):
+    result, saved, _ = run_fit(context, [0.0, 0.0])
     assert (result.best_epoch, len(saved)) == (1, 1)
 
 
-def test_records_are_means_over_the_steps_and_reach_tensorboard(tb_writer):
+def test_records_are_means_over_the_steps_and_reach_tensorboard(context):
     losses = iter([1.0, 3.0, 5.0, 9.0])
 
     def objective(model, batch):
         value = next(losses)
         return model.weight * 0 + value, {"loss_ce": torch.tensor(2 * value)}
 
-    result, _, _ = run_fit(tb_writer, [0.1, 0.2], objective=objective)
+    result, _, _ = run_fit(context, [0.1, 0.2], objective=objective)
 
     assert result.history == [
         {"epoch": 1, "loss": 2.0, "loss_ce": 4.0, "valid/ndcg@5": 0.1, "valid/mrr": 0.5},
         {"epoch": 2, "loss": 7.0, "loss_ce": 14.0, "valid/ndcg@5": 0.2, "valid/mrr": 0.5},
     ]
-    assert ("loss", 7.0, 2) in tb_writer.scalars
-    assert ("valid/ndcg@5", 0.2, 2) in tb_writer.scalars
+    assert ("loss", 7.0, 2) in context.writer.scalars
+    assert ("valid/ndcg@5", 0.2, 2) in context.writer.scalars
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(tb_writer, value):
+def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(context, value):
     saved = []
 
     def objective(model, batch):
         return model.weight * value, {}
 
     with pytest.raises(UserError, match=rf"training: loss is {value} in epoch 1; lower the learning rate"):
-        run_fit(tb_writer, [0.1], steps=1, objective=objective, saved=saved)
+        run_fit(context, [0.1], steps=1, objective=objective, saved=saved)
     assert saved == []
 
 
-def test_a_part_that_is_not_finite_is_named(tb_writer):
+def test_a_term_that_is_not_finite_is_named(context):
     def objective(model, batch):
         return model.weight * 1.0, {"loss_ranking": torch.tensor(float("inf"))}
 
     with pytest.raises(UserError, match="training: loss_ranking is inf in epoch 1"):
-        run_fit(tb_writer, [0.1], objective=objective)
+        run_fit(context, [0.1], objective=objective)
 
 
-def test_gradient_clipping(tb_writer):
+def test_gradient_clipping(context):
     seen = []
 
     model = OneWeight(1.0)
@@ -127,22 +142,22 @@ def test_gradient_clipping(tb_writer):
     def objective(m, batch):
         return m.weight * 100.0, {}
 
-    run_fit(tb_writer, [0.1], steps=1, objective=objective, model=model, grad_clip=2.0)
+    run_fit(context, [0.1], steps=1, objective=objective, model=model, grad_clip=2.0)
     assert seen == [100.0]
     assert model.weight.grad.item() == pytest.approx(2.0, rel=1e-4)
 
-    run_fit(tb_writer, [0.1], steps=1, objective=objective, model=model, grad_clip=0.0)
+    run_fit(context, [0.1], steps=1, objective=objective, model=model, grad_clip=0.0)
     assert model.weight.grad.item() == 100.0
 
 
-def test_weight_decay_pulls_towards_zero(tb_writer):
+def test_weight_decay_pulls_towards_zero(context):
     # The loss has no gradient, so only the decay moves the weight: one Adam step of lr against its sign.
     def objective(m, batch):
         return m.weight * 0.0, {}
 
-    _, _, model = run_fit(tb_writer, [0.1], steps=1, objective=objective, weight_decay=0.01)
+    _, _, model = run_fit(context, [0.1], steps=1, objective=objective, weight_decay=0.01)
     assert model.weight.item() == pytest.approx(1.0 - 0.1, abs=1e-4)
-    _, _, model = run_fit(tb_writer, [0.1], steps=1, objective=objective)
+    _, _, model = run_fit(context, [0.1], steps=1, objective=objective)
     assert model.weight.item() == 1.0
 
 
@@ -156,16 +171,17 @@ def test_history_file(tmp_path):
 # --- the baseline -------------------------------------------------------------------------------------------
 
 
-def student(**changes) -> StudentConfig:
+def student(**changes) -> SASRecConfig:
     base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 3}
-    return StudentConfig("sasrec", **{**base, **changes})
+    return SASRecConfig(name="sasrec", **{**base, **changes})
 
 
 @pytest.fixture
-def train(tiny_dataset, logger, tb_writer, tmp_path):
+def train(tiny_dataset, context, tmp_path):
     def run(name: str, seed: int = 7, **changes):
         folder = tmp_path / name
-        result = train_baseline(student(**changes), tiny_dataset, METRICS, folder, seed, CPU, logger, tb_writer)
+        seeded = replace(context, seed=seed)
+        result = train_baseline(student(**changes), tiny_dataset, metrics=METRICS, folder=folder, context=seeded)
         return result, folder
 
     return run

@@ -62,6 +62,9 @@ def config() -> TeacherConfig:
 
 
 class _NoWriter:
+    def flush(self) -> None:
+        pass
+
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         pass
 
