@@ -991,14 +991,14 @@ def _other_recommender(*overrides: str) -> Effect:
 def _recommender_epochs(bench: Bench) -> None:
     for count in (1, 3):
         taught = bench.teach(f"teacher.recommender.num_epochs={count}")
-        assert len(taught.writer.values("loss_ce")) == count
+        assert len(taught.writer.values("recommender/loss_ce")) == count
 
 
 def _recommender_patience(bench: Bench) -> None:
     still = ("teacher.recommender.lr=1e-30", "teacher.recommender.num_epochs=6")
     for patience, epochs in ((1, 2), (3, 4)):
         taught = bench.teach(*still, f"teacher.recommender.patience={patience}")
-        assert len(taught.writer.values("loss_ce")) == epochs
+        assert len(taught.writer.values("recommender/loss_ce")) == epochs
 
 
 def _export_method(bench: Bench) -> None:
