@@ -55,9 +55,9 @@ from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
 from src.teacher import ilora_backend
 from src.teacher.adapter.prompted_lm import PromptedLM
-from src.teacher.scoring.answers import generate_answers
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.scoring.answers import generate_answers
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
