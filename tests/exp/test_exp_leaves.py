@@ -55,9 +55,9 @@ from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult
 from src.teacher import ilora_backend
 from src.teacher.adapter.prompted_lm import PromptedLM
-from src.teacher.scoring.answers import generate_answers
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.scoring.answers import generate_answers
 
 CPU = torch.device("cpu")
 QUIET = logging.getLogger("leaves")
@@ -990,14 +990,14 @@ def _other_recommender(*overrides: str) -> Effect:
 def _recommender_epochs(bench: Bench) -> None:
     for count in (1, 3):
         taught = bench.teach(f"teacher.recommender.num_epochs={count}")
-        assert len(taught.writer.values("loss_ce")) == count
+        assert len(taught.writer.values("recommender/loss_ce")) == count
 
 
 def _recommender_patience(bench: Bench) -> None:
     still = ("teacher.recommender.lr=1e-30", "teacher.recommender.num_epochs=6")
     for patience, epochs in ((1, 2), (3, 4)):
         taught = bench.teach(*still, f"teacher.recommender.patience={patience}")
-        assert len(taught.writer.values("loss_ce")) == epochs
+        assert len(taught.writer.values("recommender/loss_ce")) == epochs
 
 
 def _export_method(bench: Bench) -> None:
