@@ -111,8 +111,9 @@ def test_without_a_file_nothing_is_kept(tmp_path, clock, monkeypatch):
 
 def test_logger_appends_to_its_file(tmp_path):
     for text in ("first", "second"):
-        logger = init_logger(tmp_path / "logs" / "stage.log", LoggingConfig())
+        logger = start_logging(LoggingConfig())
         logger.info(text)
+        open_log(tmp_path / "logs" / "stage.log")
         logger.debug("not at this level")
 
     lines = (tmp_path / "logs" / "stage.log").read_text().splitlines()
@@ -123,12 +124,25 @@ def test_logger_appends_to_its_file(tmp_path):
 
 
 def test_logger_changes_its_file(tmp_path):
-    init_logger(tmp_path / "one.log", LoggingConfig()).info("one")
-    init_logger(tmp_path / "two.log", LoggingConfig(level="WARNING")).warning("two")
+    start_logging(LoggingConfig()).info("one")
+    open_log(tmp_path / "one.log")
+    logger = start_logging(LoggingConfig(level="WARNING"))
+    open_log(tmp_path / "two.log")
+    logger.warning("two")
     logging.getLogger(run_logging.LOGGER_NAME).info("too quiet")
 
     assert "two" not in (tmp_path / "one.log").read_text()
     assert (tmp_path / "two.log").read_text().rstrip().endswith("WARNING two")
+
+
+def test_what_is_said_before_the_file_is_opened_stands_in_it_too(tmp_path):
+    logger = start_logging(LoggingConfig())
+    logger.info("before")
+    open_log(tmp_path / "a.log")
+    logger.info("after")
+    start_logging(LoggingConfig()).info("of a stage that is skipped")
+
+    assert [line.split()[-1] for line in (tmp_path / "a.log").read_text().splitlines()] == ["before", "after"]
 
 
 def test_unknown_level():
@@ -233,7 +247,7 @@ def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     assert progress_bar().disable  # under pytest stderr is no terminal
     monkeypatch.setattr(run_logging._console, "_force_terminal", True)
     assert not progress_bar().disable
-    init_logger(tmp_path / "a.log", LoggingConfig(progress=False))
+    start_logging(LoggingConfig(progress=False))
     assert progress_bar().disable
 
 

@@ -159,9 +159,9 @@ def test_no_rows_is_an_error():
 )
 def test_refused_settings(ks, monitor, message):
     with pytest.raises(UserError, match=message):
-        MetricsConfig(ks, monitor)
+        MetricsConfig(ks=ks, monitor=monitor)
 
 
 def test_default_settings():
     assert (MetricsConfig().ks, MetricsConfig().monitor) == ([1, 5, 10, 20], "ndcg@10")
-    assert MetricsConfig([3], "mrr").monitor == "mrr"
+    assert MetricsConfig(ks=[3], monitor="mrr").monitor == "mrr"
