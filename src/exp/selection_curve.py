@@ -131,7 +131,9 @@ def summarise(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 def plot(frame: pd.DataFrame, metric: str, path: Path) -> None:
     """Mean of a metric against the share of rows, one line a policy, bars one standard deviation of the seeds."""
     table = frame.groupby(["policy", "share"], sort=False)[metric].agg(["mean", "std"]).reset_index()
-    names = table["policy"].where(table["policy"] == BASELINE, table["policy"] + " " + table["share"].map("{:g}".format))
+    names = table["policy"].where(
+        table["policy"] == BASELINE, table["policy"] + " " + table["share"].map("{:g}".format)
+    )
     common = table["policy"].isin([NONE, ALL])
     table = table.assign(policy=table["policy"].mask(common, None)).set_index(names.rename(None))
     plot_curve(table, x="share", series="policy", metric=metric, path=path, level=BASELINE)

@@ -39,7 +39,13 @@ def settings(experiment_name: str = "test", monitor: str = "recall@1") -> Settin
 
 def comparison(folder: Path, dataset: Any, models: dict[str, dict[str, np.ndarray]], **changes: Any) -> Comparison:
     """A comparison of models by their ranks, all in one run folder, with the costs that a run would have recorded."""
-    cost = {"parameters": 1000, "trained_parameters": 10, "latency_ms": 0.5, "latency_users": 2, "latency_device": "CPU"}
+    cost = {
+        "parameters": 1000,
+        "trained_parameters": 10,
+        "latency_ms": 0.5,
+        "latency_users": 2,
+        "latency_device": "CPU",
+    }
     students = [name for name in models if name in ("baseline", "distill")]
     run = RunFolder(folder)
     write_json(run.cost_file, dict.fromkeys(students, cost))
