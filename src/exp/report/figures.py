@@ -175,7 +175,7 @@ def svg(panel: Panel, name: str) -> Markup:
     body = re.sub(r"(fill|stroke): (#[0-9a-f]{6})", _as_variable, body)
     width, height = (round(72 * inches) for inches in (PANEL_WIDTH, panel.height))
     shape = f'viewBox="0 0 {width} {height}" style="max-width: {width * _SCALE:.0f}px"'
-    return Markup(f'<svg {shape} role="img" aria-label="{escape(panel.alt)}">{body}')
+    return Markup(f'<svg {shape} role="img" aria-label="{escape(terminal(panel.alt))}">{body}')
 
 
 def _as_variable(match: re.Match) -> str:

@@ -89,7 +89,9 @@ def _markdown_value(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(markdown(str(value)))
 
 
-def _markdown_table(table: Table) -> Markup:
+def markdown_table(table: Table) -> Markup:
+    """A table in Markdown (GitHub's)."""
+
     def cell(text: str, column: str) -> str:
         if column in table.numbers and _NUMBER.fullmatch(text):
             return text
@@ -121,7 +123,7 @@ def _environment(**options: Any) -> Environment:
         **options,
     )
     environment.filters |= {
-        "markdown_table": _markdown_table,
+        "markdown_table": markdown_table,
         "markdown_code": lambda text: Markup(markdown_code(text)),
         "markdown_block": lambda text, language: Markup(markdown_block(text, language)),
         "panel": svg,
