@@ -16,11 +16,11 @@ from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjecti
 from src.student import objectives
 from src.student.checkpoint import load_checkpoint
 from src.student.config import StudentConfig
+from src.student.context import Resume
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import ItemEmbedding, ModelConfig, build_model
 from src.student.objectives import BaseLoss, LossSettings
-from src.student.context import Resume
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ def study_table(
     *,
     metric: str,
     reference: str,
+    references: Mapping[str, str] | None = None,
     validation: Mapping[str, Sequence[float]] | None = None,
     unlike: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
@@ -25,6 +26,7 @@ def study_table(
         ranks: by variant, the ranks of its runs (seeds).
         metric: such as `ndcg@10`.
         reference: the variant that the others are tested against.
+        references: by variant, another one that it is tested against instead.
         validation: by variant, the best validation value of each run.
         unlike: by variant, what differs from the reference besides what is studied (data, budget), in words; such a
             variant is not tested. Other test rows than the reference's are found here and need no entry.
@@ -40,8 +42,9 @@ def study_table(
     """
     if reference not in ranks:
         raise UserError(f"reference {reference!r}: is none of the variants; give one of {', '.join(ranks)}")
-    words = {name: _unlike(name, ranks, reference, unlike or {}) for name in ranks if name != reference}
-    pairs = {name: (ranks[name], ranks[reference]) for name, found in words.items() if not found}
+    other = {name: (references or {}).get(name) or reference for name in ranks if name != reference}
+    words = {name: _unlike(name, ranks, against, unlike or {}) for name, against in other.items()}
+    pairs = {name: (ranks[name], ranks[other[name]]) for name, found in words.items() if not found}
     tests = paired_tests(pairs, metric)
     lines = {}
     for name, runs in ranks.items():

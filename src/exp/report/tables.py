@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from src.student.cost import device_name
 from src.core.files import read_json
 from src.exp.report.comparison import LABELS, Comparison, metric_label
 from src.exp.report.pages import MISSING, Table
 from src.exp.report.provenance import changed_settings
 from src.exp.report.significance import PairedTest
+from src.student.cost import device_name
 
 _MEASURES = {
     "hr@1_all": "HR@1 among the candidates (correct / all)",
