@@ -1,7 +1,6 @@
 """Sweeps: launchers, failures, going on after an interruption, and the table over seeds."""
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -187,11 +186,10 @@ def finished_job(folder: Path, stage: str, overrides: dict[str, str], ranks: np.
     seed = int(overrides["general.seed"])
     finished(folder, stage, overrides, **made_from)
     (folder / "metrics").mkdir(exist_ok=True)
-    ones = np.ones_like(ranks)
-    np.savez(
-        folder / "metrics" / f"ranks_{stage}.npz",
-        **{"user": np.arange(len(ranks)), "target": 0 * ranks, "better": ranks, "equal": ones},
-    )
+    counts = {"better": ranks, "equal": np.ones_like(ranks)}
+    masked = {f"{name}_masked": values for name, values in counts.items()}
+    columns = {"user": np.arange(len(ranks)), "target": 0 * ranks, **counts, **masked}
+    np.savez(folder / "metrics" / f"ranks_{stage}.npz", **columns)
     metrics = {"ndcg@1": float((ranks == 0).mean())}
     about = {"dataset_fingerprint": "abc", "seed": seed, "metrics": metrics, "metrics_masked": metrics}
     pd.Series(about).to_json(folder / "metrics" / f"eval_{stage}.json")
@@ -211,26 +209,26 @@ def finished_sweep(tmp_path) -> Path:
 
 
 def run_gather(folder: Path, *overrides: str) -> int:
-    where = (f"hydra.run.dir={folder.parent / 'run'}", "metrics.monitor=ndcg@1")
+    where = (f"hydra.run.dir={folder.parent / 'run'}", "metrics.monitor=ndcg@1", "metrics.ks=[1]")
     return run_here(gather.run, f"gather.sweep_dir={folder}", *where, *overrides)
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "sweep.csv", index_col="variant")
 
 
 def test_a_sweep_becomes_a_table_over_seeds(finished_sweep, capsys) -> None:
     assert run_gather(finished_sweep) == 0
-    table = pd.read_csv(finished_sweep / "sweep.csv", keep_default_na=False)
-    assert list(table["model"]) == ["baseline", "distill", "distill"]
-    assert list(table["setting"]) == ["", "distill.lambda=0", "distill.lambda=1"]
-    assert list(table["seeds"]) == [2, 2, 2]
-    assert list(table["ndcg@1 mean"]) == [0.25, 0.25, 0.75]
-    assert list(table["valid mean"]) == pytest.approx([0.65] * 3)  # of .6 and .7
-    assert list(table["valid sd"]) == pytest.approx([0.1 / 2**0.5] * 3, abs=1e-6)
+    found = table(finished_sweep)
+    assert list(found.index) == ["baseline", "distill distill.lambda=0", "distill distill.lambda=1"]
+    assert list(found["seeds"]) == [2, 2, 2] and list(found["mean"]) == [0.25, 0.25, 0.75]
+    assert list(found["validation"]) == pytest.approx([0.65] * 3)  # of .6 and .7
+    assert found.loc["distill distill.lambda=0", "verdict"] == "cannot tell"
+    assert found.loc["distill distill.lambda=1", ["difference", "verdict"]].tolist() == [0.5, "better"]
     jobs = pd.read_csv(finished_sweep / "sweep_jobs.csv")
     assert list(jobs["seed"]) == [1, 2] * 3 and list(jobs["valid"]) == pytest.approx([0.6, 0.7] * 3)
-    text = (finished_sweep / "sweep.md").read_text()
-    lines = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("| distill")}
-    assert lines["distill.lambda=0"].endswith("| cannot tell |") and "+0.5000" in lines["distill.lambda=1"]
-    assert lines["distill.lambda=1"].endswith("| better      |") and "0.6500 ± 0.0707" in text
-    assert text in capsys.readouterr().out
+    assert (finished_sweep / "sweep.md").read_text() in capsys.readouterr().out
+    assert "distill.lambda=1" in (finished_sweep / "sweep.html").read_text()
     assert image.imread(finished_sweep / "sweep.png")[..., :3].std() > 0.01
     assert not (finished_sweep.parent / "run").exists()  # looking leaves no run folder behind
 
@@ -238,20 +236,33 @@ def test_a_sweep_becomes_a_table_over_seeds(finished_sweep, capsys) -> None:
 def test_a_sweep_names_what_is_not_finished(finished_sweep) -> None:
     finished(finished_sweep / "9", "distill", {"general.seed": "3"}).note_error("out of memory")
     assert run_gather(finished_sweep) == 0
-    assert "- job 9 (distill): out of memory" in (finished_sweep / "sweep.md").read_text()
+    assert "job 9 (distill): out of memory" in (finished_sweep / "sweep.md").read_text()
 
 
-def test_arms_of_other_data_are_not_compared(finished_sweep) -> None:
+def test_a_distilled_student_is_compared_with_the_baseline_that_fits_it_or_not_at_all(finished_sweep) -> None:
+    """Of a sweep over the student's rate, too: each distilled student has its own baseline."""
+    ranks = np.array([0] * 20 + [5] * 20)
+    for number, (stage, lr) in enumerate((("baseline", "1"), ("baseline", "2"), ("distill", "2"), ("distill", "3"))):
+        overrides = {"student.lr": lr, "general.seed": "7"}
+        finished_job(finished_sweep / "lr" / str(number), stage, overrides, ranks, **{"student.lr": float(lr)})
+    assert run_gather(finished_sweep / "lr") == 0
+    found = table(finished_sweep / "lr")
+    assert found.loc["distill student.lr=2", "difference"] == 0
+    assert np.isnan(found.loc["distill student.lr=3", "difference"])
+    assert found.loc["distill student.lr=3", "not comparable"] == "student.lr 1.0 / 3.0"
+
+
+def test_variants_of_other_data_are_not_compared(finished_sweep) -> None:
     file = finished_sweep / "2" / "metrics" / "eval_distill.json"
     file.write_text(file.read_text().replace("abc", "other"))
-    arms = gather.find_arms(load_jobs(finished_sweep))
-    assert list(gather.compare_arms(arms, "ndcg@1")) == ["distill distill.lambda=0"]
+    assert run_gather(finished_sweep) == 0
+    assert table(finished_sweep).loc["distill distill.lambda=1", "not comparable"] == "the data set"
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["metrics.monitor=ndcg@5"], "metrics.monitor=ndcg@5: not among the metrics of baseline"),
+        (["metrics.monitor=ndcg@5", "metrics.ks=[5]"], "metrics.monitor=ndcg@5: not among the metrics of baseline"),
         (["gather.sweep_dir=nowhere"], "gather.sweep_dir=nowhere: holds no record of a job"),
     ],
 )
@@ -260,9 +271,7 @@ def test_what_cannot_be_gathered_is_said(finished_sweep, capsys, overrides, mess
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
-def test_a_sweep_without_a_training_is_said(finished_sweep, capsys) -> None:
-    for job in finished_sweep.iterdir():
-        shutil.rmtree(job)
-    Job(finished_sweep / "0", "run_distill", {"general.seed": "3"}, {}).write(None, "out of memory")
-    assert run_gather(finished_sweep) == 1
+def test_a_sweep_without_a_training_is_said(tmp_path, capsys) -> None:
+    finished(tmp_path / "0", "distill", {"general.seed": "3"}).note_error("out of memory")
+    assert run_gather(tmp_path) == 1
     assert "none of its 1 jobs is a finished training" in capsys.readouterr().err
