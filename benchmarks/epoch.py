@@ -18,28 +18,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.quality import CPU, quiet_context
 from src.core.data_utils import DatasetConfig, Rows, SequenceDataset, load_dataset
-from src.core.logging import LoggingConfig
-from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.evaluator import evaluate_model, evaluate_scores
 from src.student.models import ModelConfig, build_model
 from src.student.trainer_baseline import train_baseline
 
-CPU = torch.device("cpu")
 REPEATS = 3
 KS = [1, 5, 10, 20]
 
 
 def epoch_seconds(dataset: SequenceDataset, batching: str, batch_size: int, folder: Path) -> float:
     """One epoch with its validation, the test evaluation included."""
-    student = StudentConfig(
-        "sasrec", num_blocks=2, batching=batching, batch_size=batch_size, num_epochs=1, max_seq_len=50
+    student = SASRecConfig(
+        name="sasrec", num_blocks=2, batching=batching, batch_size=batch_size, num_epochs=1, max_seq_len=50
     )
-    writer = make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
     begin = time.perf_counter()
-    train_baseline(student, dataset, MetricsConfig(), folder, 1, CPU, logging.getLogger("epoch"), writer)
+    train_baseline(student, dataset, metrics=MetricsConfig(), folder=folder, context=quiet_context(1))
     model = build_model(student.model_config(dataset.num_items))
     evaluate_model(model, dataset.test, dataset, KS, CPU)
     return time.perf_counter() - begin

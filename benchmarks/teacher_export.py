@@ -32,7 +32,7 @@ from src.core.data_utils import DatasetConfig, SequenceDataset, load_dataset
 from src.core.logging import LoggingConfig
 from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.context import Resume
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
 from src.teacher.engine import Engine
@@ -60,14 +60,20 @@ def build_teacher(folder: Path, candidates: str) -> TeacherParts:
         lr=2e-3,
         num_epochs=1,
         dtype="float32",
-        recommender=StudentConfig("sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
+        recommender=SASRecConfig(name="sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
         export=ExportSettings(method="generate", candidates=candidates),
         tiny=TinySettings(hidden_size=96, pretrain_steps=PRETRAIN_STEPS),
     )
     cpu, writer = torch.device("cpu"), make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
-    config.recommender.max_seq_len = dataset.max_seq_len
     recommender = train_recommender(
-        config.recommender, dataset, MetricsConfig(), folder / "recommender", SEED, cpu, LOGGER, writer
+        replace(config.recommender, max_seq_len=dataset.max_seq_len),
+        dataset,
+        MetricsConfig(),
+        folder / "recommender",
+        SEED,
+        cpu,
+        LOGGER,
+        writer,
     )
     words = sorted({word for title in dataset.titles for word in title.split()})
     words_only = replace(dataset, titles=[words[i % len(words)] for i in range(dataset.num_items)])

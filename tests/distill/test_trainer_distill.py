@@ -476,9 +476,7 @@ def test_alpha_weighs_the_base_loss_too_where_it_is_upstreams():
     assert distill(**official, loss="bce_dros").as_student(student()).dros_weight == 0.25
     assert distill(**official, loss="bce").as_student(student()) == student(loss="bce")  # has no DROS to weigh
     assert distill(alpha=0.25, loss="bce_dros").as_student(student()).dros_weight == 1.0
-    with pytest.raises(
-        UserError, match="needs a base loss with negatives, distill.loss=bce or bce_dros, not ce"
-    ):
+    with pytest.raises(UserError, match="needs a base loss with negatives, distill.loss=bce or bce_dros, not ce"):
         distill(**official).as_student(student(loss="ce"))
 
 

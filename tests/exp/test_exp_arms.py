@@ -1,7 +1,6 @@
 """Arms beside a finished distillation: what they are, one table, and going on after an interruption."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,13 +9,8 @@ import torch
 from harness import places, run_here, snapshot
 from safetensors.torch import load_file
 
-from src.distill.data_bridge import TeacherOutputs
 from src.exp import run_arms
-from src.exp.arm_teachers import random_teacher, recommender_teacher
 from src.exp.run_arms import arms_table
-from src.student.checkpoint import CheckpointInfo, save_checkpoint
-from src.student.evaluator import history_mask
-from src.student.models import ModelConfig, build_model
 
 CPU = torch.device("cpu")
 CONTROLS = ["distilled", "recommender_teaches", "random_teaches", "ranking_only", "embedding_only"]
@@ -144,43 +138,3 @@ def test_a_tables_numbers_by_hand() -> None:
     assert found.loc["arm", "difference"] == 0.5  # users (1 + 1) / 2 - (1 + 0) / 2 and (1 + 0) / 2 - 0, averaged
     assert (found["masked"] == 1).all()
     assert list(found["users"]) == [2, 2] and list(found["seeds"]) == [2, 2]
-
-
-# --- teachers that are no LLM -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def recommender(tiny_dataset, fill_with_ramp, tmp_path):
-    model = fill_with_ramp(build_model(ModelConfig("sasrec", tiny_dataset.num_items, 8, 8, 5, 0.0)))
-    info = CheckpointInfo("tiny", tiny_dataset.fingerprint, 1, "c", 1, "mrr", 0.0)
-    save_checkpoint(tmp_path / "recommender", model, model.state_dict(), info)
-    return SimpleNamespace(model=model.eval(), folder=tmp_path / "recommender")
-
-
-def test_the_recommender_teaches_its_own_ranking_and_items(recommender, tiny_dataset) -> None:
-    rows = tiny_dataset.train
-    outputs = recommender_teacher(recommender.folder, tiny_dataset, 3, False, CPU)
-    history, length, _ = rows.windows(5, tiny_dataset.pad_id)
-    scores = recommender.model(torch.from_numpy(history), torch.from_numpy(length))
-    scores[history_mask(rows, tiny_dataset.num_items)] = float("-inf")
-    expected = scores.topk(3)
-    assert torch.equal(outputs.ranking, expected.indices)
-    gaps = expected.values[:, :1] - expected.values  # of scores: the normalisation of a row cancels
-    assert torch.allclose(outputs.confidence, gaps / gaps[:, -1:], atol=1e-5)
-    assert torch.equal(outputs.embeddings, recommender.model.item_embeddings.weight[:-1])
-
-    per_row = recommender_teacher(recommender.folder, tiny_dataset, 3, True, CPU).confidence
-    log_p = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).log_softmax(1)
-    assert torch.allclose(per_row, -log_p.gather(1, expected.indices[:, :1]), atol=1e-5)
-
-
-def test_a_random_teacher_has_the_shapes_and_nothing_else() -> None:
-    like = TeacherOutputs(3 * torch.eye(50, 40), torch.zeros(30, 4).long(), torch.rand(30, 4), "m" * 64)
-    one, again, other = (random_teacher(like, 50, seed) for seed in (1, 1, 2))
-    assert one.embeddings.shape == (50, 40) and one.embeddings.std() == pytest.approx(like.embeddings.std(), rel=0.1)
-    assert one.ranking.shape == (30, 4) and all(len(set(row)) == 4 for row in one.ranking.tolist())
-    assert torch.equal(one.confidence, like.confidence) and one.manifest_sha256 is None
-    assert torch.equal(one.ranking, again.ranking) and torch.equal(one.embeddings, again.embeddings)
-    assert not torch.equal(one.ranking, other.ranking)
-    nothing = random_teacher(TeacherOutputs(None, None, None, None), 50, 1)
-    assert nothing == TeacherOutputs(None, None, None, None)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from src.core.errors import UserError
 from src.core.paths import RunFolder
 from src.core.teacher_files import MANIFEST_FILE, read_manifest
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.context import Resume
 from src.teacher.adapter_file import WEIGHTS_FILE
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
@@ -186,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_a_user_error(parts, logger, tb_writer, res
 
 @pytest.fixture
 def settings(config) -> TeacherConfig:
-    student = StudentConfig("sasrec", 8, 8, 6, batch_size=8, num_epochs=1)
+    student = SASRecConfig(name="sasrec", emb_size=8, hidden_size=8, max_seq_len=6, batch_size=8, num_epochs=1)
     return replace(config, recommender=student, max_train_rows=8, max_valid_rows=4, max_eval_rows=4)
 
 
@@ -258,7 +259,9 @@ def test_an_export_fits_the_student_and_is_not_overwritten(settings, dataset, cf
     teacher.train(cfg, logger, tb_writer)
     teacher.export_for_dllm2rec(cfg, logger)
 
-    outputs = load_teacher_outputs(tmp_path / "outputs", dataset, 4, True, True, logger)
+    outputs = load_teacher_outputs(
+        tmp_path / "outputs", dataset, DistillConfig(name="dllm2rec", top_k=4), logger=logger
+    )
     assert outputs.ranking.shape == outputs.confidence.shape == (len(dataset.train), 4)
     assert outputs.embeddings.shape == (24, 16)
     assert "cannot be verified" not in caplog.text
