@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
+from src.core.files import LOCK_FILE
 from src.core.logging import LOGGER_NAME
 from src.exp.stage import run_entry_point
 
@@ -149,11 +150,11 @@ def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Hash of every file below a folder, by relative path."""
+    """Hash of every file below a folder, by relative path; locks, which are no content, left out."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK_FILE
     }
 
 
