@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from src.core.errors import check
-from src.student.config import SASRecConfig, StudentConfig
+from src.student.config import SASRecConfig
 from src.teacher.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
@@ -157,7 +157,7 @@ class TeacherConfig:
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = True
     lora: LoraSettings = field(default_factory=LoraSettings)
-    recommender: StudentConfig = field(default_factory=lambda: SASRecConfig(name="sasrec"))
+    recommender: SASRecConfig = field(default_factory=lambda: SASRecConfig(name="sasrec"))
     export: ExportSettings = field(default_factory=ExportSettings)
     tiny: TinySettings | None = None
 
