@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.quality import CPU, METRIC, student_settings, summary
+from benchmarks.quality import CPU, METRIC, quiet_context, student_settings, summary
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
-from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.selection_policy import SelectionPolicyAll
-from src.distill.trainer_distill import DistillConfig, train_distilled
+from src.distill.trainer_distill import Distillation, train_distilled
 from src.student.checkpoint import load_checkpoint
 from src.student.evaluator import Evaluation, evaluate_model, history_mask
 from src.student.trainer_baseline import train_baseline
@@ -46,7 +45,9 @@ VARIANTS: dict[str, dict] = {
 
 def fit_teacher(dataset: SequenceDataset, rows: SequenceDataset, folder: Path) -> TeacherOutputs:
     """Train on all of `dataset`, rank for the training rows of `rows`."""
-    train_baseline(student_settings("sasrec_plus"), dataset, MetricsConfig(), folder, 7, CPU, LOGGER, _writer(folder))
+    train_baseline(
+        student_settings("sasrec_plus"), dataset, metrics=MetricsConfig(), folder=folder, context=quiet_context(7)
+    )
     model = load_checkpoint(folder)[0].eval()
     best, distances = [], []
     with torch.no_grad():
@@ -59,7 +60,9 @@ def fit_teacher(dataset: SequenceDataset, rows: SequenceDataset, folder: Path) -
             distances.append(
                 (top.values[:, :1] - top.values) / (top.values[:, :1] - top.values[:, -1:]).clamp(min=1e-9)
             )
-    return TeacherOutputs(model.output.weight.detach().clone(), torch.cat(best), torch.cat(distances), None)
+    return TeacherOutputs(
+        embeddings=model.output.weight.detach().clone(), ranking=torch.cat(best), confidence=torch.cat(distances)
+    )
 
 
 def random_teacher(like: TeacherOutputs) -> TeacherOutputs:
@@ -67,11 +70,7 @@ def random_teacher(like: TeacherOutputs) -> TeacherOutputs:
     num_items, num_rows = len(like.embeddings), len(like.ranking)
     ranking = torch.rand(num_rows, num_items, generator=random).topk(TOP_K).indices
     embeddings = torch.randn(like.embeddings.shape, generator=random) * like.embeddings.std()
-    return TeacherOutputs(embeddings, ranking, like.confidence, None)
-
-
-def _writer(folder: Path):  # type: ignore[no-untyped-def]
-    return tensorboard_writer(folder, LoggingConfig(tensorboard=False))
+    return TeacherOutputs(embeddings=embeddings, ranking=ranking, confidence=like.confidence)
 
 
 def _test(folder: Path, dataset: SequenceDataset) -> Evaluation:
@@ -108,19 +107,23 @@ def main() -> None:
         result = {"teacher": summary([_test(root / "teacher", dataset)])}
         baseline = []
         for seed in args.seeds:
-            train_baseline(student, rows, metrics, root / "student", seed, CPU, LOGGER, _writer(root))
+            train_baseline(student, rows, metrics=metrics, folder=root / "student", context=quiet_context(seed))
             baseline.append(_test(root / "student", rows))
         result["baseline"] = summary(baseline)
         for name, changes in VARIANTS.items():
             changes = dict(changes)
             outputs = random_teacher(teacher) if changes.pop("random", False) else teacher
-            settings = DistillConfig("dllm2rec", **changes)
+            distillation = Distillation(settings=DistillConfig(name="dllm2rec", **changes), outputs=outputs)
             evaluations = []
             for seed in args.seeds:
                 train_distilled(
-                    settings, student, rows, outputs, SelectionPolicyAll(), None, metrics, root / "student", seed, CPU,
-                    LOGGER, _writer(root),
-                )  # fmt: skip
+                    student,
+                    rows,
+                    distillation=distillation,
+                    metrics=metrics,
+                    folder=root / "student",
+                    context=quiet_context(seed),
+                )
                 evaluations.append(_test(root / "student", rows))
             result[name] = {**summary(evaluations), "gain": gain(evaluations, baseline)}
     print(json.dumps({"metric": METRIC, "seeds": args.seeds, "train_rows": len(rows.train), **result}))

@@ -18,18 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.quality import CPU, quiet_context
 from src.core.data_utils import Rows, SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
-from src.core.logging import LoggingConfig
-from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
 from src.student.config import SASRecConfig
-from src.student.context import RunContext
 from src.student.evaluator import evaluate_model, evaluate_scores
 from src.student.models import ModelConfig, build_model
 from src.student.trainer_baseline import train_baseline
 
-CPU = torch.device("cpu")
 REPEATS = 3
 KS = [1, 5, 10, 20]
 
@@ -39,10 +36,8 @@ def epoch_seconds(dataset: SequenceDataset, batching: str, batch_size: int, fold
     student = SASRecConfig(
         name="sasrec", num_blocks=2, batching=batching, batch_size=batch_size, num_epochs=1, max_seq_len=50
     )
-    writer = make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
-    context = RunContext(seed=1, device=CPU, logger=logging.getLogger("epoch"), writer=writer)
     begin = time.perf_counter()
-    train_baseline(student, dataset, metrics=MetricsConfig(), folder=folder, context=context)
+    train_baseline(student, dataset, metrics=MetricsConfig(), folder=folder, context=quiet_context(1))
     model = build_model(student.model_config(dataset.num_items))
     evaluate_model(model, dataset.test, dataset, KS, CPU)
     return time.perf_counter() - begin

@@ -24,10 +24,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from upstream import Case, in_upstream, run_upstream
 
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
-from src.distill.trainer_distill import DistillConfig, DistillObjective
+from src.distill.trainer_distill import DistillObjective
 from src.student import objectives
 from src.student.models import ModelConfig, build_model
 
@@ -45,14 +46,16 @@ def make_case() -> Case:
     ranking = np.stack([random.choice(NUM_ITEMS, TOP_K, replace=False) for _ in range(NUM_ROWS)])
     confidence = np.sort(random.random((NUM_ROWS, TOP_K)), axis=1).astype(np.float32)
     embeddings = torch.randn(NUM_ITEMS, LLM_DIM, generator=torch.Generator().manual_seed(0)) * 0.1
-    teacher = TeacherOutputs(embeddings, torch.from_numpy(ranking), torch.from_numpy(confidence), None)
+    teacher = TeacherOutputs(
+        embeddings=embeddings, ranking=torch.from_numpy(ranking), confidence=torch.from_numpy(confidence)
+    )
     return Case(NUM_ITEMS, *map(torch.from_numpy, (history, length, target)), teacher)
 
 
 def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[no-untyped-def]
     """The first loss from upstream's weights, rows and negatives; then the seconds of each of our steps."""
     options = {"loss": "bce_dros", "candidate_loss": "official", "alpha": 0.5, "ed_weight": 0.3, "kd_weight": 0.7}
-    settings = DistillConfig("dllm2rec_official", top_k=TOP_K, **options)
+    settings = DistillConfig(name="dllm2rec_official", top_k=TOP_K, **options)
     model = build_model(ModelConfig("sasrec", NUM_ITEMS, WIDTH, WIDTH, WINDOW, 0.0))
     fuse_teacher(
         model,
@@ -65,8 +68,8 @@ def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[n
             parameter.copy_(in_upstream(first.weights, name, parameter.shape))
     data = SimpleNamespace(num_items=NUM_ITEMS, train=SimpleNamespace(targets=case.target))
     loss_settings = objectives.LossSettings("bce_dros", dros_weight=settings.alpha)
-    base = objectives.BaseLoss(loss_settings, data, WINDOW, 1, CPU)
-    objective = DistillObjective(settings, base, SelectionPolicyAll(), case.teacher, None)
+    base = objectives.BaseLoss(loss_settings, data, max_seq_len=WINDOW, seed=1, device=CPU)
+    objective = DistillObjective(settings=settings, base_loss=base, policy=SelectionPolicyAll(), outputs=case.teacher)
 
     sample, objectives.sample_negatives = objectives.sample_negatives, lambda *args: first.negatives
     loss = objective(model, case.batch(first.rows))[0].item()

@@ -1,4 +1,4 @@
-"""Test NDCG@10 of every student on MovieLens-100K over several seeds, with the two floors; prints one JSON line.
+"""Test NDCG@10 of every student on MovieLens-100K over several seeds, with two reference models; prints one JSON line.
 
     python -m benchmarks.quality --raw_dir <folder of ML-100K's u.data and u.item> [--students ...] [--seeds ...]
 
@@ -21,9 +21,10 @@ from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
 from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
-from src.core.settings import parse_section
+from src.core.settings import parse_choice
 from src.student.checkpoint import load_checkpoint
-from src.student.config import StudentConfig
+from src.student.config import SCHEMAS, StudentConfig
+from src.student.context import RunContext
 from src.student.evaluator import Evaluation, evaluate_model, evaluate_scores
 from src.student.references import markov_chain, popularity
 from src.student.trainer_baseline import train_baseline
@@ -34,15 +35,20 @@ METRIC = "ndcg@10"
 
 
 def student_settings(name: str) -> StudentConfig:
-    return parse_section(StudentConfig, OmegaConf.load(CONF / f"{name}.yaml"), "student")
+    return parse_choice(SCHEMAS, OmegaConf.load(CONF / f"{name}.yaml"), "student")
+
+
+def quiet_context(seed: int) -> RunContext:
+    """On the CPU, without TensorBoard."""
+    writer = tensorboard_writer(Path(), LoggingConfig(tensorboard=False))
+    return RunContext(seed=seed, device=CPU, logger=logging.getLogger("benchmarks"), writer=writer)
 
 
 def train_and_test(name: str, dataset: SequenceDataset, seed: int) -> Evaluation:
     metrics = MetricsConfig()
     with tempfile.TemporaryDirectory() as folder:
-        writer = tensorboard_writer(Path(folder), LoggingConfig(tensorboard=False))
-        logger = logging.getLogger("quality")
-        train_baseline(student_settings(name), dataset, metrics, Path(folder), seed, CPU, logger, writer)
+        context = quiet_context(seed)
+        train_baseline(student_settings(name), dataset, metrics=metrics, folder=Path(folder), context=context)
         return evaluate_model(load_checkpoint(Path(folder))[0], dataset.test, dataset, metrics.ks, CPU)
 
 
@@ -66,8 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = load_dataset(config, Path(folder), logging.getLogger("quality"))
     result = {}
-    for name, floor in (("popular", popularity), ("markov", markov_chain)):
-        scorer = floor(dataset, dataset.test)
+    for name, reference in (("popular", popularity), ("markov", markov_chain)):
+        scorer = reference(dataset, dataset.test)
         result[name] = summary([evaluate_scores(scorer, dataset.test, dataset.num_items, [10])])
     for name in args.students:
         result[name] = summary([train_and_test(name, dataset, seed) for seed in args.seeds])

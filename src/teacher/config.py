@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from src.core.errors import check
 from src.core.settings import EVALUATION, EXPORT, NOTHING, UNDERWAY
-from src.student.config import SASRecConfig, StudentConfig
+from src.student.config import SASRecConfig
 from src.teacher.prompt.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
@@ -161,7 +161,7 @@ class TeacherConfig:
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = field(default=True, metadata=NOTHING)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    recommender: StudentConfig = field(default_factory=lambda: SASRecConfig(name="sasrec"))
+    recommender: SASRecConfig = field(default_factory=lambda: SASRecConfig(name="sasrec"))
     export: ExportSettings = field(default_factory=ExportSettings, metadata=EXPORT)
     tiny: TinySettings | None = None
 

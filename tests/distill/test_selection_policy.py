@@ -5,16 +5,17 @@ from math import log
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 
 from src.core.errors import UserError
+from src.core.settings import parse_choice
 from src.distill.selection_policy import (
     MEASURES,
+    POLICIES,
+    SCHEMAS,
+    ActiveConfig,
     Budget,
+    SelectionPolicy,
     SelectionPolicyAll,
-    SelectionPolicyMeta,
-    SelectionPolicyRandom,
-    SelectionPolicyUncertainty,
     StudentInfo,
     TeacherInfo,
     build_selection_policy,
@@ -24,8 +25,19 @@ from src.student.datamodule import Batch
 from src.student.models import ModelConfig, build_model
 
 
-def build(dataset, seed=1, **section):
-    return build_selection_policy(OmegaConf.create(section), dataset, seed)
+def parse(**section) -> ActiveConfig:
+    return parse_choice(SCHEMAS, section, "active", by="strategy")
+
+
+def build(dataset, seed=1, **section) -> SelectionPolicy:
+    policy = build_selection_policy(parse(**section))
+    policy.start(dataset, seed)
+    return policy
+
+
+UNCERTAIN = {"name": "uncertainty", "strategy": "uncertainty", "measure": "student_loss", "budget_per": "batch"}
+RANDOM = {"name": "random", "strategy": "random"}
+META = {"name": "meta", "strategy": "meta", "validation_batch_size": 3, "validation_temperature": 3.0}
 
 
 def batch_of(rows) -> Batch:
@@ -125,11 +137,11 @@ def test_random_follows_its_seed_and_changes_with_the_epoch(tiny_dataset):
     assert [len(rows) for rows in one] == [16, 16, 16]
 
 
-def test_random_leaves_the_global_stream_alone():
+def test_random_leaves_the_global_stream_alone(tiny_dataset):
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    random_rows(SelectionPolicyRandom(Budget(0.5, 32), 1))
+    random_rows(build(tiny_dataset, **RANDOM, budget_ratio=0.5))
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -163,15 +175,20 @@ def test_disagreement_by_hand():
     assert found == pytest.approx([0.5 * log(2) + 0.5 * log(4), log(4)])
 
 
-def test_a_budget_per_batch_takes_the_highest_of_the_batch():
-    policy = SelectionPolicyUncertainty("student_loss", "batch", Budget(0.5, 8))
+@pytest.fixture
+def eight_rows(make_dataset):
+    return make_dataset([[0] * 11], num_items=2)
+
+
+def test_a_budget_per_batch_takes_the_highest_of_the_batch(eight_rows):
+    policy = build(eight_rows, **UNCERTAIN, budget_ratio=0.5)
     for _ in range(2):
         assert policy.select(batch_of([0, 1, 2, 3]), teacher_of(4), losing([1, 4, 2, 3])).tolist() == [0, 1, 0, 1]
         assert policy.select(batch_of([4, 5, 6, 7]), teacher_of(4), losing([8, 7, 6, 5])).tolist() == [1, 1, 0, 0]
 
 
-def test_a_budget_per_epoch_takes_the_highest_of_the_epoch_before():
-    policy = SelectionPolicyUncertainty("student_loss", "epoch", Budget(0.25, 8))
+def test_a_budget_per_epoch_takes_the_highest_of_the_epoch_before(eight_rows):
+    policy = build(eight_rows, **{**UNCERTAIN, "budget_per": "epoch"}, budget_ratio=0.25)
     values = [1, 4, 2, 3, 8, 7, 6, 5]
 
     def epoch(order, values) -> list[int]:
@@ -187,14 +204,19 @@ def test_a_budget_per_epoch_takes_the_highest_of_the_epoch_before():
 
 
 @pytest.mark.parametrize("measure", ["teacher_confidence", "disagreement"])
-def test_a_measure_of_the_teacher_needs_its_ranking(measure):
-    policy = SelectionPolicyUncertainty(measure, "batch", Budget(0.5, 2))
+def test_a_measure_of_the_teacher_needs_its_ranking(eight_rows, measure):
+    policy = build(eight_rows, **{**UNCERTAIN, "measure": measure})
     empty = TeacherInfo(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0), torch.ones(2, dtype=torch.bool))
     with pytest.raises(UserError, match=f"active.measure={measure}: needs the teacher's ranking.*use student_entropy"):
         policy.select(batch_of([0, 1]), empty, losing([1, 2]))
 
 
 # --- meta ---------------------------------------------------------------------------------------------------
+
+
+def meta(dataset, ratio, rows, seed=1) -> SelectionPolicy:
+    section = {**META, "budget_ratio": ratio, "validation_batch_size": rows, "validation_temperature": 2.0}
+    return build(dataset, seed, **section)
 
 
 def students(dataset):
@@ -250,7 +272,7 @@ def test_meta_weighs_by_the_inner_product_of_the_gradients(tiny_dataset):
         assert (expected > 0).any() and (expected < 0).any()
         model.train()
         info = StudentInfo(scores.detach(), target, hidden.detach(), model, score_gradient)
-        policy = SelectionPolicyMeta(tiny_dataset, 0.1, 1000, 2.0, 1)  # all validation rows
+        policy = meta(tiny_dataset, 0.1, 1000)  # all validation rows
         state = torch.get_rng_state()
         weights = policy.select(Batch(torch.from_numpy(rows), history, length, target), teacher_of(6), info)
         assert torch.equal(state, torch.get_rng_state()) and model.training
@@ -261,7 +283,7 @@ def test_meta_draws_its_validation_rows_from_its_seed(tiny_dataset):
     (model, *_) = students(tiny_dataset)
 
     def draws(seed):
-        policy = SelectionPolicyMeta(tiny_dataset, 0.5, 3, 2.0, seed)
+        policy = meta(tiny_dataset, 0.5, 3, seed)
         return [policy._validation(model, torch.device("cpu"))[2].tolist() for _ in range(3)]
 
     assert draws(1) == draws(1) != draws(2)
@@ -271,7 +293,7 @@ def test_meta_draws_its_validation_rows_from_its_seed(tiny_dataset):
 def test_meta_needs_the_teachers_ranking(tiny_dataset):
     empty = TeacherInfo(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0), torch.ones(2, dtype=torch.bool))
     with pytest.raises(UserError, match=r"active.strategy=meta: needs the teacher's ranking.*use random"):
-        SelectionPolicyMeta(tiny_dataset, 0.5, 3, 2.0, 1).select(batch_of([0, 1]), empty, losing([1, 2]))
+        meta(tiny_dataset, 0.5, 3).select(batch_of([0, 1]), empty, losing([1, 2]))
 
 
 # --- memory -------------------------------------------------------------------------------------------------
@@ -304,7 +326,7 @@ def test_a_restored_policy_goes_on_as_if_undisturbed(tiny_dataset, tmp_path, sec
 
 def test_a_restored_meta_goes_on_with_the_same_validation_rows(tiny_dataset):
     (model, *_) = students(tiny_dataset)
-    one, other = (SelectionPolicyMeta(tiny_dataset, 0.5, 3, 2.0, seed) for seed in (1, 2))
+    one, other = (meta(tiny_dataset, 0.5, 3, seed) for seed in (1, 2))
     one._validation(model, torch.device("cpu"))
     other.load_state_dict(one.state_dict())
     assert torch.equal(*(p._validation(model, torch.device("cpu"))[2] for p in (one, other)))
@@ -317,11 +339,6 @@ def test_build(tiny_dataset):
     assert isinstance(build(tiny_dataset, name="all", strategy="all", budget_ratio=1), SelectionPolicyAll)
 
 
-UNCERTAIN = {"name": "uncertainty", "strategy": "uncertainty", "measure": "student_loss", "budget_per": "batch"}
-RANDOM = {"name": "random", "strategy": "random"}
-META = {"name": "meta", "strategy": "meta", "validation_batch_size": 3}
-
-
 @pytest.mark.parametrize(
     "section, message",
     [
@@ -331,17 +348,34 @@ META = {"name": "meta", "strategy": "meta", "validation_batch_size": 3}
         ({**RANDOM, "budget_ratio": 0}, "active.budget_ratio=0.0: must be a number above"),
         ({**RANDOM, "budget_ratio": 1.5}, "active.budget_ratio=1.5: must be .* at most 1"),
         ({**UNCERTAIN, "measure": "x"}, "active.measure='x': must be one of student_entropy, student_loss, teacher_"),
-        ({**UNCERTAIN, "measure": None}, "active.measure=None: must be one of"),
+        ({**UNCERTAIN, "measure": None}, "active.measure=None: "),
         ({**UNCERTAIN, "budget_per": "day"}, "active.budget_per='day': must be batch or epoch"),
-        ({**RANDOM, "measure": "student_loss"}, "active.measure=.*: must be left out with"),
-        ({"name": "meta", "strategy": "meta"}, "active.validation_batch_size=None: must be an integer >= 1"),
+        ({**RANDOM, "measure": "student_loss"}, "active.measure: unknown key"),
+        ({"name": "meta", "strategy": "meta"}, "active.validation_batch_size=.*: .*missing"),
+        ({**META, "validation_batch_size": 0}, "active.validation_batch_size=0: must be an integer >= 1"),
         ({**META, "validation_temperature": 0}, "active.validation_temperature=0.0: must be a number above 0"),
-        ({**UNCERTAIN, "validation_batch_size": 3}, "active.validation_batch_size=3: must be left out with"),
+        ({**UNCERTAIN, "validation_batch_size": 3}, "active.validation_batch_size: unknown key"),
         ({"name": "all", "strategy": "all", "ratio": 0.5}, "active.ratio: unknown key"),
         ({"name": "all", "strategy": "all", "budget_ratio": "half"}, "active.budget_ratio=half: "),
-        ({"name": "all"}, "active.strategy=None: .*missing"),
+        ({"name": "all"}, "active.strategy=None: must be one of all, random, uncertainty, meta"),
     ],
 )
-def test_refused(tiny_dataset, section, message):
+def test_refused(section, message):
     with pytest.raises(UserError, match=message):
-        build(tiny_dataset, **section)
+        parse(**section)
+
+
+def test_every_strategy_has_settings_and_a_policy():
+    assert SCHEMAS.keys() == POLICIES.keys()
+
+
+def test_what_chooses_in_words():
+    assert parse(**RANDOM).description == "random"
+    assert parse(**UNCERTAIN).description == "uncertainty by student_loss"
+
+
+def test_a_policy_that_is_started_again_forgets(tiny_dataset):
+    policy = build(tiny_dataset, **RANDOM, budget_ratio=0.5)
+    first = random_rows(policy)
+    policy.start(tiny_dataset, 1)
+    assert random_rows(policy) == first

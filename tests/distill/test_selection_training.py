@@ -10,27 +10,38 @@ from safetensors.torch import load_file
 
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy, read_selection
 from src.distill.selection_policy import (
-    POLICIES,
+    SCHEMAS,
     ActiveConfig,
     SelectionPolicy,
     SelectionPolicyAll,
-    SelectionPolicyMeta,
+    TeacherInfo,
+    build_selection_policy,
 )
-from src.distill.trainer_distill import DistillConfig, train_distilled
-from src.student.config import StudentConfig
+from src.distill.trainer_distill import Distillation, train_distilled
+from src.student.config import SCHEMAS as STUDENTS
+from src.student.config import SASRecConfig
+from src.student.context import RunContext
+from src.student.datamodule import Batch
 from src.student.models import build_model
 
 CPU = torch.device("cpu")
 NUM_ITEMS = 30
+
+
+def active(strategy: str, ratio: float = 0.25, **values) -> ActiveConfig:
+    return SCHEMAS[strategy](name=strategy, strategy=strategy, budget_ratio=ratio, **values)
+
+
 CONFIGS = {
-    "random": ActiveConfig("random", "random", 0.25),
-    "batch": ActiveConfig("uncertainty", "uncertainty", 0.25, "student_entropy", "batch"),
-    "epoch": ActiveConfig("uncertainty", "uncertainty", 0.25, "disagreement", "epoch"),
-    "meta": ActiveConfig("meta", "meta", 0.25, validation_batch_size=16, validation_temperature=3.0),
+    "random": active("random"),
+    "batch": active("uncertainty", measure="student_entropy", budget_per="batch"),
+    "epoch": active("uncertainty", measure="disagreement", budget_per="epoch"),
+    "meta": active("meta", validation_batch_size=16, validation_temperature=3.0),
 }
 
 
@@ -40,6 +51,8 @@ class Recorder:
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         self.scalars.setdefault(tag, []).append(scalar_value)
+
+    def flush(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -67,7 +80,8 @@ def teacher_of(dataset, clean: np.ndarray | None = None) -> TeacherOutputs:
     noise = torch.rand(len(before), NUM_ITEMS, generator=random).topk(2).indices
     ranking = rule if clean is None else torch.where(torch.from_numpy(clean)[:, None], rule, noise)
     distances = torch.tensor([0.0, 1.0]).expand(len(before), 2).contiguous()
-    return TeacherOutputs(torch.randn(NUM_ITEMS, 5, generator=random), ranking, distances, None)
+    embeddings = torch.randn(NUM_ITEMS, 5, generator=random)
+    return TeacherOutputs(embeddings=embeddings, ranking=ranking, confidence=distances)
 
 
 @pytest.fixture
@@ -76,20 +90,24 @@ def train(walks, logger, tmp_path):
 
     def run(policy, outputs, name="model", epochs=3, student=None, **changes):
         sizes = {"emb_size": 16, "hidden_size": 16, "max_seq_len": 6, "batch_size": 64, "lr": 0.01}
-        student = StudentConfig(**{"name": "sasrec", **sizes, **(student or {})})
-        settings = DistillConfig("dllm2rec", batch_size=64, lr=0.01, num_epochs=epochs, top_k=2, **changes)
-        metrics, folder = MetricsConfig([1, 5], "ndcg@5"), tmp_path / name
+        values = {"name": "sasrec", **sizes, **(student or {})}
+        settings = DistillConfig(name="dllm2rec", batch_size=64, lr=0.01, num_epochs=epochs, top_k=2, **changes)
+        folder = tmp_path / name
         train_distilled(
-            settings, student, walks, outputs, policy, None, metrics, folder, 1, CPU, logger, Recorder()
-        )  # fmt: skip
+            STUDENTS[values["name"]](**values),
+            walks,
+            distillation=Distillation(settings=settings, outputs=outputs, policy=policy),
+            metrics=MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
+            folder=folder,
+            context=RunContext(seed=1, device=CPU, logger=logger, writer=Recorder()),
+        )
         return load_file(folder / "model.safetensors")
 
     return run
 
 
-def make(name: str, dataset, writer=None) -> LoggedPolicy:
-    config = CONFIGS[name]
-    return LoggedPolicy(POLICIES[config.strategy](config, dataset, 1), dataset, writer or Recorder())
+def make(name: str, writer=None) -> LoggedPolicy:
+    return LoggedPolicy(build_selection_policy(CONFIGS[name]), writer or Recorder())
 
 
 # --- what was chosen ----------------------------------------------------------------------------------------
@@ -99,7 +117,7 @@ def make(name: str, dataset, writer=None) -> LoggedPolicy:
 @pytest.mark.parametrize("name", ["random", "batch", "epoch"])
 def test_every_epoch_keeps_the_budget(walks, train, tmp_path, name, batching):
     writer = Recorder()
-    policy = make(name, walks, writer)
+    policy = make(name, writer)
     train(policy, teacher_of(walks), student={"batching": batching})
     policy.save(tmp_path / "selection.npz")
     epochs, weight = read_selection(tmp_path / "selection.npz")
@@ -116,7 +134,7 @@ def test_every_epoch_keeps_the_budget(walks, train, tmp_path, name, batching):
 @pytest.mark.parametrize("batching", ["rows", "packed"])
 def test_meta_spends_its_budget_at_most(walks, train, batching):
     writer = Recorder()
-    train(make("meta", walks, writer), teacher_of(walks), student={"batching": batching})
+    train(make("meta", writer), teacher_of(walks), student={"batching": batching})
     assert all(0.1 < share <= 0.25 + 1e-6 for share in writer.scalars["selection/share"])
 
 
@@ -126,7 +144,9 @@ def test_meta_spends_its_budget_at_most(walks, train, batching):
 )
 def test_meta_prefers_clean_rows_over_corrupted_ones(walks, train, student, candidate_loss):
     clean = np.random.default_rng(1).random(len(walks.train)) < 0.6
-    policy = LoggedPolicy(SelectionPolicyMeta(walks, 0.5, 60, 3.0, 1), walks, Recorder())
+    policy = LoggedPolicy(
+        build_selection_policy(active("meta", 0.5, validation_batch_size=60, validation_temperature=3.0)), Recorder()
+    )
     train(policy, teacher_of(walks, clean), epochs=8, student=student, ed_weight=0.0, candidate_loss=candidate_loss)
     weight = (policy.total / len(policy.epochs)).numpy()
     assert weight[clean].mean() > weight[~clean].mean() + 0.1
@@ -139,23 +159,40 @@ class SelectTwice(SelectionPolicy):
 
 def test_a_weight_above_one_is_refused(walks, train):
     with pytest.raises(UserError, match=r"SelectTwice.select: a weight of 2.0; all must be from 0 to 1"):
-        train(LoggedPolicy(SelectTwice(), walks, Recorder()), teacher_of(walks))
+        train(LoggedPolicy(SelectTwice(), Recorder()), teacher_of(walks))
 
 
-def test_a_restored_log_goes_on_as_if_undisturbed(walks, train, tmp_path):
-    whole, first = make("random", walks), make("random", walks)
-    train(whole, teacher_of(walks), epochs=3)
-    train(first, teacher_of(walks), epochs=1)
-    second = make("random", walks)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    train(second, teacher_of(walks), epochs=2)
+def test_a_restored_log_goes_on_as_if_undisturbed(walks, tmp_path):
+    """Cut in the middle of the second of three epochs; what random chooses depends on no weights."""
+
+    def batches(policy, first, last):
+        """Batches of 50 rows, counted over the epochs."""
+        per_epoch = -(-len(walks.train) // 50)
+        for number in range(first, last):
+            begin = number % per_epoch * 50
+            row = torch.arange(begin, min(begin + 50, len(walks.train)))
+            empty = row.new_zeros(len(row), 0)
+            teacher = TeacherInfo(empty, empty.float(), torch.ones(len(row), dtype=torch.bool))
+            policy.select(Batch(row, row[:, None], row, row), teacher, None)
+        return 3 * per_epoch
+
+    whole, cut, again = (make("random") for _ in range(3))
+    for policy in (whole, cut, again):
+        policy.start(walks, 1)
+    last = batches(whole, 0, 0)
+    batches(whole, 0, last)
+    batches(cut, 0, last // 2)
+    torch.save(cut.state_dict(), tmp_path / "state.pt")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    batches(again, last // 2, last)
+
     found = []
-    for policy in (whole, second):  # random choice depends on no weights, so two trainings may stand for one
+    for policy in (whole, again):
         policy.save(tmp_path / "selection.npz")
         found.append(read_selection(tmp_path / "selection.npz"))
-    assert all(len(epochs) == 3 for epochs, _ in found)
-    assert found[0][1].sum() == pytest.approx(found[1][1].sum())
+    assert len(found[0][0]) == 3
+    assert [rows.tolist() for rows in found[0][0]] == [rows.tolist() for rows in found[1][0]]
+    assert found[0][1].tolist() == found[1][1].tolist()
 
 
 # --- rows without a teacher ---------------------------------------------------------------------------------
@@ -169,7 +206,11 @@ class SelectRows(SelectionPolicy):
         return torch.isin(batch.row, self.rows)
 
 
-@pytest.mark.parametrize("changes", [{}, {"embedding": "align"}, {"candidate_loss": "official", "loss": "bce_dros"}])
+OFFICIAL = {"candidate_loss": "official", "loss": "bce_dros"}
+VARIANTS = [{}, {"embedding": "align"}, {**OFFICIAL, "dros_average": "row"}]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
 def test_a_partial_teacher_equals_a_mask_over_a_whole_one(walks, train, changes):
     rows = np.arange(3, len(walks.train), 4)
     whole = teacher_of(walks)
@@ -183,10 +224,22 @@ def test_a_partial_teacher_equals_a_mask_over_a_whole_one(walks, train, changes)
     assert not all(torch.equal(masked[name], everything[name]) for name in masked)
 
 
+@pytest.mark.parametrize("changes", [*VARIANTS, OFFICIAL], ids=str)
+def test_all_rows_are_all_rows_whoever_chooses_them(walks, train, changes):
+    """A share of 100 %, and an export of all rows one by one, train exactly what `all` trains on a whole export."""
+    whole = teacher_of(walks)
+    everything = train(SelectionPolicyAll(), whole, "everything", **changes)
+    drawn = train(build_selection_policy(active("random", 1.0)), whole, "drawn", **changes)
+    listed = whole.restricted_to(np.arange(len(walks.train)), len(walks.train))
+    asked = train(SelectionPolicyAll(), listed, "asked", **changes)
+    for name, value in everything.items():
+        assert torch.equal(drawn[name], value) and torch.equal(asked[name], value)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_policy_chooses_a_row_without_a_teacher(walks, train, name):
     rows = np.arange(0, len(walks.train), 2)
-    policy = make(name, walks)
+    policy = make(name)
     train(policy, teacher_of(walks).restricted_to(rows, len(walks.train)))
     assert (policy.total.numpy()[1::2] == 0).all()
     expected = int(0.25 * len(rows) + 0.5) * 3
@@ -205,7 +258,7 @@ def test_restricting_twice_leaves_what_both_allow(walks):
 @pytest.fixture(scope="module")
 def model(walks):
     torch.manual_seed(0)
-    return build_model(StudentConfig("sasrec", emb_size=8, hidden_size=8, max_seq_len=6).model_config(NUM_ITEMS))
+    return build_model(SASRecConfig(name="sasrec", emb_size=8, hidden_size=8, max_seq_len=6).model_config(NUM_ITEMS))
 
 
 def scores_of(model, dataset) -> torch.Tensor:
@@ -217,15 +270,17 @@ def scores_of(model, dataset) -> torch.Tensor:
 @pytest.mark.parametrize("per", ["batch", "epoch"])
 def test_rows_with_the_highest_entropy_of_all_are_chosen(walks, model, monkeypatch, per):
     monkeypatch.setattr("src.distill.row_selection._BATCH", 50)
-    config = ActiveConfig("uncertainty", "uncertainty", 0.1, "student_entropy", per)
-    rows = select_rows(config, model, walks, 1, CPU)
+    config = active("uncertainty", 0.1, measure="student_entropy", budget_per=per)
+    rows = select_rows(config, model, walks, seed=1, device=CPU)
     log_p = scores_of(model, walks).log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1)
     assert rows.tolist() == sorted(entropy.topk(int(0.1 * len(walks.train) + 0.5)).indices.tolist())
 
 
 def test_random_rows_follow_the_seed(walks, model):
-    one, again, other = (select_rows(CONFIGS["random"], model, walks, seed, CPU).tolist() for seed in (1, 1, 2))
+    one, again, other = (
+        select_rows(CONFIGS["random"], model, walks, seed=seed, device=CPU).tolist() for seed in (1, 1, 2)
+    )
     assert one == again != other
     assert len(one) == int(0.25 * len(walks.train) + 0.5)
 
@@ -233,4 +288,4 @@ def test_random_rows_follow_the_seed(walks, model):
 @pytest.mark.parametrize("name", ["epoch", "meta"])
 def test_what_needs_the_teacher_cannot_choose_before_the_export(walks, model, name):
     with pytest.raises(UserError, match="needs the teacher's ranking, and there is none before the export"):
-        select_rows(CONFIGS[name], model, walks, 1, CPU)
+        select_rows(CONFIGS[name], model, walks, seed=1, device=CPU)

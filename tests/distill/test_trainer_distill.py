@@ -1,52 +1,56 @@
 """Training with a teacher: the total loss, its equivalences with the baseline, what is saved."""
 
+from dataclasses import replace
 from math import exp, log
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
+from src.core.settings import flat_settings, parse_section
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, positive_losses
-from src.distill.selection_policy import SelectionPolicyAll
-from src.distill.trainer_distill import Alignment, DistillConfig, DistillObjective, train_distilled
+from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll
+from src.distill.trainer_distill import Alignment, Distillation, DistillObjective, train_distilled
 from src.student import objectives
 from src.student.checkpoint import load_checkpoint
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.context import Resume
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
 from src.student.models import ItemEmbedding, ModelConfig, build_model
-from src.student.objectives import BaseLoss, LossSettings
+from src.student.objectives import BaseLoss, Dros, LossSettings, propensity
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")
-METRICS = MetricsConfig([1, 5], "ndcg@5")
+METRICS = MetricsConfig(ks=[1, 5], monitor="ndcg@5")
 NUM_ITEMS, LLM_DIM, TOP_N, SEED = 12, 6, 4, 7
 
 
-class SelectNothing:
+class SelectNothing(SelectionPolicy):
     def select(self, batch, teacher_info, student_info):
         return torch.zeros_like(batch.target, dtype=torch.bool)
 
 
-class SelectEven:
+class SelectEven(SelectionPolicy):
     """Every other training row."""
 
     def select(self, batch, teacher_info, student_info):
         return batch.row % 2 == 0
 
 
-def student(**changes) -> StudentConfig:
+def student(**changes) -> SASRecConfig:
     base = {"emb_size": 8, "hidden_size": 8, "max_seq_len": 5, "batch_size": 8, "lr": 0.01, "num_epochs": 4}
-    return StudentConfig("sasrec", **{**base, **changes})
+    return SASRecConfig(name="sasrec", **{**base, **changes})
 
 
 def distill(**changes) -> DistillConfig:
-    return DistillConfig("dllm2rec", **{"batch_size": 8, "lr": 0.01, "num_epochs": 4, "top_k": TOP_N, **changes})
+    return DistillConfig(name="dllm2rec", **{"batch_size": 8, "lr": 0.01, "num_epochs": 4, "top_k": TOP_N, **changes})
 
 
 @pytest.fixture
@@ -54,32 +58,27 @@ def outputs(tiny_dataset) -> TeacherOutputs:
     """A teacher that puts the target first, then the three items behind it."""
     target = torch.from_numpy(tiny_dataset.train.targets)
     return TeacherOutputs(
-        torch.cos(2.3 * torch.arange(NUM_ITEMS * LLM_DIM)).reshape(NUM_ITEMS, LLM_DIM),
-        (target[:, None] + torch.arange(TOP_N)) % NUM_ITEMS,
-        torch.linspace(0, 1, TOP_N).expand(len(target), TOP_N).contiguous(),
-        "m" * 64,
+        embeddings=torch.cos(2.3 * torch.arange(NUM_ITEMS * LLM_DIM)).reshape(NUM_ITEMS, LLM_DIM),
+        ranking=(target[:, None] + torch.arange(TOP_N)) % NUM_ITEMS,
+        confidence=torch.linspace(0, 1, TOP_N).expand(len(target), TOP_N).contiguous(),
+        manifest_sha256="m" * 64,
     )
 
 
 @pytest.fixture
-def run(tiny_dataset, outputs, logger, tb_writer, tmp_path):
+def run(tiny_dataset, outputs, context, tmp_path):
     """Train with a teacher; returns the result and the folder."""
 
     def train(name, settings, policy=None, init=None, config=None, teacher=outputs, seed=SEED, resume=None):
         result = train_distilled(
-            settings,
             config or student(),
             tiny_dataset,
-            teacher,
-            policy or SelectionPolicyAll(),
-            init,
-            METRICS,
-            tmp_path / name,
-            seed,
-            CPU,
-            logger,
-            tb_writer,
-            resume,
+            distillation=Distillation(
+                settings=settings, outputs=teacher, policy=policy or SelectionPolicyAll(), init_checkpoint=init
+            ),
+            metrics=METRICS,
+            folder=tmp_path / name,
+            context=replace(context, seed=seed, resume=resume),
         )
         return result, tmp_path / name
 
@@ -87,10 +86,11 @@ def run(tiny_dataset, outputs, logger, tb_writer, tmp_path):
 
 
 @pytest.fixture
-def baseline(tiny_dataset, logger, tb_writer, tmp_path):
+def baseline(tiny_dataset, context, tmp_path):
     def train(config=None):
         folder = tmp_path / "baseline"
-        return train_baseline(config or student(), tiny_dataset, METRICS, folder, SEED, CPU, logger, tb_writer), folder
+        result = train_baseline(config or student(), tiny_dataset, metrics=METRICS, folder=folder, context=context)
+        return result, folder
 
     return train
 
@@ -137,12 +137,14 @@ BATCH = Batch(torch.tensor([4, 1, 2]), torch.zeros(3, 2), torch.ones(3), torch.t
 def small_outputs() -> TeacherOutputs:
     ranking = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 2], [0, 2]])
     confidence = torch.tensor([[0.0, 1.0], [0.0, 0.5], [0.2, 0.4], [0.0, 0.0], [0.0, 0.25]])
-    return TeacherOutputs(torch.cos(2.3 * torch.arange(8.0)).reshape(4, 2), ranking, confidence, None)
+    embeddings = torch.cos(2.3 * torch.arange(8.0)).reshape(4, 2)
+    return TeacherOutputs(embeddings=embeddings, ranking=ranking, confidence=confidence)
 
 
-def objective(settings, policy, outputs, alignment, base: str = "ce") -> DistillObjective:
+def objective(settings, policy, outputs, alignment=None, base: str = "ce") -> DistillObjective:
     toy = SimpleNamespace(num_items=4, train=SimpleNamespace(targets=[0, 1, 1, 3]))
-    return DistillObjective(settings, BaseLoss(LossSettings(base), toy, 1, 3, CPU), policy, outputs, alignment)
+    base_loss = BaseLoss(LossSettings(base), toy, max_seq_len=1, seed=3, device=CPU)
+    return DistillObjective(settings=settings, base_loss=base_loss, policy=policy, outputs=outputs, alignment=alignment)
 
 
 def small_alignment() -> Alignment:
@@ -197,7 +199,7 @@ def test_total_loss_of_fuse_has_no_alignment_term():
     settings = distill(alpha=0.5, ed_weight=0.3, kd_weight=0.7, embedding="fuse", top_k=2)
     ranking, _ = per_sample_terms()
 
-    loss, parts = objective(settings, SelectionPolicyAll(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+    loss, parts = objective(settings, SelectionPolicyAll(), small_outputs())(FixedScores(SCORES), BATCH)
 
     assert loss.item() == pytest.approx(cross_entropy() + 0.7 * 0.5 * sum(ranking) / 3, rel=1e-5)
     assert "loss_alignment" not in parts
@@ -206,12 +208,12 @@ def test_total_loss_of_fuse_has_no_alignment_term():
 def test_teacher_rows_join_on_the_row_number():
     seen = []
 
-    class Spy:
+    class Spy(SelectionPolicy):
         def select(self, batch, teacher_info, student_info):
             seen.append((teacher_info, student_info))
             return torch.ones(3)
 
-    objective(distill(top_k=2), Spy(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+    objective(distill(top_k=2), Spy(), small_outputs())(FixedScores(SCORES), BATCH)
 
     ((teacher, info),) = seen
     assert teacher.ranking.tolist() == [[0, 2], [2, 3], [1, 0]]  # rows 4, 1, 2
@@ -222,21 +224,66 @@ def test_teacher_rows_join_on_the_row_number():
 
 
 def test_a_policy_is_not_asked_where_there_is_nothing_to_gate():
-    class Never:
+    class Never(SelectionPolicy):
         def select(self, *args):
             raise AssertionError("asked")
 
     for settings in (distill(kd_weight=0.0), distill(alpha=0.0)):
-        loss, parts = objective(settings, Never(), small_outputs(), None)(FixedScores(SCORES), BATCH)
+        loss, parts = objective(settings, Never(), small_outputs())(FixedScores(SCORES), BATCH)
         assert loss.item() == pytest.approx(cross_entropy())
         assert list(parts) == ["loss_ce"]
+
+
+class Masked(SelectionPolicy):
+    """The weights that it was given."""
+
+    def select(self, batch, teacher_info, student_info):
+        return self.settings
+
+
+OFFICIAL = {"loss": "bce_dros", "candidate_loss": "official", "ed_weight": 0.0, "top_k": 2}
+
+
+@pytest.mark.parametrize("average", ["batch", "row"])
+@pytest.mark.parametrize("mask", [[1.0, 0.0, 1.0], [0.25, 1.0, 0.5], [0.0, 0.0, 0.0]], ids=str)
+def test_a_mask_and_the_rest_make_the_official_loss_of_everything(average, mask):
+    """KD(m) + KD(1 - m) = KD(all), whether or not the rows share their DROS."""
+    settings = distill(**OFFICIAL, dros_average=average)
+
+    def ranking(weights) -> float:
+        step = objective(settings, Masked(weights), small_outputs(), base="bce_dros")
+        return step(FixedScores(SCORES), BATCH)[1]["loss_ranking"].item()
+
+    mask = torch.tensor(mask)
+    assert ranking(mask) + ranking(1 - mask) == pytest.approx(ranking(torch.ones(3)), rel=1e-12)
+
+
+def test_the_official_loss_averages_dros_over_the_rows_with_a_teacher():
+    """Row 1 has none: the DROS of candidate k is the mean of the rows 0 and 2, weighted by each one's own weights."""
+    outputs = small_outputs().restricted_to(np.array([4, 2]), 5)
+    scores = SCORES.double()
+    dros = Dros(scores, propensity([0, 1, 1, 3], 4), 1.0)
+    ranking = outputs.ranking[BATCH.row]
+    robust = dros.term(ranking, scores.gather(1, ranking))
+    weights = candidate_weights(ranking, outputs.confidence[BATCH.row], SCORES, RankingWeights(0.3, 0.5, 0.1))
+    of_batch = sum(weights[i, k] * (robust[0, k] + robust[2, k]) / 2 for i in (0, 2) for k in (0, 1)) / 3
+    of_rows = sum(weights[i, k] * robust[i, k] for i in (0, 2) for k in (0, 1)) / 3
+
+    def ranking_loss(average: str, alpha: float) -> float:
+        settings = distill(**OFFICIAL, dros_average=average, alpha=alpha)
+        step = objective(settings, SelectionPolicyAll(), outputs, base="bce_dros")
+        return step(FixedScores(SCORES), BATCH)[1]["loss_ranking"].item()
+
+    without = ranking_loss("batch", 0.0)
+    assert ranking_loss("batch", 0.5) - without == pytest.approx(0.5 * of_batch.item(), rel=1e-5)
+    assert ranking_loss("row", 0.5) - without == pytest.approx(0.5 * of_rows.item(), rel=1e-5)
 
 
 # --- equivalences -------------------------------------------------------------------------------------------
 
 
 def test_no_weights_is_the_baseline_step_for_step(baseline, run):
-    nothing = TeacherOutputs(None, None, None, None)
+    nothing = TeacherOutputs()
     expected, plain = baseline()
     result, folder = run("distill", distill(kd_weight=0.0, ed_weight=0.0), teacher=nothing)
 
@@ -267,7 +314,7 @@ def test_selecting_nothing_under_align_is_the_baseline(baseline, run, alpha):
 
 
 def test_the_alignment_alone_needs_no_ranking(run, outputs):
-    embeddings_only = TeacherOutputs(outputs.embeddings, None, None, None)
+    embeddings_only = TeacherOutputs(embeddings=outputs.embeddings)
     result, _ = run("distill", distill(embedding="align", alpha=0.0), teacher=embeddings_only)
     assert set(result.history[0]) >= {"loss_alignment", "selected"}
     assert "loss_ranking" not in result.history[0]
@@ -346,23 +393,17 @@ def test_starting_from_a_baseline_still_learns_the_projection(baseline, run):
     assert moved.abs().max() > 1e-4
 
 
-def test_start_from_a_checkpoint_of_another_dataset(baseline, make_dataset, outputs, logger, tb_writer, tmp_path):
+def test_start_from_a_checkpoint_of_another_dataset(baseline, make_dataset, outputs, context, tmp_path):
     _, plain = baseline()
     other = make_dataset([[0, 1, 2, 3, 4]], num_items=NUM_ITEMS, name="other")
     with pytest.raises(UserError, match=r"distill\.init_checkpoint=.*: trained on tiny \(.*\), this run uses other"):
         train_distilled(
-            distill(),
             student(),
             other,
-            outputs,
-            SelectionPolicyAll(),
-            plain,
-            METRICS,
-            tmp_path,
-            7,
-            CPU,
-            logger,
-            tb_writer,
+            distillation=Distillation(settings=distill(), outputs=outputs, init_checkpoint=plain),
+            metrics=METRICS,
+            folder=tmp_path,
+            context=context,
         )
 
 
@@ -391,8 +432,11 @@ def test_start_from_a_checkpoint_of_another_shape(baseline, run):
             {"gamma_position": 0.0, "gamma_confidence": 0.0, "gamma_consistency": 0.0},
             "distill.gamma_position=0.0: must be above 0",
         ),
-        ({"embedding": "add"}, "distill.embedding='add': must be fuse or align"),
-        ({"init": "teacher"}, "distill.init='teacher': must be scratch or baseline"),
+        ({"embedding": "add"}, "distill.embedding='add': must be one of fuse, align"),
+        ({"init": "teacher"}, "distill.init='teacher': must be one of scratch, baseline"),
+        ({"teacher": "oracle"}, "distill.teacher='oracle': must be one of files, recommender, random"),
+        ({"dros_average": "column"}, "distill.dros_average='column': must be one of batch, row"),
+        ({"dros_average": "row"}, "distill.dros_average='row': must be batch with distill.candidate_loss=paper"),
         ({"init_checkpoint": "x"}, "distill.init_checkpoint='x': must be null with distill.init=scratch"),
     ],
 )
@@ -417,12 +461,32 @@ def test_what_is_needed(changes, ranking, embeddings):
     assert (settings.needs_ranking, settings.needs_embeddings) == (ranking, embeddings)
 
 
-def test_fit_settings_are_its_own_where_it_has_them():
-    settings = distill(batch_size=3, lr=0.5, num_epochs=9).fit_settings(
-        student(weight_decay=0.25, grad_clip=2.0, patience=6)
+def test_the_budget_is_its_own_and_the_rest_the_students():
+    given = student(weight_decay=0.25, grad_clip=2.0, patience=6, loss="bce")
+
+    assert distill(batch_size=3, lr=0.5, num_epochs=9).as_student(given) == replace(
+        given, batch_size=3, lr=0.5, num_epochs=9
     )
-    assert (settings.batch_size, settings.lr, settings.num_epochs) == (3, 0.5, 9)
-    assert (settings.weight_decay, settings.grad_clip, settings.patience) == (0.25, 2.0, 6)
+    assert distill(loss="ce").as_student(given).loss == "ce"
+
+
+def test_alpha_weighs_the_base_loss_too_where_it_is_upstreams():
+    official = {"candidate_loss": "official", "alpha": 0.25}
+
+    assert distill(**official, loss="bce_dros").as_student(student()).dros_weight == 0.25
+    assert distill(**official, loss="bce").as_student(student()) == student(loss="bce")  # has no DROS to weigh
+    assert distill(alpha=0.25, loss="bce_dros").as_student(student()).dros_weight == 1.0
+    with pytest.raises(UserError, match="needs a base loss with negatives, distill.loss=bce or bce_dros, not ce"):
+        distill(**official).as_student(student(loss="ce"))
+
+
+def test_lambda_is_the_key_and_kd_weight_the_name():
+    assert parse_section(DistillConfig, {"name": "dllm2rec", "lambda": 0.25}, "distill").kd_weight == 0.25
+    assert flat_settings(distill(kd_weight=0.25), "distill")["distill.lambda"] == 0.25
+    with pytest.raises(UserError, match=r"distill.kd_weight: unknown key; did you mean distill.lambda"):
+        parse_section(DistillConfig, {"name": "dllm2rec", "kd_weight": 0.25}, "distill")
+    with pytest.raises(UserError, match=r"^distill.lambda=much: "):
+        parse_section(DistillConfig, {"name": "dllm2rec", "lambda": "much"}, "distill")
 
 
 # --- packed windows -----------------------------------------------------------------------------------------
@@ -434,7 +498,7 @@ def test_a_packed_batch_has_the_distillation_of_its_rows(
     fill_with_ramp, tiny_dataset, outputs, monkeypatch, name, changes
 ):
     """All rows in one batch, one window per user against one per row: every loss and gradient, the same negatives."""
-    settings = DistillConfig("dllm2rec", top_k=outputs.ranking.shape[1], **changes)
+    settings = DistillConfig(name="dllm2rec", top_k=outputs.ranking.shape[1], **changes)
     by_row = {}
 
     def drawn(batch, num_items, random):
@@ -451,9 +515,15 @@ def test_a_packed_batch_has_the_distillation_of_its_rows(
             fuse_teacher(model, table, projection, settings.ed_weight)
         else:
             alignment = model.alignment = Alignment(table, projection)
-        base = BaseLoss(settings.loss_settings(student()), tiny_dataset, 6, 1, CPU)
-        objective = DistillObjective(settings, base, SelectionPolicyAll(), outputs, alignment)
-        (batch,) = build_train_loader(batching, tiny_dataset.train, 6, 12, 32, CPU, torch.Generator().manual_seed(1))
+        loss_settings = settings.as_student(student()).loss_settings()
+        base = BaseLoss(loss_settings, tiny_dataset, max_seq_len=6, seed=1, device=CPU)
+        objective = DistillObjective(
+            settings=settings, base_loss=base, policy=SelectionPolicyAll(), outputs=outputs, alignment=alignment
+        )
+        random = torch.Generator().manual_seed(1)
+        (batch,) = build_train_loader(
+            tiny_dataset, batching=batching, max_len=6, batch_size=32, device=CPU, generator=random
+        )
         loss, parts = objective(model, batch)
         loss.backward()
         gradients = {parameter: value.grad for parameter, value in model.named_parameters()}
@@ -477,7 +547,7 @@ def test_a_packed_batch_has_the_distillation_of_its_rows(
 class Counting(SelectionPolicyAll):
     """Selects every third row that it sees, however the batches fall: it has to remember."""
 
-    def __init__(self) -> None:
+    def start(self, dataset, seed) -> None:
         self.seen = 0
 
     def select(self, batch, teacher_info, student_info):

@@ -10,6 +10,7 @@ import torch
 from harness import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
 
+from src.core.settings import parse_choice
 from src.distill import selection_policy
 from src.distill.selection_policy import TeacherInfo
 from src.student.datamodule import Batch
@@ -100,10 +101,13 @@ def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> N
     (code,) = re.findall(r"^```python\n(class .*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     (yaml,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     assert len((code + yaml).strip().splitlines()) <= 20
-    monkeypatch.setattr(selection_policy, "POLICIES", dict(selection_policy.POLICIES))
+    for name in ("POLICIES", "SCHEMAS"):
+        monkeypatch.setattr(selection_policy, name, dict(getattr(selection_policy, name)))
     exec(code, dict(vars(selection_policy)))
     dataset = make_dataset([[0, 1, 2, 0, 0], [3, 1, 2, 0, 0], [0, 1, 3, 0, 0], [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]], 4)
-    policy = selection_policy.build_selection_policy(OmegaConf.create(yaml), dataset, 1)
+    settings = parse_choice(selection_policy.SCHEMAS, OmegaConf.create(yaml), "active", by="strategy")
+    policy = selection_policy.build_selection_policy(settings)
+    policy.start(dataset, 1)
     target = torch.from_numpy(dataset.train.targets)
     assert target.tolist() == [1, 2, 1, 2, 1, 3, 1, 2, 1, 2]
     row, teacher = torch.arange(10), TeacherInfo(target[:, None], target[:, None].float(), torch.ones(10).bool())
