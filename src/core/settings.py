@@ -86,7 +86,7 @@ def _renamed(schema: type) -> dict[str, str]:
 def _unlocked(node: DictConfig) -> DictConfig:
     """OmegaConf makes the configuration of a frozen dataclass read-only, inner ones by flags of their own."""
     OmegaConf.set_readonly(node, None)
-    if not (OmegaConf.is_missing({"node": node}, "node") or node._is_none()):
+    if not (node._is_missing() or node._is_none()):
         for key in node:
             inner = node._get_node(key)
             if isinstance(inner, DictConfig):
