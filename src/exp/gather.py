@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from src.core.errors import UserError
 from src.core.files import read_json, write_text
 from src.core.paths import RunFolder, project_path
-from src.core.significance import PairedTest, load_ranks, paired_tests
-from src.exp.plots import plot_sweep
+from src.exp.report.significance import PairedTest, load_ranks, paired_tests
+from src.exp.report.study_plots import plot_study
 from src.exp.settings import parse_settings
 from src.exp.stage import drop_empty_run_folder, run_entry_point
 from src.exp.sweep import Job, load_jobs, varying_keys
@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
     write_text(folder / "sweep.csv", table.to_csv(index=False, float_format="%.6f"))
     text = _markdown(folder.name, arms, table, tests, metric, jobs)
     write_text(folder / "sweep.md", text)
-    plot_sweep([arm.name for arm in arms], table, metric, folder / "sweep.png")
+    plot_study(_plotted(arms, table, tests, metric), metric=metric, path=folder / "sweep.png", sort=True)
     print(text)
     for name in ("sweep_jobs.csv", "sweep.csv", "sweep.md", "sweep.png"):
         print(folder / name)
@@ -110,6 +110,19 @@ def sweep_table(arms: list[Arm]) -> pd.DataFrame:
     values.columns = [f"{name} {'sd' if kind == 'std' else kind}" for name, kind in values.columns]
     values.insert(0, "seeds", frame.groupby(["model", "setting"], sort=False)["seed"].nunique())
     return values.reset_index()
+
+
+def _plotted(arms: list[Arm], table: pd.DataFrame, tests: dict[str, PairedTest], metric: str) -> pd.DataFrame:
+    """What `plot_study` draws: mean, sd and test of each arm."""
+    lines = {
+        arm.name: {"mean": line[f"{metric} mean"], "std": line[f"{metric} sd"]}
+        | dict.fromkeys(("difference", "low", "high"), nan)
+        | {"verdict": None}
+        for arm, (_, line) in zip(arms, table.iterrows(), strict=True)
+    }
+    for name, test in tests.items():
+        lines[name] |= {"difference": test.difference, "low": test.low, "high": test.high, "verdict": test.verdict}
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def compare_arms(arms: list[Arm], metric: str) -> dict[str, PairedTest]:

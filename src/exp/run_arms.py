@@ -15,10 +15,11 @@ from rich.console import Console
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
-from src.core.significance import Ranks, paired_tests, user_metric
 from src.distill.data_bridge import TeacherOutputs
 from src.exp.arm_teachers import random_teacher, recommender_teacher
 from src.exp.record import teacher_files_hash, weights_hash
+from src.exp.report.significance import Ranks
+from src.exp.report.study_table import study_table
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.settings import ArmConfig, parse_settings
 from src.exp.stage import Stage, begin_stage, run_entry_point
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     ranks["most_popular"] = [_popular(stage)]
     if source.is_finished("teacher"):
         ranks["teacher"] = [_ranks(source, "teacher")]
-    _write(stage, arms_table(ranks, stage.settings.metrics.monitor))
+    _write(stage, study_table(ranks, metric=stage.settings.metrics.monitor, reference="baseline"))
 
 
 # --- the distillation that is varied ------------------------------------------------------------------------
@@ -135,32 +136,6 @@ def _ranks(folder: RunFolder, stage: str) -> Ranks:
 def _popular(stage: Stage) -> Ranks:
     rows, dataset = stage.dataset.test, stage.dataset
     return evaluate_scores(popularity(dataset, rows), rows, dataset.num_items, stage.settings.metrics.ks).ranks
-
-
-def arms_table(ranks: dict[str, list[Ranks]], metric: str) -> pd.DataFrame:
-    """One line per arm: its metric, and its difference to the first arm with a 95 % interval.
-
-    Args:
-        ranks: by arm, the ranks of its runs (seeds).
-
-    Returns:
-        Columns seeds, users, mean and std (over seeds), masked (mean with the history removed), difference, low, high,
-        p_value (Holm-corrected), verdict; the first arm has none of the last five.
-    """
-    first, *others = ranks
-    tests = paired_tests({name: (ranks[name], ranks[first]) for name in others}, metric)
-    lines = {}
-    for name, runs in ranks.items():
-        values = [float(user_metric([run], metric)[1].mean()) for run in runs]
-        line = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0]), "mean": np.mean(values)}
-        line["std"] = np.std(values, ddof=1) if len(runs) > 1 else np.nan
-        line["masked"] = user_metric(runs, metric, masked=True)[1].mean()
-        if name in tests:
-            test = tests[name]
-            line |= {"difference": test.difference, "low": test.low, "high": test.high}
-            line |= {"p_value": test.p_value, "verdict": test.verdict}
-        lines[name] = line
-    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("arm")
 
 
 def _write(stage: Stage, table: pd.DataFrame) -> None:

@@ -16,9 +16,10 @@ from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
 from src.core.paths import STAGES, RunFolder, project_path, result_root
-from src.core.significance import Ranks, load_ranks
 from src.exp.lookup import find_run
-from src.exp.report import STUDENTS, Comparison, summary_table, write_report
+from src.exp.report.comparison import STUDENTS, Comparison, summary_table
+from src.exp.report.run_report import write_report
+from src.exp.report.significance import Ranks, load_ranks
 from src.exp.stage import Stage, begin_stage, is_multirun, run_entry_point
 from src.student.checkpoint import load_checkpoint
 from src.student.evaluator import Evaluation, ScoreRows, evaluate_model, evaluate_scores, write_evaluation
@@ -32,8 +33,8 @@ def run(cfg: DictConfig) -> float:
     stage = begin_stage(cfg, "eval")
     sources = _sources(stage)
     students = {name: _evaluate_student(stage, name, sources[name]) for name in STUDENTS if name in sources}
-    floors = {"popular": _floor(stage, popularity), "markov": _floor(stage, markov_chain)}
-    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in floors.items()}
+    references = {"popular": _reference(stage, popularity), "markov": _reference(stage, markov_chain)}
+    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in references.items()}
     if "teacher" in sources:  # after the students, which tell whether this is the dataset of that run
         evaluations["teacher"] = _take_over(stage, "teacher", sources["teacher"])
     evaluations |= students
@@ -42,13 +43,21 @@ def run(cfg: DictConfig) -> float:
     ranks, seeds = _all_seeds(stage, students)
     if "teacher" in sources:
         ranks["teacher"] = [load_ranks(stage.folder.ranks_file("teacher"))]
-    ranks |= {name: [e.ranks] for name, e in floors.items()}
+    ranks |= {name: [e.ranks] for name, e in references.items()}
     ranks = {name: ranks[name] for name in evaluations if name in ranks}
     comparison = Comparison(
-        stage.settings, stage.commit, stage.dataset, stage.device, stage.folder, sources, evaluations, ranks, seeds
+        settings=stage.settings,
+        commit=stage.commit,
+        dataset=stage.dataset,
+        device=stage.device,
+        folder=stage.folder,
+        sources=sources,
+        evaluations=evaluations,
+        ranks=ranks,
+        seeds=seeds,
+        extra_plots=_plots_of_studies(stage.folder),
     )
-    write_report(comparison)
-    _print(comparison)
+    _print(comparison, write_report(comparison))
     return evaluations.get("distill", evaluations.get("baseline"))["metrics"][comparison.monitor]
 
 
@@ -115,10 +124,10 @@ def _sources(stage: Stage) -> dict[str, RunFolder]:
     return found
 
 
-def _floor(stage: Stage, floor: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
+def _reference(stage: Stage, reference: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
     """A scorer without training that every model has to beat."""
     dataset = stage.dataset
-    scorer = floor(dataset, dataset.test)
+    scorer = reference(dataset, dataset.test)
     return evaluate_scores(scorer, dataset.test, dataset.num_items, stage.settings.metrics.ks)
 
 
@@ -172,7 +181,13 @@ def _measure_cost(stage: Stage, name: str, model: Student) -> None:
     record_cost(stage.folder.cost_file, name, parameter_counts(model) | latency)
 
 
-def _print(comparison: Comparison) -> None:
+def _plots_of_studies(folder: RunFolder) -> list[tuple[str, Path]]:
+    """What other commands have drawn into the run folder, by title."""
+    known = [("Selection curve", folder.plots_dir / "selection_curve.png")]
+    return [(title, path) for title, path in known if path.is_file()]
+
+
+def _print(comparison: Comparison, files: list[Path]) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
     table = Table(title=f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items")
@@ -184,13 +199,8 @@ def _print(comparison: Comparison) -> None:
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))
     console = Console()
     console.print(table)
-    reports = [("report", comparison.folder.report_file), ("report", comparison.folder.html_report_file)]
-    for title, path in (*reports, *_plots(comparison.folder.plots_dir)):
-        console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
-
-
-def _plots(folder: Path) -> list[tuple[str, Path]]:
-    return [("plot", path) for path in sorted(folder.glob("*.png"))]
+    for path in files:
+        console.print(f"{'plot' if path.suffix == '.png' else 'report'}: {path}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:

@@ -11,26 +11,23 @@ what is there is kept and what is missing is trained.
 from hashlib import sha256
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
-from src.core.files import read_json, write_atomic, write_text
+from src.core.files import read_json, write_text
 from src.core.paths import teacher_outputs_dir
 from src.core.seed import set_seed
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
 from src.distill.selection_policy import STUDENT_MEASURES, ActiveConfig
 from src.exp.record import teacher_files_hash, weights_hash
+from src.exp.report.study_plots import plot_curve
 from src.exp.run_distill import teacher_outputs, train_with
 from src.exp.stage import Stage, begin_stage, run_entry_point
 from src.exp.variants import ALL_SAMPLES, keep_or_run, trained_baseline, variant
 from src.student.checkpoint import load_checkpoint
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 BASELINE, NONE, ALL = "baseline", "no row", "all rows"  # besides the policies: points that belong to each curve
 
@@ -133,21 +130,13 @@ def summarise(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame, metric: str, path: Path) -> None:
     """Mean of a metric against the share of rows, one line a policy, bars one standard deviation of the seeds."""
-    figure, axis = plt.subplots(figsize=(7, 4.2))
-    common = frame[frame["policy"].isin([NONE, ALL])]
-    for policy in frame["policy"].unique():
-        if policy in (BASELINE, NONE, ALL):
-            continue
-        points = pd.concat([common, frame[frame["policy"] == policy]]).groupby("share")[metric]
-        axis.errorbar(points.mean().index, points.mean(), points.std(ddof=1), marker="o", capsize=3, label=policy)
-    axis.axhline(frame[frame["policy"] == BASELINE][metric].mean(), color="grey", linestyle="--", label=BASELINE)
-    axis.set_xlabel("share of the training rows that the teacher is asked for")
-    axis.set_ylabel(f"test {metric}")
-    axis.grid(alpha=0.3)
-    figure.legend(loc="upper center", ncols=4, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
-    plt.close(figure)
+    table = frame.groupby(["policy", "share"], sort=False)[metric].agg(["mean", "std"]).reset_index()
+    names = table["policy"].where(
+        table["policy"] == BASELINE, table["policy"] + " " + table["share"].map("{:g}".format)
+    )
+    common = table["policy"].isin([NONE, ALL])
+    table = table.assign(policy=table["policy"].mask(common, None)).set_index(names.rename(None))
+    plot_curve(table, x="share", series="policy", metric=metric, path=path, level=BASELINE)
 
 
 def main() -> None:

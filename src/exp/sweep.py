@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.errors import UserError
 from src.core.files import read_json, write_json
 from src.core.logging import terminal_logger
-from src.exp.provenance import flatten
+from src.exp.report.provenance import flatten
 
 _UNFINISHED = "did not end: interrupted or killed"
 _WITHOUT_EFFECT = {"logging", "general.overwrite", "general.experiment_name"}  # on what a job computes

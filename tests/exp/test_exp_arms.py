@@ -3,7 +3,6 @@
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from src.distill.data_bridge import TeacherOutputs
 from src.exp import run_arms
 from src.exp.arm_teachers import random_teacher, recommender_teacher
-from src.exp.run_arms import arms_table
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
 from src.student.evaluator import history_mask
 from src.student.models import ModelConfig, build_model
@@ -124,26 +122,6 @@ def test_other_data_other_teacher_files_or_no_recommender_are_refused(pipeline, 
     assert "distill.alfa: unknown key" in error("+arms.trained.distilled.distill.alfa=1")
     missing = tmp_path / "none"
     assert f"{missing}: no frozen recommender" in error(f"teacher.rec_model_path={missing}", "~arms.trained.distilled")
-
-
-# --- the table's numbers ------------------------------------------------------------------------------------
-
-
-def ranks(better: list[int]) -> dict[str, np.ndarray]:
-    """One row for each user."""
-    counts = {"better": better, "equal": [1] * len(better), "better_masked": [0] * len(better)}
-    columns = {"user": range(len(better)), "target": [0] * len(better), **counts, "equal_masked": [1] * len(better)}
-    return {name: np.array(values) for name, values in columns.items()}
-
-
-def test_a_tables_numbers_by_hand() -> None:
-    found = arms_table({"baseline": [ranks([0, 3]), ranks([3, 3])], "arm": [ranks([0, 0]), ranks([0, 3])]}, "recall@1")
-    assert found.loc["baseline", "mean"] == (0.5 + 0.0) / 2
-    assert found.loc["baseline", "std"] == pytest.approx(0.5 / 2**0.5)  # sqrt(2 * 0.25^2 / (2 - 1))
-    assert found.loc["arm", "mean"] == (1.0 + 0.5) / 2
-    assert found.loc["arm", "difference"] == 0.5  # users (1 + 1) / 2 - (1 + 0) / 2 and (1 + 0) / 2 - 0, averaged
-    assert (found["masked"] == 1).all()
-    assert list(found["users"]) == [2, 2] and list(found["seeds"]) == [2, 2]
 
 
 # --- teachers that are no LLM -------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def test_the_report_links_exist_and_its_numbers_are_the_evaluations(pipeline) ->
         value = read(pipeline.folder / "metrics" / f"eval_{stage}.json")["metrics"]["ndcg@10"]
         assert f"{value:.4f}" in report.splitlines()[2]
     assert "bash cmd/run_all_pipeline.sh" in report and "student.emb_size=8" in report
-    assert report.splitlines()[0] == "# anyo_ilora_dllm2rec: sample"
+    assert report.splitlines()[0] == r"# anyo\_ilora\_dllm2rec: sample"
 
 
 def test_plots_are_images_with_something_in_them(pipeline) -> None:
@@ -403,5 +403,5 @@ def test_the_original_programs_result_stands_beside_ours_with_its_protocol(pipel
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert "a protocol of its own (chosen on test): do not compare" in report
     assert "Only one student was found" in report
-    assert "Below Markov chain: student, baseline. A student below a floor is not worth distilling." in report
+    assert "Below Markov chain: student, baseline. A student below a reference is not worth distilling." in report
     assert " nan " not in report

@@ -2,18 +2,11 @@
 
 import numpy as np
 import pytest
+from invented import ranks
 from scipy.stats import norm
 
 from src.core.errors import UserError
-from src.core.significance import bootstrap_interval, holm, paired_test, paired_tests, user_metric
-
-
-def ranks(better: list[int], users: list[int] | None = None) -> dict[str, np.ndarray]:
-    """Ranks without ties of users 0, 1, ... with target 0; masked, every target is first."""
-    users = users if users is not None else list(range(len(better)))
-    ones, zeros = np.ones(len(better), int), np.zeros(len(better), int)
-    columns = {"better": np.array(better), "equal": ones, "better_masked": zeros, "equal_masked": ones}
-    return {"user": np.array(users), "target": zeros, **columns}
+from src.exp.report.significance import bootstrap_interval, holm, paired_test, paired_tests, user_metric
 
 
 def test_a_users_rows_and_the_seeds_are_averaged() -> None:

@@ -5,7 +5,7 @@ import pandas as pd
 
 from src.core.data_utils import SequenceDataset
 from src.core.metrics import metric_per_row
-from src.core.significance import Ranks
+from src.exp.report.significance import Ranks
 
 
 def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:

@@ -1,0 +1,117 @@
+"""What a report tells about a run: the models that are compared, and their names for people."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from src.core.data_utils import SequenceDataset
+from src.core.paths import RunFolder
+from src.exp.report.significance import PairedTest, Ranks, paired_tests
+from src.exp.settings import Settings
+
+STUDENTS = ("baseline", "distill")
+REFERENCES = ("popular", "markov")  # rankings without training
+
+LABELS = {
+    "popular": "most popular",
+    "markov": "Markov chain",
+    "teacher": "teacher",
+    "baseline": "student, baseline",
+    "distill": "student, distilled",
+    "dllm2rec_upstream": "DLLM2Rec's program",
+}
+DIFFERENCE = "distilled - baseline"  # the name of the test that the report is about
+
+_METRICS = {"recall": "Recall", "ndcg": "NDCG", "hit_ratio": "HitRatio", "mrr": "MRR", "valid": "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything the report tells.
+
+    Attributes:
+        folder: where it is written.
+        sources: run folder that each stage's model came from.
+        evaluations: contents of `eval_*.json` by model, in the order of the table.
+        ranks: per model the ranks of its runs, this one's first, then those of other seeds.
+        seeds: per student the contents of `eval_*.json` of the runs in `ranks`.
+        unlike: what differs between baseline and distilled student besides the distillation, in words; where it is not
+            empty the two are not compared.
+        notes: sentences that a reader of the verdict has to know.
+        random_control: the distilled student against one taught by a random teacher; None where none was trained.
+        extra_plots: title and file of plots that other commands have put into the run folder; the report links them.
+    """
+
+    settings: Settings
+    commit: str
+    dataset: SequenceDataset
+    device: torch.device
+    folder: RunFolder
+    sources: dict[str, RunFolder]
+    evaluations: dict[str, dict]
+    ranks: dict[str, list[Ranks]]
+    seeds: dict[str, list[dict]]
+    unlike: str = ""
+    notes: list[str] = field(default_factory=list)
+    random_control: PairedTest | None = None
+    extra_plots: list[tuple[str, Path]] = field(default_factory=list)
+
+    @property
+    def monitor(self) -> str:
+        return self.settings.metrics.monitor
+
+    @property
+    def references(self) -> list[str]:
+        return [name for name in REFERENCES if name in self.evaluations]
+
+    def seed_metrics(self, student: str) -> pd.DataFrame:
+        """Test metrics of a student, one line per seed."""
+        return pd.DataFrame([evaluation["metrics"] for evaluation in self.seeds[student]])
+
+    def value(self, model: str) -> float:
+        """The monitored test metric; a student's is the mean over its seeds."""
+        if model in self.seeds:
+            return float(self.seed_metrics(model)[self.monitor].mean())
+        return self.evaluations[model]["metrics"][self.monitor]
+
+
+def short_label(model: str) -> str:
+    """`baseline` for `student, baseline`."""
+    return LABELS[model].removeprefix("student, ")
+
+
+def metric_label(metric: str) -> str:
+    """A metric's name for people.
+
+    >>> metric_label("ndcg@10"), metric_label("hit_ratio@5"), metric_label("mrr")
+    ('NDCG@10', 'HitRatio@5', 'MRR')
+    """
+    name, at, k = metric.partition("@")
+    return f"{_METRICS.get(name, name)}{at}{k}"
+
+
+def summary_table(comparison: Comparison) -> pd.DataFrame:
+    """One line per model; columns `<metric>@<k>` with the history shown, `... masked` with it removed."""
+    rows = {}
+    for name, evaluation in comparison.evaluations.items():
+        masked = {f"{key} masked": value for key, value in evaluation["metrics_masked"].items()}
+        rows[LABELS[name]] = {**evaluation["metrics"], **masked}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def comparison_tests(comparison: Comparison) -> dict[str, PairedTest]:
+    """The distilled student against the baseline, where they are alike, then each student against the references.
+
+    All p values are corrected together.
+    """
+    students = [name for name in STUDENTS if name in comparison.ranks]
+    pairs = [("distill", "baseline")] if len(students) == len(STUDENTS) and not comparison.unlike else []
+    pairs += [(student, reference) for student in reversed(students) for reference in comparison.references]
+    ranks = comparison.ranks
+    return paired_tests({_pair(*pair): (ranks[pair[0]], ranks[pair[1]]) for pair in pairs}, comparison.monitor)
+
+
+def _pair(one: str, other: str) -> str:
+    return f"{short_label(one)} - {short_label(other)}"

@@ -1,0 +1,169 @@
+"""The plots of a run's report."""
+
+from collections.abc import Iterable
+from functools import partial
+from math import nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from src.exp.report.comparison import DIFFERENCE, LABELS, metric_label
+from src.exp.report.figures import Panel, Plot, colour, draw_difference, frame_differences
+from src.exp.report.significance import PairedTest
+
+_BASE_LOSSES = ("loss_ce", "loss_bce", "loss_sampled_softmax")  # columns of a training history, one of them
+_LINE_STYLES = {"baseline": "--", "distill": "-"}
+
+
+def plot_comparison(evaluations: dict[str, dict], ks: list[int]) -> Plot:
+    """Bars of Recall@K and NDCG@K per model, with the history's items left in and taken out."""
+    panels = []
+    found = [e[part] for e in evaluations.values() for part in ("metrics", "metrics_masked")]
+    top = 1.05 * max(values.get(f"recall@{k}", 0.0) for values in found for k in ks)  # no NDCG is above its recall
+    for part, history in (("metrics", "history shown"), ("metrics_masked", "history removed")):
+        for metric in ("recall", "ndcg"):
+            # The teacher has the cut-offs of its own run.
+            values = {name: [e[part].get(f"{metric}@{k}", nan) for k in ks] for name, e in evaluations.items()}
+            title = f"{metric_label(metric)}, {history}"
+            groups = [f"@{k}" for k in ks]
+            alt = f"{title}: {_values_in_words(values, groups)}."
+            panels.append(Panel(title=title, alt=alt, draw=partial(_bars, values=values, groups=groups, top=top)))
+    return Plot(name="comparison", title="Recall and NDCG by cut-off", panels=panels, legend=_legend(evaluations))
+
+
+def plot_breakdown(tables: dict[str, pd.DataFrame], metric: str) -> Plot:
+    """Bars of a metric per group and model, one panel for each table of `src.exp.report.breakdown`."""
+    panels, models = [], []
+    top = max(table.drop(columns="rows").max().max() for table in tables.values())
+    for title, table in tables.items():
+        groups = [f"{group}\n({rows} rows)" for group, rows in table["rows"].items()]
+        models = list(table.columns.drop("rows"))
+        values = {name: table[name].tolist() for name in models}
+        alt = f"Test {metric_label(metric)} by {title}: {_values_in_words(values, list(table.index))}."
+        draw = partial(_bars, values=values, groups=groups, top=1.05 * top)
+        panels.append(Panel(title=f"{metric_label(metric)} by {title}", alt=alt, draw=draw))
+    return Plot(name="breakdown", title="Where it helps", panels=panels, legend=_legend(models))
+
+
+def plot_intervals(means: dict[str, tuple[float, float, float]], tests: dict[str, PairedTest], metric: str) -> Plot:
+    """The metric of each model and the differences that were tested, with 95 % intervals.
+
+    The difference that the report is about has an axis of its own: beside a difference to a reference, which may be a
+    hundred times as large, it would be a dot.
+
+    Args:
+        means: mean, low and high by model.
+        tests: by a name such as "distilled - baseline".
+    """
+    panels = [_means_panel(means, metric)]
+    others = {name: test for name, test in tests.items() if name != DIFFERENCE}
+    if others:
+        panels.append(difference_panel(others, metric, f"Differences to the references, {metric_label(metric)}"))
+    if DIFFERENCE in tests:
+        panels.append(main_difference_panel(tests[DIFFERENCE], metric))
+    return Plot(name="intervals", title="Metric and differences with 95 % intervals", panels=panels)
+
+
+def main_difference_panel(test: PairedTest, metric: str) -> Panel:
+    """What distillation changed, alone."""
+    return difference_panel({DIFFERENCE: test}, metric, f"{DIFFERENCE}, test {metric_label(metric)}")
+
+
+def difference_panel(tests: dict[str, PairedTest], metric: str, title: str) -> Panel:
+    """Differences around a line at zero, coloured and named by their verdicts."""
+    found = [f"{n} {t.difference:+.4f} ({t.low:+.4f} to {t.high:+.4f}), {t.verdict}" for n, t in tests.items()]
+    alt = f"Differences of {metric_label(metric)} with 95 % intervals: {'; '.join(found)}."
+    height = 1.1 + 0.45 * len(tests)
+    return Panel(title=title, alt=alt, height=height, draw=partial(_differences, tests=tests))
+
+
+def _means_panel(means: dict[str, tuple[float, float, float]], metric: str) -> Panel:
+    title = f"Test {metric_label(metric)}, 95 % interval"
+    found = [f"{LABELS[name]} {mean:.4f} ({low:.4f} to {high:.4f})" for name, (mean, low, high) in means.items()]
+
+    def draw(axis: Axes) -> None:
+        for place, (name, (mean, low, high)) in enumerate(means.items()):
+            sides = [[mean - low], [high - mean]]
+            axis.errorbar(mean, place, xerr=sides, fmt="o", markersize=8, color=colour(name), capsize=4, linewidth=2)
+        axis.set_xlim(left=0)
+        axis.set_yticks(range(len(means)), [LABELS[name] for name in means])
+        axis.grid(visible=False, axis="y")
+        axis.invert_yaxis()
+
+    return Panel(title=title, alt=f"{title}: {'; '.join(found)}.", height=1.1 + 0.4 * len(means), draw=draw)
+
+
+def _differences(axis: Axes, tests: dict[str, PairedTest]) -> None:
+    for place, test in enumerate(tests.values()):
+        draw_difference(axis, place, test.difference, (test.low, test.high), test.verdict)
+    frame_differences(axis, [test.low for test in tests.values()], [test.high for test in tests.values()])
+    axis.set_yticks(range(len(tests)), list(tests))
+    axis.set_ylim(-0.6, len(tests) - 0.4)
+    if len(tests) == 1:  # named by the title
+        axis.yaxis.set_visible(False)
+        axis.spines.left.set_visible(False)
+    axis.invert_yaxis()
+
+
+def plot_learning_curves(histories: dict[str, Path], monitor: str) -> Plot:
+    """Training loss and the validation metric by epoch, of the students whose history is there."""
+    curves = {name: pd.read_csv(file) for name, file in histories.items() if file.is_file()}
+    losses = {name: next((c for c in _BASE_LOSSES if c in curve), None) for name, curve in curves.items()}
+    students = [name for name, loss in losses.items() if loss is not None]  # else no student of ours
+    panels = [
+        _curve_panel(
+            {name: curves[name].set_index("epoch")[losses[name]] for name in students}, "Base loss of training"
+        ),
+        _validation_panel({name: curves[name] for name in students}, monitor),
+    ]
+    legend = {name: f"{LABELS[name]} ({losses[name].removeprefix('loss_').replace('_', ' ')})" for name in students}
+    return Plot(name="learning_curves", title="Learning curves", panels=panels, legend=legend)
+
+
+def _validation_panel(curves: dict[str, pd.DataFrame], monitor: str) -> Panel:
+    column = f"valid/{monitor}"
+    values = {name: curve.set_index("epoch")[column] for name, curve in curves.items() if column in curve}
+    title = f"Validation {metric_label(monitor)} (dot: best epoch)"
+    return _curve_panel(values, title, mark_best=True)
+
+
+def _curve_panel(values: dict[str, pd.Series], title: str, mark_best: bool = False) -> Panel:
+    """One line a model; `values` by epoch."""
+    found = [
+        f"{LABELS[name]} from {curve.iloc[0]:.4f} to {curve.iloc[-1]:.4f} in {len(curve)} epochs"
+        + (f", best {curve.max():.4f} in epoch {curve.idxmax()}" if mark_best else "")
+        for name, curve in values.items()
+    ]
+
+    def draw(axis: Axes) -> None:
+        for name, curve in values.items():
+            axis.plot(curve.index, curve, color=colour(name), linestyle=_LINE_STYLES.get(name, "-"), linewidth=1.8)
+            if mark_best:
+                axis.plot(curve.idxmax(), curve.max(), "o", color=colour(name))
+        axis.set_xlabel("epoch")
+
+    return Panel(title=title, alt=f"{title} by epoch: {'; '.join(found) or 'nothing recorded'}.", draw=draw)
+
+
+def _bars(axis: Axes, values: dict[str, list[float]], groups: list[str], top: float) -> None:
+    """Bars of models side by side in each group."""
+    width = 0.8 / len(values)
+    for i, (name, heights) in enumerate(values.items()):
+        places = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
+        axis.bar(places, heights, 0.92 * width, color=colour(name))
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set_ylim(0, top)
+    axis.grid(visible=False, axis="x")
+
+
+def _legend(models: Iterable[str]) -> dict[str, str]:
+    return {name: LABELS[name] for name in models}
+
+
+def _values_in_words(values: dict[str, list[float]], groups: list[str]) -> str:
+    def line(numbers: list[float]) -> str:
+        return ", ".join(f"{group}: {n:.3f}" for n, group in zip(numbers, groups, strict=True) if n == n)
+
+    return "; ".join(f"{LABELS[name]} {line(numbers)}" for name, numbers in values.items())

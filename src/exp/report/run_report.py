@@ -1,0 +1,130 @@
+"""The report of a run: `report.md`, `report.html`, the plots and the summary table."""
+
+from pathlib import Path
+from typing import Any
+
+from src.core.files import write_text
+from src.exp.report.breakdown import breakdown, row_groups, thirds
+from src.exp.report.comparison import (
+    DIFFERENCE,
+    LABELS,
+    STUDENTS,
+    Comparison,
+    comparison_tests,
+    metric_label,
+    short_label,
+    summary_table,
+)
+from src.exp.report.figures import Plot, write_png
+from src.exp.report.pages import relative_links, write_pages
+from src.exp.report.plots import (
+    main_difference_panel,
+    plot_breakdown,
+    plot_comparison,
+    plot_intervals,
+    plot_learning_curves,
+)
+from src.exp.report.provenance import repeat_command
+from src.exp.report.significance import PairedTest, bootstrap_interval, user_metric
+from src.exp.report.tables import (
+    cost_table,
+    facts,
+    metrics_table,
+    seeds_table,
+    settings_table,
+    teacher_table,
+    tests_table,
+    times_table,
+)
+from src.exp.report.verdict import verdict
+
+_SECTIONS = {
+    "tests": "Is the difference real?",
+    "metrics": "Test metrics",
+    "breakdown": "Where it helps",
+    "training": "Training",
+    "studies": "Plots of studies",
+    "teacher": "Teacher",
+    "cost": "Cost",
+    "run": "What was run",
+    "repeat": "How to repeat it",
+}
+
+
+def write_report(comparison: Comparison) -> list[Path]:
+    """Write `metrics/summary.{csv,md}`, `plots/*.png`, `report.md` and `report.html`.
+
+    Returns:
+        The pages, then the plots.
+    """
+    folder, frame = comparison.folder, summary_table(comparison)
+    write_text(folder.root / "metrics" / "summary.csv", frame.to_csv(float_format="%.6f"))
+    summary = frame.T.astype(object)
+    text = summary.where(summary.notna(), None).to_markdown(floatfmt=".4f", missingval="-")
+    write_text(folder.root / "metrics" / "summary.md", text + "\n")
+    tests = comparison_tests(comparison)
+    plots = _plots(comparison, tests)
+    files = {plot.name: folder.plots_dir / f"{plot.name}.png" for plot in plots}
+    for plot in plots:
+        write_png(plot, files[plot.name])
+    context = _context(comparison, tests) | {"plots": {plot.name: plot for plot in plots}}
+    return [*write_pages("report", folder.report_file.with_suffix(""), context), *files.values()]
+
+
+def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
+    monitor, means = comparison.monitor, {}
+    for name, runs in comparison.ranks.items():
+        _, values = user_metric(runs, monitor)
+        means[name] = (float(values.mean()), *bootstrap_interval(values))
+    # Of the models that were tested on every row; the teacher saw a sample.
+    models = {name: runs for name, runs in comparison.ranks.items() if name in (*comparison.references, *STUDENTS)}
+    groups = row_groups(comparison.dataset)
+    tables = {title: breakdown(models, thirds(values), monitor) for title, values in groups.items()}
+    histories = {name: source.history_file(name) for name, source in comparison.sources.items()}
+    return [
+        plot_comparison(comparison.evaluations, sorted(comparison.settings.metrics.ks)),
+        plot_intervals(means, tests, monitor),
+        plot_breakdown(tables, monitor),
+        plot_learning_curves(histories, monitor),
+    ]
+
+
+def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, Any]:
+    """What `templates/report_body.j2` names, but for the plots."""
+    teacher, links = _teacher(comparison), relative_links(comparison.extra_plots, comparison.folder.root)
+    absent = {name for name, content in (("teacher", teacher), ("studies", links)) if not content}
+    return {
+        "title": f"{comparison.settings.general.experiment_name}: {comparison.dataset.name}",
+        "sections": {name: title for name, title in _SECTIONS.items() if name not in absent},
+        "metric": metric_label(comparison.monitor),
+        "verdict": verdict(comparison, tests),
+        "difference": main_difference_panel(tests[DIFFERENCE], comparison.monitor) if DIFFERENCE in tests else None,
+        "tests": tests_table(tests),
+        "num_tests": len(tests),
+        "seeds": ", ".join(f"{short_label(name)}: {len(runs)}" for name, runs in comparison.seeds.items()),
+        "seeds_table": seeds_table(comparison),
+        "num_items": comparison.dataset.num_items,
+        "metrics": metrics_table(comparison, "metrics"),
+        "metrics_masked": metrics_table(comparison, "metrics_masked"),
+        "upstream": _upstream(comparison),
+        "teacher": teacher,
+        "times": times_table(comparison),
+        "costs": cost_table(comparison),
+        "facts": facts(comparison),
+        "changed": settings_table(comparison),
+        "commit": comparison.commit,
+        "command": repeat_command(comparison.sources),
+        "links": links,
+    }
+
+
+def _teacher(comparison: Comparison) -> dict[str, Any] | None:
+    """The teacher's answers, and on how many rows it was asked."""
+    found = comparison.evaluations.get("teacher")
+    return {"table": teacher_table(found["answers"]), "rows": found["answers"]["num_rows"]} if found else None
+
+
+def _upstream(comparison: Comparison) -> dict[str, str] | None:
+    """DLLM2Rec's program and its protocol, which is not ours."""
+    found = comparison.evaluations.get("dllm2rec_upstream")
+    return {"label": LABELS["dllm2rec_upstream"], "protocol": found["protocol"]} if found else None

@@ -1,0 +1,150 @@
+"""The page of a study: what its variants did, as a table for programs, a plot, and a page for people."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from src.core.files import write_text
+from src.core.foreign.escape import csv_cell
+from src.exp.report.comparison import metric_label
+from src.exp.report.figures import Plot, write_png
+from src.exp.report.pages import MISSING, Table, write_pages
+from src.exp.report.study_plots import variants_plot
+from src.exp.report.study_table import NOT_COMPARABLE
+
+_SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}
+_TONES = ("better", "worse", "cannot tell")
+_OWN_COLUMNS = ("validation", "mean", "std", "masked", "difference", "low", "high", "p_value", "verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything the page of a study tells.
+
+    Attributes:
+        name: of its files.
+        table: of `study_table`; further columns are shown as they are.
+        reference: the line that the others were tested against.
+        plot: None draws the variants.
+        about: sentences above the table: what was varied, on what.
+        unfinished: what failed or was not run, one line each.
+        facts: what was run, where, from what, by name.
+        command: that repeats it.
+    """
+
+    name: str
+    title: str
+    metric: str
+    table: pd.DataFrame
+    reference: str
+    plot: Plot | None = None
+    about: Sequence[str] = ()
+    unfinished: Sequence[str] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+def study_page(study: Study, folder: Path) -> list[Path]:
+    """Write `<name>.csv`, `<name>.md`, `<name>.html` and `<name>.png` into a folder.
+
+    Returns:
+        The four files.
+    """
+    files = [folder / f"{study.name}.csv", folder / f"{study.name}.png"]
+    write_text(files[0], _for_spreadsheets(study.table).to_csv(float_format="%.6g"))
+    plot = study.plot or variants_plot(study.table, metric=study.metric, name=study.name)
+    write_png(plot, files[1])
+    pages = write_pages("study", folder / study.name, _context(study, plot))
+    return [files[0], *pages, files[1]]
+
+
+def _for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its text made harmless for programs that calculate what begins with `=`."""
+    safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
+    return safe.set_axis([csv_cell(str(name)) for name in table.index]).rename_axis(table.index.name)
+
+
+def _context(study: Study, plot: Plot) -> dict[str, Any]:
+    """What `templates/study_body.j2` names."""
+    there = {"table": True, "unfinished": study.unfinished, "run": study.facts, "repeat": study.command}
+    return {
+        "study": study,
+        "title": study.title,
+        "sections": {name: title for name, title in _SECTIONS.items() if there[name]},
+        "metric": metric_label(study.metric),
+        "tone": _tone(study.table),
+        "headline": _headline(study),
+        "readings": _readings(study.table),
+        "table": _shown(study.table, metric_label(study.metric)),
+        "num_tests": int(study.table["difference"].notna().sum()),
+        "plot": plot,
+        "plot_file": f"{study.name}.png",
+    }
+
+
+def _by_verdict(table: pd.DataFrame) -> dict[str, list[str]]:
+    return {tone: [str(name) for name in table.index[table["verdict"] == tone]] for tone in _TONES}
+
+
+def _tone(table: pd.DataFrame) -> str:
+    """One verdict for the page: that of all variants that were tested, else none."""
+    found = [tone for tone, names in _by_verdict(table).items() if names]
+    return found[0] if len(found) == 1 else "cannot tell"
+
+
+def _headline(study: Study) -> str:
+    """How many variants are better than the reference, in one sentence."""
+    counts = {tone: len(names) for tone, names in _by_verdict(study.table).items()}
+    total = sum(counts.values())
+    if total == 0:
+        return f"No variant can be compared with {study.reference}."
+    found = ", ".join(
+        f"{counts[tone]} {words}"
+        for tone, words in (("better", "better"), ("worse", "worse"), ("cannot tell", "that cannot be told from it"))
+        if counts[tone]
+    )
+    return f"Of {total} variant{'s' if total > 1 else ''} compared with {study.reference}: {found}."
+
+
+def _readings(table: pd.DataFrame) -> list[str]:
+    """Which variants had which verdict, and which were not compared."""
+    lines = [
+        f"{tone}: " + "; ".join(f"{name} ({table.loc[name, 'difference']:+.4f})" for name in names)
+        for tone, names in _by_verdict(table).items()
+        if names
+    ]
+    unlike = table[NOT_COMPARABLE][table[NOT_COMPARABLE] != ""]
+    return [*lines, *(f"{NOT_COMPARABLE}: {name}: {words}" for name, words in unlike.items())]
+
+
+def _shown(table: pd.DataFrame, metric: str) -> Table:
+    """The table as text; columns that no line fills are left out."""
+    frame = pd.DataFrame({"variant": [str(name) for name in table.index]})
+    for column in table.columns.difference((*_OWN_COLUMNS, NOT_COMPARABLE), sort=False):
+        frame[column] = [_text(value) for value in table[column]]
+    if "validation" in table:
+        frame["validation"] = [_text(value, "{:.4f}") for value in table["validation"]]
+    frame[f"test {metric}"] = [
+        _text(mean, "{:.4f}") + ("" if pd.isna(sd) else f" ± {sd:.4f}")
+        for mean, sd in zip(table["mean"], table["std"], strict=True)
+    ]
+    frame["history removed"] = [_text(value, "{:.4f}") for value in table["masked"]]
+    frame["difference"] = [_text(value, "{:+.4f}") for value in table["difference"]]
+    frame["95 % interval"] = [
+        MISSING if pd.isna(low) else f"{low:+.4f} to {high:+.4f}"
+        for low, high in zip(table["low"], table["high"], strict=True)
+    ]
+    frame["p"] = [_text(value, "{:.3g}") for value in table["p_value"]]
+    frame["verdict"] = [_text(value) for value in table["verdict"]]
+    if (table[NOT_COMPARABLE] != "").any():
+        frame[NOT_COMPARABLE] = [value or MISSING for value in table[NOT_COMPARABLE]]
+    texts = {"variant", "verdict", NOT_COMPARABLE, *(c for c in table if table[c].dtype == object)}
+    numbers = [column for column in frame.columns if column not in texts]
+    return Table(columns=list(frame.columns), rows=frame.to_numpy().tolist(), numbers=numbers)
+
+
+def _text(value: Any, form: str = "{}") -> str:
+    return MISSING if pd.isna(value) else form.format(value)

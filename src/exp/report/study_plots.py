@@ -1,0 +1,123 @@
+"""The plots of a study: variants beside each other, or a metric against a number that was varied."""
+
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from src.exp.report.comparison import metric_label
+from src.exp.report.figures import (
+    MARKERS,
+    SERIES,
+    Panel,
+    Plot,
+    colour,
+    draw_difference,
+    frame_differences,
+    label,
+    write_png,
+)
+
+_LINE_HEIGHT = 0.46  # inches a variant, its name above its point
+
+
+def plot_study(table: pd.DataFrame, *, metric: str, path: Path, sort: bool = False) -> None:
+    """Write `variants_plot` as a PNG file."""
+    write_png(variants_plot(table, metric=metric, name=path.stem, sort=sort), path)
+
+
+def plot_curve(table: pd.DataFrame, *, x: str, series: str, metric: str, path: Path, level: str | None = None) -> None:
+    """Write `curve_plot` as a PNG file."""
+    write_png(curve_plot(table, x=x, series=series, metric=metric, name=path.stem, level=level), path)
+
+
+def variants_plot(table: pd.DataFrame, *, metric: str, name: str, sort: bool = False) -> Plot:
+    """Left each variant's metric with the standard deviation over seeds, right its difference to the reference.
+
+    Args:
+        table: of `study_table`; a point has the colour of its verdict.
+        sort: the best on top, else in the order of the table.
+    """
+    frame = table.sort_values("mean", ascending=False) if sort else table
+    title = f"Test {metric_label(metric)}, mean ± standard deviation over seeds"
+    found = [f"{n} {line['mean']:.4f}{_sd(line['std'])}" for n, line in frame.iterrows()]
+    height = 1.0 + _LINE_HEIGHT * len(frame)
+    means = Panel(title=title, alt=f"{title}: {'; '.join(found)}.", height=height, draw=partial(_means, frame=frame))
+    panels, tested = [means], frame[frame["difference"].notna()]
+    if len(tested):
+        title = f"Difference in {metric_label(metric)}, 95 % interval"
+        found = [
+            f"{n} {line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}), {line['verdict']}"
+            for n, line in tested.iterrows()
+        ]
+        alt, height = f"{title}: {'; '.join(found)}.", 1.0 + _LINE_HEIGHT * len(tested)
+        panels.append(Panel(title=title, alt=alt, height=height, draw=partial(_differences, frame=tested)))
+    return Plot(name=name, title="Variants", panels=panels)
+
+
+def curve_plot(table: pd.DataFrame, *, x: str, series: str, metric: str, name: str, level: str | None = None) -> Plot:
+    """A metric against a number, one line per series, bars of one standard deviation over seeds.
+
+    Args:
+        table: of `study_table`, with the columns `x` (numbers) and `series`; a line without a series belongs to each.
+        level: the line of the table that is drawn as a horizontal, such as the baseline.
+    """
+    points = table.drop(index=level) if level is not None else table
+    common, own = points[points[series].isna()], points[points[series].notna()]
+    curves = {str(n): pd.concat([common, rows]).sort_values(x) for n, rows in own.groupby(series, sort=False)}
+    title = f"Test {metric_label(metric)} by {label(x)}"
+    words = [
+        f"{n} " + ", ".join(f"{value:g}: {mean:.4f}" for value, mean in zip(curve[x], curve["mean"], strict=True))
+        for n, curve in curves.items()
+    ]
+    if level is not None:
+        words.append(f"{level} {table.loc[level, 'mean']:.4f} (dashed)")
+    draw = partial(_curves, curves=curves, x=x, level=None if level is None else (level, table.loc[level, "mean"]))
+    return Plot(
+        name=name,
+        title="Curve",
+        panels=[Panel(title=title, alt=f"{title}, means over seeds: {'; '.join(words)}.", draw=draw, height=4)],
+    )
+
+
+def _sd(deviation: float) -> str:
+    return "" if np.isnan(deviation) else f" ± {deviation:.4f}"
+
+
+def _means(axis: Axes, frame: pd.DataFrame) -> None:
+    for place, (_, line) in enumerate(frame.iterrows()):
+        shade = colour(line["verdict"]) if line["verdict"] else colour("ink")
+        deviation = None if np.isnan(line["std"]) else line["std"]
+        axis.errorbar(line["mean"], place, xerr=deviation, fmt="o", color=shade, capsize=4, linewidth=2)
+    _name_lines(axis, [str(name) for name in frame.index])
+
+
+def _differences(axis: Axes, frame: pd.DataFrame) -> None:
+    for place, (_, line) in enumerate(frame.iterrows()):
+        draw_difference(axis, place, line["difference"], (line["low"], line["high"]), line["verdict"])
+    frame_differences(axis, frame["low"].tolist(), frame["high"].tolist())
+    _name_lines(axis, [str(name) for name in frame.index])
+
+
+def _name_lines(axis: Axes, names: list[str]) -> None:
+    """Each name above its line and not beside the axis: settings are long, and phones are narrow."""
+    for place, name in enumerate(names):
+        where = (0.005, place - 0.38)
+        axis.text(*where, label(name), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+    axis.set_ylim(-0.7, len(names) - 0.5)
+    axis.yaxis.set_visible(False)
+    axis.spines.left.set_visible(False)
+    axis.invert_yaxis()
+
+
+def _curves(axis: Axes, curves: dict[str, pd.DataFrame], x: str, level: tuple[str, float] | None) -> None:
+    for (name, curve), shade, marker in zip(curves.items(), cycle(SERIES), cycle(MARKERS), strict=False):
+        style = {"color": colour(shade), "marker": marker, "capsize": 3, "label": label(name)}
+        axis.errorbar(curve[x], curve["mean"], curve["std"].fillna(0.0), **style)
+    if level is not None:
+        axis.axhline(level[1], color=colour("ink"), linestyle="--", linewidth=1.2, label=label(level[0]))
+    axis.set_xlabel(label(x))
+    axis.legend(frameon=False, fontsize=9)

@@ -1,0 +1,87 @@
+"""The table of a study: variants of a training over several seeds, each against one of them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.exp.report.significance import PairedTest, Ranks, paired_tests, user_metric
+
+NOT_COMPARABLE = "not comparable"
+
+
+def study_table(
+    ranks: dict[str, list[Ranks]],
+    *,
+    metric: str,
+    reference: str,
+    validation: Mapping[str, Sequence[float]] | None = None,
+    unlike: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """One line per variant: its metric over seeds, and its difference to the reference with a 95 % interval.
+
+    Args:
+        ranks: by variant, the ranks of its runs (seeds).
+        metric: such as `ndcg@10`.
+        reference: the variant that the others are tested against.
+        validation: by variant, the best validation value of each run.
+        unlike: by variant, what differs from the reference besides what is studied (data, budget), in words; such a
+            variant is not tested. Other test rows than the reference's are found here and need no entry.
+
+    Returns:
+        Columns seeds, users, validation (mean; only if given), mean and std (over seeds, n - 1; none for one seed),
+        masked (mean with the history removed), difference, low, high, p_value (Holm-corrected over the variants that
+        are tested), verdict, and `not comparable`, the words where there is no test. The reference has none of the
+        last six.
+
+    Raises:
+        UserError: the reference is not among the variants, or runs of one variant have other test rows.
+    """
+    if reference not in ranks:
+        raise UserError(f"reference {reference!r}: is none of the variants; give one of {', '.join(ranks)}")
+    words = {name: _unlike(name, ranks, reference, unlike or {}) for name in ranks if name != reference}
+    pairs = {name: (ranks[name], ranks[reference]) for name, found in words.items() if not found}
+    tests = paired_tests(pairs, metric)
+    lines = {}
+    for name, runs in ranks.items():
+        lines[name] = _over_seeds(runs, metric, None if validation is None else validation.get(name, ()))
+        lines[name] |= _difference(tests.get(name), words.get(name, ""))
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("variant")
+
+
+def _unlike(name: str, ranks: dict[str, list[Ranks]], reference: str, given: Mapping[str, str]) -> str:
+    """Why a variant is not tested; empty where it is."""
+    return given.get(name, "") or _other_rows(ranks[name][0], ranks[reference][0])
+
+
+def _other_rows(one: Ranks, other: Ranks) -> str:
+    """How the test rows of the users that both know differ; a teacher may know a sample of the users."""
+    users = np.intersect1d(one["user"], other["user"])
+    if len(users) == 0:
+        return "no test user in common"
+    left, right = (
+        sorted(zip(run["user"][kept].tolist(), run["target"][kept].tolist(), strict=True))
+        for run in (one, other)
+        for kept in [np.isin(run["user"], users)]
+    )
+    return "" if left == right else "other test rows"
+
+
+def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> dict[str, float]:
+    values = [float(user_metric([run], metric)[1].mean()) for run in runs]
+    line = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
+    if validation is not None:
+        line["validation"] = float(np.mean(validation)) if len(validation) else np.nan
+    line["mean"] = np.mean(values)
+    line["std"] = np.std(values, ddof=1) if len(runs) > 1 else np.nan
+    line["masked"] = user_metric(runs, metric, masked=True)[1].mean()
+    return line
+
+
+def _difference(test: PairedTest | None, words: str) -> dict[str, float | str | None]:
+    line = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan) | {"verdict": None, NOT_COMPARABLE: words}
+    if test is not None:
+        line |= {"difference": test.difference, "low": test.low, "high": test.high}
+        line |= {"p_value": test.p_value, "verdict": test.verdict}
+    return line

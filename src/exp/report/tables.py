@@ -1,0 +1,160 @@
+"""The tables of a run's report, as text by column."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from src.core.cost import device_name
+from src.core.files import read_json
+from src.exp.report.comparison import LABELS, Comparison, metric_label
+from src.exp.report.pages import MISSING, Table
+from src.exp.report.provenance import changed_settings
+from src.exp.report.significance import PairedTest
+
+_MEASURES = {
+    "hr@1_all": "HR@1 among the candidates (correct / all)",
+    "hr@1": "HR@1 of the valid answers (correct / valid)",
+    "valid_ratio": "ValidRatio",
+    "hr@1_likelihood": "HR@1 of the likeliest candidate",
+}
+_STEPS = {
+    "teacher_train_time_total": "training the teacher",
+    "distill_teacher_export_time": "exporting its knowledge",
+    "student_baseline_train_time": "training the baseline student",
+    "distill_student_train_time": "training the distilled student",
+}
+
+
+def decimals(frame: pd.DataFrame, first: str) -> Table:
+    """A table of values with four decimals; what a line lacks is a dash.
+
+    Args:
+        first: heading of the column that holds the frame's index.
+    """
+    rows = [[str(name), *(MISSING if pd.isna(v) else f"{v:.4f}" for v in line)] for name, line in frame.iterrows()]
+    columns = [str(column) for column in frame.columns]
+    return Table(columns=[first, *columns], rows=rows, numbers=columns)
+
+
+def tests_table(tests: dict[str, PairedTest]) -> Table:
+    columns = ["comparison", "difference", "95 % interval", "p", "users", "verdict"]
+    rows = [
+        [n, f"{t.difference:+.4f}", f"{t.low:+.4f} to {t.high:+.4f}", f"{t.p_value:.3g}", str(t.num_users), t.verdict]
+        for n, t in tests.items()
+    ]
+    return Table(columns=columns, rows=rows, numbers=columns[1:5])
+
+
+def seeds_table(comparison: Comparison) -> Table | None:
+    """Mean and standard deviation over seeds; None where no student has several."""
+    if max(map(len, comparison.seeds.values())) == 1:
+        return None
+    columns = {}
+    for student, runs in comparison.seeds.items():
+        frame = comparison.seed_metrics(student)
+        frame = frame.loc[:, [name for name in frame if not name.startswith("hit_ratio")]]
+        mean_sd = {metric_label(name): f"{frame[name].mean():.4f} ± {frame[name].std():.4f}" for name in frame}
+        columns[f"{LABELS[student]}, {len(runs)} seeds"] = mean_sd
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    rows = [[name, *(values.get(name, MISSING) for values in columns.values())] for name in names]
+    return Table(columns=["metric", *columns], rows=rows, numbers=list(columns))
+
+
+def metrics_table(comparison: Comparison, part: str) -> Table:
+    """Models down, metrics across; hit ratio is left out, being the recall of one target.
+
+    Args:
+        part: `metrics` or `metrics_masked`.
+    """
+    frame = pd.DataFrame({LABELS[name]: e[part] for name, e in comparison.evaluations.items()})
+    frame = frame.loc[[name for name in frame.index if not name.startswith("hit_ratio")]]
+    return decimals(frame.rename(index=metric_label).T, "model")
+
+
+def teacher_table(answers: dict[str, Any]) -> Table:
+    """What the teacher answered: each measure with its interval."""
+    rows = [
+        [title, f"{answers[key]:.4f}", f"{answers[key + '_low']:.4f} to {answers[key + '_high']:.4f}"]
+        for key, title in _MEASURES.items()
+    ]
+    columns = ["measure on the test rows", "value", "95 % interval"]
+    return Table(columns=columns, rows=rows, numbers=columns[1:])
+
+
+def times_table(comparison: Comparison) -> Table | None:
+    """Seconds of each step; None where none were recorded."""
+    seconds = _merged([run.time_file for run in _folders(comparison)])
+    if not seconds:
+        return None
+    rows = [[_STEPS.get(name, name.replace("_", " ")), f"{value:.1f}"] for name, value in seconds.items()]
+    return Table(columns=["step", "seconds"], rows=rows, numbers=["seconds"])
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """Size and latency of each model."""
+    costs = _merged([*(run.cost_file for run in _folders(comparison)), comparison.folder.cost_file])
+    columns = ["model", "parameters", "trained", "ms per user", "users timed", "on"]
+    rows = [
+        [
+            LABELS[name],
+            f"{cost['parameters']:,}",
+            f"{cost['trained_parameters']:,}",
+            f"{cost['latency_ms']:.2f}",
+            str(cost["latency_users"]),
+            cost["latency_device"],
+        ]
+        for name, cost in costs.items()
+    ]
+    return Table(columns=columns, rows=rows, numbers=columns[1:5])
+
+
+def _folders(comparison: Comparison) -> list[Any]:
+    """The different run folders that models came from."""
+    return list({run.root: run for run in comparison.sources.values()}.values())
+
+
+def _merged(files: list[Path]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for file in files:
+        if file.is_file():
+            content |= read_json(file)
+    return content
+
+
+def facts(comparison: Comparison) -> dict[str, str]:
+    """What was run, where, and from what."""
+    dataset, student = comparison.dataset, comparison.settings.student
+    return {
+        "dataset": f"{dataset.name}, {dataset.num_items} items; rows: {len(dataset.train)} train, "
+        f"{len(dataset.valid)} validation, {len(dataset.test)} test",
+        "dataset fingerprint": dataset.fingerprint[:16],
+        "student": f"{student.name}, {student.emb_size} dimensions",
+        "commit": comparison.commit,
+        "hardware": f"{device_name(comparison.device)}, {os.cpu_count()} cores, PyTorch {torch.__version__}",
+        **{f"{LABELS[name]} from": _origin(comparison, name) for name in comparison.sources},
+    }
+
+
+def _origin(comparison: Comparison, model: str) -> str:
+    root = comparison.sources[model].root
+    others = ", ".join(str(evaluation["seed"]) for evaluation in comparison.seeds.get(model, [])[1:])
+    text = f"{root.parent.name}/{root.name}, seed {comparison.evaluations[model]['seed']}"
+    return text + (f"; further seeds: {others}" if others else "")
+
+
+def settings_table(comparison: Comparison) -> Table | None:
+    """Settings that are not the defaults, and which models had them, where not all did; None where there are none."""
+    models: dict[tuple[str, ...], list[str]] = {}
+    for name, source in comparison.sources.items():
+        for key, (default, value) in changed_settings(source, name).items():
+            texts = ["null" if v is None else str(v) for v in (default, value)]
+            models.setdefault((key, *texts), []).append(LABELS[name])
+    if not models:
+        return None
+    everywhere = len(comparison.sources)
+    rows = [[*key, "all" if len(names) == everywhere else "; ".join(names)] for key, names in models.items()]
+    columns = ["setting", "default", "here", "models"]
+    return Table(columns=columns, rows=rows, code=columns[:3])

@@ -1,0 +1,146 @@
+"""Pages: data of any kind is shown as it is and never becomes markup, a link or an embedded file."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from harness import refusal
+from invented import comparison, ranks, settings
+
+from src.core.files import write_text
+from src.core.paths import RunFolder
+from src.exp.report.pages import Table, markdown_table
+from src.exp.report.run_report import write_report
+
+NASTY = '<script>alert(1)</script> | [/b] \x1b[31m\n# ![x](/etc/passwd) src="../secret.txt" `$(rm)`'
+FIRST, LATE = ranks([0] * 8), ranks([5] * 8)
+MODELS = {"popular": LATE, "markov": LATE, "baseline": LATE, "distill": FIRST}
+
+
+class Tags(HTMLParser):
+    """The elements of a page, their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data) -> None:
+        self.words += data
+
+
+@pytest.fixture
+def pages(tiny_dataset, tmp_path):
+    """Writes the report of an invented run; gives its Markdown and its HTML."""
+
+    def write(**changes) -> tuple[str, str]:
+        dataset = changes.pop("dataset", tiny_dataset)
+        write_report(comparison(tmp_path / "run", dataset, MODELS, **changes))
+        return tuple((tmp_path / "run" / f"report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
+
+    (tmp_path / "secret.txt").write_text("secret")
+    return write
+
+
+@pytest.fixture
+def nasty(pages, tiny_dataset, tmp_path) -> tuple[str, str]:
+    """Everything that is named by others has a nasty name."""
+    write_text(RunFolder(tmp_path / "run").snapshot_dir("distill") / "overrides.yaml", json.dumps([f"a='{NASTY}'"]))
+    return pages(
+        settings=settings(experiment_name=NASTY),
+        dataset=replace(tiny_dataset, name=NASTY),
+        commit=NASTY,
+        unlike=NASTY,
+        notes=[NASTY],
+    )
+
+
+def test_nothing_in_the_html_comes_from_data_but_text(nasty, pages) -> None:
+    plain, found = Tags(pages(unlike="x", notes=["x"])[1]), Tags(nasty[1])
+    assert set(found.names) == set(plain.names) and "script" not in found.names and "img" not in found.names
+    assert not [name for name, _ in found.attributes if name in ("src", "onerror", "srcdoc")]
+    assert not [value for name, value in found.attributes if name.endswith("href") and not value.startswith("#")]
+    shown = r'<script>alert(1)</script> | [/b] \x1b[31m\n# ![x](/etc/passwd) src="../secret.txt" `$(rm)`'
+    assert found.words.count(shown) >= 2 + 1 + 1 + 1  # title and heading, commit, unlike, note
+    assert "\x1b" not in nasty[1] and "c2VjcmV0" not in nasty[1]  # base64 of "secret"
+
+
+def test_nothing_in_the_markdown_comes_from_data_but_text(nasty, pages) -> None:
+    text, plain = (
+        re.sub(r"```bash.*?```", "", page, flags=re.S) for page in (nasty[0], pages(unlike="x", notes=["x"])[0])
+    )
+    assert "\x1b" not in nasty[0] and "<script" not in text
+    images = re.findall(r"(?<!\\)!\[[^\]]*\]\(([^)]*)\)", text)
+    assert [Path(image).name for image in images] == [
+        "intervals.png",
+        "comparison.png",
+        "breakdown.png",
+        "learning_curves.png",
+    ]
+    assert re.findall(r"^#+ ", text, re.M) == re.findall(r"^#+ ", plain, re.M)
+    assert text.count("\n") == plain.count("\n")
+
+
+def test_a_table_of_markdown_keeps_its_columns() -> None:
+    rows = [[NASTY, "+0.5", NASTY], ["plain", "1e-05", "a.b=1"]]
+    text = markdown_table(Table(columns=["a|b", "n", "code"], rows=rows, numbers=["n"], code=["code"]))
+    lines = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
+    assert [len(line) for line in lines] == [3] * (2 + 2)
+    assert [line[1] for line in lines] == ["n", lines[1][1], "+0.5", "1e-05"] and lines[1][1].endswith("-:")
+    assert lines[3] == ["plain", "1e-05", "`a.b=1`"]
+    assert "<script" not in text and "\x1b" not in text
+
+
+def test_only_plots_of_this_report_are_shown(pages, tmp_path) -> None:
+    (tmp_path / "run" / "plots").mkdir(parents=True)
+    (tmp_path / "run" / "plots" / "leftover.png").write_bytes(b"image")
+    assert not [text for text in pages() if "leftover" in text]
+
+
+def test_plots_of_studies_are_linked_where_the_caller_names_them(pages, tmp_path) -> None:
+    path = tmp_path / "run" / "plots" / "a curve (1).png"
+    markdown, html = pages(extra_plots=[("Selection | curve", path)])
+    assert r"- [Selection \| curve](plots/a%20curve%20%281%29.png)" in markdown
+    assert '<li><a href="plots/a%20curve%20%281%29.png">Selection | curve</a></li>' in html
+    message = refusal(lambda: pages(extra_plots=[("secret", tmp_path / "secret.txt")]))
+    assert message.startswith(f"{tmp_path / 'secret.txt'}: a plot outside {tmp_path / 'run'}")
+
+
+def test_unlike_students_get_no_difference_on_the_page(pages) -> None:
+    for text in pages(unlike="general.seed 5 / 42"):
+        assert "not comparable: general.seed 5 / 42" in text
+        assert "distilled - baseline" not in text and "+1.0000" in text  # the differences to the references
+    for text in pages():
+        assert "distilled - baseline" in text
+
+
+def test_the_page_begins_with_the_verdict_and_the_main_difference(pages) -> None:
+    _, html = pages()
+    top = html.split("<nav")[0]
+    assert "The distilled student is better than the baseline" in top
+    assert "Difference +1.0000 test Recall@1, 95\u00a0% interval +1.0000 to +1.0000." in top
+    assert 'aria-label="Differences of Recall@1 with 95 % intervals: distilled - baseline +1.0000' in top
+
+
+def test_the_page_follows_the_readers_light_and_width(pages) -> None:
+    _, html = pages()
+    assert "@media (prefers-color-scheme: dark)" in html and 'content="width=device-width' in html
+    used, defined = set(re.findall(r"var\(--([\w-]+)\)", html)), set(re.findall(r"^--([\w-]+):", html, re.M))
+    assert used and used <= defined
+
+
+def test_times_and_metrics_are_named_for_people(pages, tmp_path) -> None:
+    (tmp_path / "run" / "metrics").mkdir(parents=True)
+    (tmp_path / "run" / "metrics" / "time.json").write_text('{"distill_student_train_time": 7.854, "my_step": 1}')
+    markdown, _ = pages()
+    assert "training the distilled student |       7.9 |" in markdown and "my step" in markdown
+    assert "HitRatio" not in markdown and "| NDCG@10" in markdown.replace("   ", " ").replace("  ", " ")

@@ -1,0 +1,118 @@
+"""Verdicts: what is claimed, and what qualifies it."""
+
+import pytest
+from invented import comparison, ranks, settings
+
+from src.exp.report.comparison import DIFFERENCE, comparison_tests
+from src.exp.report.significance import PairedTest
+from src.exp.report.verdict import verdict
+
+FIRST, LATE = ranks([0] * 8), ranks([5] * 8)  # recall@1 of 8 users: 1 and 0
+SECOND = ranks([1] * 8)  # reciprocal rank 0.5
+HALF = ranks([0] * 4 + [5] * 4)  # 0.5
+CONTROL = PairedTest(0.0003, -0.001, 0.002, 0.4, 8)
+
+
+def judge(folder, dataset, models, **changes):
+    given = comparison(folder, dataset, models, **changes)
+    return verdict(given, comparison_tests(given))
+
+
+@pytest.fixture
+def distilled_first(tiny_dataset, tmp_path):
+    """The distilled student is right for all users, the baseline for none; references in between."""
+
+    def build(popular=LATE, markov=LATE, **changes):
+        models = {"popular": popular, "markov": markov, "baseline": LATE, "distill": FIRST}
+        return judge(tmp_path, tiny_dataset, models, **changes)
+
+    return build
+
+
+def test_a_better_student_is_called_better(distilled_first) -> None:
+    found = distilled_first()
+    assert found.tone == "better"
+    assert found.headline == (
+        "The distilled student is better than the baseline; no control with a random teacher was run."
+    )
+    assert found.numbers == (
+        "Difference +1.0000 test Recall@1, 95 % interval +1.0000 to +1.0000. Baseline 0.0000, distilled 1.0000."
+    )
+    assert found.surroundings[0] == "References without training: most popular 0.0000, Markov chain 0.0000."
+
+
+def test_a_better_student_below_a_reference_is_said_to_be_below(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov": FIRST, "baseline": LATE, "distill": SECOND}
+    found = judge(tmp_path, tiny_dataset, models, settings=settings(monitor="mrr"))
+    assert found.headline.startswith(
+        "The distilled student is better than the baseline, but below the Markov chain (1.0000);"
+    )
+    assert found.tone == "qualified"
+    assert "Below Markov chain: student, baseline; student, distilled." in found.surroundings[0]
+
+
+def test_the_winner_is_compared_with_the_references_even_where_it_is_the_baseline(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov": FIRST, "baseline": SECOND, "distill": LATE}
+    found = judge(tmp_path, tiny_dataset, models, settings=settings(monitor="mrr"))
+    assert found.tone == "worse"
+    assert "is worse than the baseline, and the baseline is below the Markov chain (1.0000);" in found.headline
+
+
+def test_where_no_student_wins_both_are_compared_with_the_references(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov": FIRST, "baseline": HALF, "distill": HALF}
+    found = judge(tmp_path, tiny_dataset, models)
+    assert found.tone == "cannot tell"
+    assert found.headline.startswith(
+        "Cannot tell whether distillation helps, and both students are below the Markov chain (1.0000);"
+    )
+    assert "Baseline 0.5000, distilled 0.5000, +0.0 %." in found.numbers
+
+
+@pytest.mark.parametrize(
+    ("control", "tone", "words"),
+    [
+        (CONTROL, "qualified", "; a random teacher does as well (+0.0003, 95 % interval -0.0010 to +0.0020)."),
+        (PairedTest(-0.2, -0.3, -0.1, 0.001, 8), "qualified", "; a random teacher does even better (-0.2000, "),
+        (PairedTest(0.2, 0.1, 0.3, 0.001, 8), "better", "; it is better than with a random teacher (+0.2000, "),
+    ],
+)
+def test_a_random_teacher_qualifies_the_verdict(distilled_first, control, tone, words) -> None:
+    found = distilled_first(random_control=control)
+    assert found.tone == tone and words in found.headline
+
+
+def test_unlike_students_are_not_compared(distilled_first, tiny_dataset, tmp_path) -> None:
+    words = "student.name caser / sasrec, general.seed 5 / 42"
+    models = {"popular": LATE, "markov": LATE, "baseline": LATE, "distill": FIRST}
+    tests = comparison_tests(comparison(tmp_path, tiny_dataset, models, unlike=words))
+    assert DIFFERENCE not in tests and len(tests) == 2 * 2  # each student and each reference
+    found = distilled_first(unlike=words, random_control=CONTROL)
+    assert found.tone == "not comparable" and found.numbers == ""
+    assert found.headline == f"Baseline and distilled student are not comparable: {words}"
+    assert "src.exp.run_student_baseline with the same settings in the same folder" in found.surroundings[0]
+    text = " ".join([found.headline, *found.surroundings])
+    assert not any(word in text for word in ("better", "worse", "random", "%", "+1.0000"))
+
+
+def test_notes_stand_beside_the_verdict(distilled_first) -> None:
+    note = "The teacher was made by the native engine."
+    assert note in distilled_first(notes=[note]).surroundings
+    assert note in distilled_first(notes=[note], unlike="general.seed 1 / 2").surroundings
+
+
+def test_one_student_is_no_comparison(tiny_dataset, tmp_path) -> None:
+    found = judge(tmp_path, tiny_dataset, {"popular": LATE, "markov": LATE, "distill": HALF})
+    assert found.tone == "one student"
+    assert found.headline == (
+        "Only one student was found, so distillation has nothing to be compared with. "
+        "Test Recall@1: student, distilled 0.5000."
+    )
+
+
+def test_several_seeds_are_averaged(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov": LATE, "baseline": LATE, "distill": FIRST}
+    one = comparison(tmp_path, tiny_dataset, models)
+    seeds = {name: [*one.seeds[name], one.seeds["distill"][0]] for name in one.seeds}
+    several = comparison(tmp_path, tiny_dataset, models, seeds=seeds)
+    assert several.value("baseline") == (0 + 1) / 2
+    assert "This is one seed" not in " ".join(verdict(several, comparison_tests(several)).surroundings)
