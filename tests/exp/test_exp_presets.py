@@ -76,4 +76,5 @@ def test_a_student_goes_through_everything(pipeline, tmp_path, student) -> None:
     found = [read(tmp_path / "run" / "metrics" / f"eval_{model}.json") for model in ("baseline", "distill")]
     assert [evaluation["model"] for evaluation in found] == [student] * 2
     assert found[0]["metrics"] != found[1]["metrics"]
-    assert f"- student: {student}, 8 dimensions" in (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert f"- student: {student}, 8 dimensions" in report.replace("\\_", "_")

@@ -89,6 +89,7 @@ def _means_panel(means: dict[str, tuple[float, float, float]], metric: str) -> P
             axis.errorbar(mean, place, xerr=sides, fmt="o", markersize=8, color=colour(name), capsize=4, linewidth=2)
         axis.set_xlim(left=0)
         axis.set_yticks(range(len(means)), [LABELS[name] for name in means])
+        axis.set_ylim(-0.6, len(means) - 0.4)
         axis.grid(visible=False, axis="y")
         axis.invert_yaxis()
 

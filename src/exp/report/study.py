@@ -17,7 +17,19 @@ from src.exp.report.study_table import NOT_COMPARABLE
 
 _SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}
 _TONES = ("better", "worse", "cannot tell")
-_OWN_COLUMNS = ("validation", "mean", "std", "masked", "difference", "low", "high", "p_value", "verdict")
+_OWN_COLUMNS = (
+    "seeds",
+    "users",
+    "validation",
+    "mean",
+    "std",
+    "masked",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,30 +133,29 @@ def _readings(table: pd.DataFrame) -> list[str]:
 
 
 def _shown(table: pd.DataFrame, metric: str) -> Table:
-    """The table as text; columns that no line fills are left out."""
+    """The table as text, what matters most on the left, where a narrow page shows it first."""
+    further = [column for column in table.columns if column not in (*_OWN_COLUMNS, NOT_COMPARABLE)]
     frame = pd.DataFrame({"variant": [str(name) for name in table.index]})
-    for column in table.columns.difference((*_OWN_COLUMNS, NOT_COMPARABLE), sort=False):
-        frame[column] = [_text(value) for value in table[column]]
+    for column in further:
+        frame[column] = _texts(table[column])
+    deviations = ["" if pd.isna(value) else f" ± {value:.4f}" for value in table["std"]]
+    means = _texts(table["mean"], "{:.4f}")
+    frame[f"test {metric}"] = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+    frame["verdict"] = _texts(table["verdict"])
+    frame["difference"] = _texts(table["difference"], "{:+.4f}")
+    bounds = zip(_texts(table["low"], "{:+.4f}"), _texts(table["high"], "{:+.4f}"), strict=True)
+    frame["95 % interval"] = [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
+    frame["p"] = _texts(table["p_value"], "{:.3g}")
+    frame["history removed"] = _texts(table["masked"], "{:.4f}")
     if "validation" in table:
-        frame["validation"] = [_text(value, "{:.4f}") for value in table["validation"]]
-    frame[f"test {metric}"] = [
-        _text(mean, "{:.4f}") + ("" if pd.isna(sd) else f" ± {sd:.4f}")
-        for mean, sd in zip(table["mean"], table["std"], strict=True)
-    ]
-    frame["history removed"] = [_text(value, "{:.4f}") for value in table["masked"]]
-    frame["difference"] = [_text(value, "{:+.4f}") for value in table["difference"]]
-    frame["95 % interval"] = [
-        MISSING if pd.isna(low) else f"{low:+.4f} to {high:+.4f}"
-        for low, high in zip(table["low"], table["high"], strict=True)
-    ]
-    frame["p"] = [_text(value, "{:.3g}") for value in table["p_value"]]
-    frame["verdict"] = [_text(value) for value in table["verdict"]]
+        frame["validation"] = _texts(table["validation"], "{:.4f}")
+    frame["seeds"], frame["users"] = _texts(table["seeds"]), _texts(table["users"])
     if (table[NOT_COMPARABLE] != "").any():
-        frame[NOT_COMPARABLE] = [value or MISSING for value in table[NOT_COMPARABLE]]
-    texts = {"variant", "verdict", NOT_COMPARABLE, *(c for c in table if table[c].dtype == object)}
-    numbers = [column for column in frame.columns if column not in texts]
+        frame[NOT_COMPARABLE] = [words or MISSING for words in table[NOT_COMPARABLE]]
+    text = {"variant", "verdict", NOT_COMPARABLE, *(column for column in further if table[column].dtype == object)}
+    numbers = [column for column in frame.columns if column not in text]
     return Table(columns=list(frame.columns), rows=frame.to_numpy().tolist(), numbers=numbers)
 
 
-def _text(value: Any, form: str = "{}") -> str:
-    return MISSING if pd.isna(value) else form.format(value)
+def _texts(column: pd.Series, form: str = "{}") -> list[str]:
+    return [MISSING if pd.isna(value) else form.format(value) for value in column]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from src.exp.report.comparison import DIFFERENCE, LABELS, STUDENTS, Comparison, metric_label
 from src.exp.report.significance import PairedTest
 
-_NAMES = {"popular": "the most popular items", "markov": "the Markov chain"}
 _STUDENT_NAMES = {"baseline": "the baseline", "distill": "the distilled student"}
 _SIGNIFICANT = ("better", "worse")
 _HOW_TO_COMPARE = (
@@ -39,11 +38,8 @@ def verdict(comparison: Comparison, tests: dict[str, PairedTest]) -> Verdict:
     if len(comparison.seeds) < len(STUDENTS):
         tone, headline, numbers = "one student", _one_student(comparison), ""
     elif comparison.unlike:
-        tone, headline, numbers = (
-            "not comparable",
-            f"Baseline and distilled student are not comparable: {comparison.unlike}",
-            "",
-        )
+        tone, numbers = "not comparable", ""
+        headline = f"Baseline and distilled student are not comparable: {comparison.unlike}"
         surroundings = [_HOW_TO_COMPARE, *surroundings]
     else:
         found = tests[DIFFERENCE]
@@ -74,10 +70,14 @@ def _below(comparison: Comparison, found: str) -> str:
     """Which reference the winner does not reach; where there is no winner, either student."""
     students = {"better": ["distill"], "worse": ["baseline"]}.get(found, list(STUDENTS))
     below = {name: _students_below(comparison, name, students) for name in comparison.references}
-    parts = [(f"{_NAMES[name]} ({comparison.value(name):.4f})", who) for name, who in below.items() if who]
+    parts = [(f"{_reference_name(name)} ({comparison.value(name):.4f})", who) for name, who in below.items() if who]
     if found == "better" and parts:
         return f", but below {' and '.join(name for name, _ in parts)}"
     return "".join(f", and {_subject(who)} below {name}" for name, who in parts)
+
+
+def _reference_name(reference: str) -> str:
+    return "the most popular items" if reference == "popular" else f"the {LABELS[reference]}"
 
 
 def _subject(students: list[str]) -> str:
