@@ -8,7 +8,7 @@ import torch
 from harness import read
 from torch import nn
 
-from src.core.cost import answer_latency, parameter_counts, record_cost
+from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.core.paths import RunFolder
 from src.exp.report.breakdown import breakdown, thirds
 from src.exp.report.provenance import repeat_command
