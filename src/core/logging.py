@@ -26,6 +26,7 @@ from src.core.errors import check
 from src.core.files import read_json, write_json
 
 LOGGER_NAME = "anyo"
+TEST_TAG = "test/"  # begins the tags of what is measured once a training is over
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _console = Console(stderr=True)
 _show_progress = True
@@ -63,23 +64,6 @@ class _NoWriter:
 
     def close(self) -> None:
         pass
-
-
-@dataclass(frozen=True)
-class PrefixedWriter:
-    """The same writer for a training within another one: its tags begin with `prefix/`."""
-
-    writer: TensorBoardWriter
-    prefix: str
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        self.writer.add_scalar(f"{self.prefix}/{tag}", scalar_value, global_step)
-
-    def flush(self) -> None:
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 def start_logging(settings: LoggingConfig) -> logging.Logger:
@@ -140,8 +124,8 @@ def tensorboard_writer(folder: Path, settings: LoggingConfig, *, keep_until: int
     """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off.
 
     Args:
-        keep_until: the step after which an interrupted run goes on. Points of earlier processes up to there are kept,
-            later ones, which will be written again, are removed; None or 0 removes them all.
+        keep_until: the step after which an interrupted training goes on. Points of earlier processes up to there are
+            kept, later ones and those of its test, which will be written again, are removed; None or 0 removes all.
     """
     if not settings.tensorboard:
         return _NoWriter()
@@ -170,7 +154,7 @@ def _points(files: list[Path], last_step: int) -> list[Any]:
     for file in files:
         for event in LegacyEventFileLoader(str(file)).Load():
             tags = tuple(value.tag for value in event.summary.value)
-            if tags and event.step <= last_step:
+            if tags and event.step <= last_step and not tags[0].startswith(TEST_TAG):
                 points[tags, event.step] = event
     return list(points.values())
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import project_path
-from src.exp.report.study import Study, study_page
-from src.exp.report.study_table import study_table
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.multirun import SweepJob, load_jobs, varying_keys
+from src.exp.study.pages import Study, study_page
 from src.exp.study.results import Result, reference_of, require_metric, result, run_table
+from src.exp.study.table import study_table
 
 _SEED = "general.seed"
 _TRAININGS = ("teacher", "baseline", "distill")

@@ -23,7 +23,6 @@ from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import student_inputs, weights_hash
 from src.exp.stage.stage import Stage, look, open_stage, run_folder
 from src.exp.study.launch import launch
-from src.exp.study.page import write_study
 from src.exp.study.plan import (
     Variant,
     base_overrides,
@@ -34,6 +33,7 @@ from src.exp.study.plan import (
     variants,
 )
 from src.exp.study.results import Result, result
+from src.exp.study.write import write_study
 from src.student.evaluator import evaluate_scores
 from src.student.references import popularity
 

@@ -1,7 +1,8 @@
 """iLoRA as a teacher: its three steps, around either implementation of the adapter."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
-from src.core.logging import LOGGER_NAME, PrefixedWriter, TensorBoardWriter
+from src.core.logging import LOGGER_NAME, TensorBoardWriter, tensorboard_writer
 from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.teacher_files import ChosenRows
@@ -124,8 +125,9 @@ class ILoRATeacher(ITeacherRecommender):
         if _is_made(artefact, made_from, context.logger):
             return
         artefact.begin(made_from)
-        config, own_context = recommender_config(self.config, self.dataset), _with_own_curves(context, "recommender")
-        train_recommender(config, self.dataset, cfg.metrics, folder=folder, context=own_context)
+        config = recommender_config(self.config, self.dataset)
+        with self._own_curves(cfg, context, "recommender") as own_context:
+            train_recommender(config, self.dataset, cfg.metrics, folder=folder, context=own_context)
         artefact.complete(files=self._hashes(_files_in(folder)))
         self.on_save()
 
@@ -135,9 +137,17 @@ class ILoRATeacher(ITeacherRecommender):
         if _is_made(artefact, made_from, context.logger):
             return
         artefact.begin(made_from)
-        build_tiny_llm(self.config, self.dataset, folder=folder, context=_with_own_curves(context, "tiny_llm"))
+        with self._own_curves(cfg, context, "tiny_llm") as own_context:
+            build_tiny_llm(self.config, self.dataset, folder=folder, context=own_context)
         artefact.complete(files=self._hashes(_files_in(folder)))
         self.on_save()
+
+    @contextmanager
+    def _own_curves(self, cfg: Settings, context: RunContext, name: str) -> Iterator[RunContext]:
+        """For a training before the adapter's: its scalars count steps of their own, and it is not resumed."""
+        writer = tensorboard_writer(self.folder.tensorboard_dir("teacher") / name, cfg.logging)
+        yield replace(context, writer=writer, resume=None)
+        writer.close()
 
     def _artefact(self, name: str, key: str) -> Artefact:
         root = self.folder.root
@@ -266,11 +276,6 @@ def _is_made(artefact: Artefact, made_from: dict[str, Any], logger: logging.Logg
     elif status.record is not None:
         logger.info("the %s is made again: %s", artefact.name, status.changes or status.why)
     return status.is_current
-
-
-def _with_own_curves(context: RunContext, prefix: str) -> RunContext:
-    """For a training before the adapter's: its scalars count steps of their own, and it is not resumed."""
-    return replace(context, writer=PrefixedWriter(context.writer, prefix), resume=None)
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from src.core.data_utils import DatasetConfig
-from src.core.logging import TensorBoardWriter
+from src.core.logging import LoggingConfig, TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
 from src.teacher.config import TeacherConfig
@@ -41,6 +41,9 @@ class Settings(Protocol):
 
     @property
     def paths(self) -> PathsConfig: ...
+
+    @property
+    def logging(self) -> LoggingConfig: ...
 
 
 class ITeacherExporter(ABC):

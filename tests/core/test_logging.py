@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from src.core import logging as run_logging
@@ -10,7 +11,6 @@ from src.core.errors import UserError
 from src.core.files import read_json, write_json
 from src.core.logging import (
     LoggingConfig,
-    PrefixedWriter,
     forget_times,
     open_log,
     progress_bar,
@@ -251,6 +251,12 @@ def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     assert progress_bar().disable
 
 
-def test_a_prefixed_writer_names_its_curves_apart(tb_writer):
-    PrefixedWriter(tb_writer, "recommender").add_scalar("loss", 0.5, 3)
-    assert tb_writer.scalars == [("recommender/loss", 0.5, 3)]
+def test_points_of_a_test_are_made_again_by_a_resumed_run(tmp_path):
+    """A run that was killed after its test, before it was complete, tests once more."""
+    for value in (0.25, 0.5):
+        writer = tensorboard_writer(tmp_path, LoggingConfig(), keep_until=9)
+        writer.add_scalar("test/ndcg@10", value, 3)
+        writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("test/ndcg@10")] == [(3, 0.5)]

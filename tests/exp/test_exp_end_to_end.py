@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.core.files import LOCK_FILE, sha256_file
 from src.core.git_info import git_commit
+from src.core.paths import RunFolder
 from src.core.teacher_files import read_manifest
 from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher
 from src.student.checkpoint import load_checkpoint
@@ -46,7 +47,10 @@ def log_text(pipeline, name: str) -> str:
 def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipeline) -> None:
     top = {path.name for path in pipeline.folder.iterdir()}
     reports = {"report.md", "report.html"}
-    assert top == {".hydra", "logs", "tb", "models", "metrics", "plots", "records", "git_info.txt", *reports}
+    folders = {".hydra", "logs", "tb", "models", "metrics", "plots", "records"}
+    assert top == {*folders, "git_info.txt", LOCK_FILE, *reports}
+    made = {"recommender", "tiny_llm", "teacher_export", "teacher_evaluation", "eval", *STAGES}
+    assert {path.stem for path in (pipeline.folder / "records").iterdir()} == made
     assert {path.name for path in (pipeline.folder / "models").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "tb").iterdir()} == set(STAGES)
     assert {path.name for path in (pipeline.folder / "metrics").iterdir()} == {
@@ -113,9 +117,7 @@ def test_git_info_names_our_commit_and_the_two_submodules(pipeline) -> None:
 @pytest.mark.parametrize("stage", [*STAGES, "eval"])
 def test_every_stage_keeps_its_configuration(pipeline, stage) -> None:
     folder = pipeline.folder / ".hydra"
-    record = set() if stage == "eval" else {"record.json"}  # evaluating is never skipped
-    files = {"config.yaml", "hydra.yaml", "overrides.yaml"}
-    assert {path.name for path in (folder / stage).iterdir()} == files | record
+    assert {path.name for path in (folder / stage).iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     config = OmegaConf.load(folder / stage / "config.yaml")
     assert (config.student.emb_size, config.dataset.name, config.distill["lambda"]) == (8, "sample", 0.7)
     assert "student.emb_size=8" in OmegaConf.load(folder / stage / "overrides.yaml")
@@ -139,11 +141,11 @@ def test_logs_have_their_names_and_tell_what_was_done(pipeline) -> None:
 
 def test_tensorboard_has_the_curves_of_every_stage(pipeline) -> None:
     expected = {
-        "teacher": {"recommender/loss", "tiny_llm/loss", "train/loss", "valid/hr@1_all"},
+        "teacher": {"train/loss", "valid/hr@1_all"},
+        "teacher/recommender": {"loss", "valid/ndcg@10"},
         "baseline": {"loss", "loss_ce", "valid/ndcg@10", "test/ndcg@10"},
         "distill": {"loss", "loss_ce", "loss_ranking", "selected", "valid/ndcg@10", "test/ndcg@10"},
     }
-    expected["teacher"].remove("tiny_llm/loss")  # three steps of pretraining are fewer than it reports
     for stage, tags in expected.items():
         events = EventAccumulator(str(pipeline.folder / "tb" / stage))
         events.Reload()
@@ -272,7 +274,7 @@ def test_without_a_key_the_newest_finished_run_is_evaluated_and_named(pipeline, 
     assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={folder}") == 0
     log = (folder / "logs" / "eval_all.log").read_text()
     for stage in STUDENTS:
-        assert f"eval.run_dir not given: taking {stage} of the newest finished run, {pipeline.folder}" in log
+        assert f"eval.run_dir not given: taking {stage} of {pipeline.folder} (complete 20" in log
         assert read(folder / "metrics" / f"eval_{stage}.json")["seed"] == 42
     assert (folder / "metrics" / "eval_teacher.json").is_file()
 
@@ -294,9 +296,7 @@ def test_a_finished_stage_is_not_overwritten(pipeline, capsys, stage) -> None:
     code = run_here(FINISHED[stage], *pipeline.overrides, f"hydra.run.dir={pipeline.folder}", "general.seed=7")
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 1 and len(error) == 1
-    assert (
-        f"stage {stage} is finished there (eval_{stage}.json exists), and general.seed changed from 42 to 7" in error[0]
-    )
+    assert f"{stage} is complete there, and general.seed changed from 42 to 7" in error[0]
     assert "general.overwrite=true" in error[0]
     assert snapshot(pipeline.folder) == before
     assert snapshot(pipeline.teacher_outputs) == outputs
@@ -333,34 +333,58 @@ def start_values(folder) -> torch.Tensor:
     return load_file(folder / "models" / "distill" / "model.safetensors")["output.weight"]
 
 
+def another_baseline(pipeline, folder) -> torch.Tensor:
+    """A copy of the pipeline's baseline as if it had been trained to other weights there; returns its output layer."""
+    for part in ("models/baseline", "metrics", "records"):
+        shutil.copytree(pipeline.folder / part, folder / part)
+    for file in (folder / "records").iterdir():
+        if file.stem != "baseline":
+            file.unlink()
+    weights = load_file(folder / "models" / "baseline" / "model.safetensors")
+    weights["output.weight"] += 1
+    save_file(weights, folder / "models" / "baseline" / "model.safetensors")
+    return weights["output.weight"]
+
+
 def test_a_distillation_starts_from_the_baseline_of_its_folder(pipeline, tmp_path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(pipeline.folder / "models" / "baseline", folder / "models" / "baseline")
-    (folder / "metrics").mkdir()
-    shutil.copy2(pipeline.folder / "metrics" / "eval_baseline.json", folder / "metrics")
-    edited = load_file(folder / "models" / "baseline" / "model.safetensors")
-    edited["output.weight"] += 1  # another one than the newest run's
-    save_file(edited, folder / "models" / "baseline" / "model.safetensors")
-    assert run_here(run_distill.run, *pipeline.overrides, *FROM_BASELINE, f"hydra.run.dir={folder}") == 0
-    assert torch.allclose(start_values(folder), edited["output.weight"])
-    assert "newest finished run" not in (folder / "logs" / "train_distill.log").read_text()
+    edited = another_baseline(pipeline, tmp_path / "run")
+    assert run_here(run_distill.run, *pipeline.overrides, *FROM_BASELINE, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    assert torch.allclose(start_values(tmp_path / "run"), edited)
+    assert "taking baseline of" not in (tmp_path / "run" / "logs" / "train_distill.log").read_text()
 
 
-def test_a_distillation_elsewhere_starts_from_the_newest_baseline_and_says_which(pipeline, tmp_path) -> None:
-    folder = tmp_path / "run"
-    assert run_here(run_distill.run, *pipeline.overrides, *FROM_BASELINE, f"hydra.run.dir={folder}") == 0
-    baseline = load_file(pipeline.folder / "models" / "baseline" / "model.safetensors")
-    assert torch.allclose(start_values(folder), baseline["output.weight"])
-    log = (folder / "logs" / "train_distill.log").read_text()
-    assert "distill.init_checkpoint not given: taking baseline of the newest finished run" in log
-    assert str(pipeline.folder) in log
+def test_the_newest_is_found_by_its_record_whatever_its_folder_is_called(pipeline, tmp_path) -> None:
+    """Not by the folder's name: `result_9999` is older than `my_baseline`."""
+    results = tmp_path / "result"
+    for name, completed in (("result_9999", "2026-01-01"), ("deep/my_baseline", "2026-01-02"), ("old", "2025-12-31")):
+        weights = another_baseline(pipeline, results / name)
+        file = results / name / "records" / "baseline.json"
+        file.write_text(json.dumps({**read(file), "completed": f"{completed}T00:00:00+00:00"}))
+        if name == "deep/my_baseline":
+            weights += 1
+            tensors = load_file(results / name / "models" / "baseline" / "model.safetensors")
+            save_file({**tensors, "output.weight": weights}, results / name / "models/baseline/model.safetensors")
+            newest = weights
+    where = places(pipeline.data_dir, results, results / "run")
+    assert run_here(run_distill.run, *TINY_STUDENT, *where, *FROM_BASELINE) == 0
+    assert torch.allclose(start_values(results / "run"), newest)
+    log = (results / "run" / "logs" / "train_distill.log").read_text()
+    assert f"distill.init_checkpoint not given: taking baseline of {results / 'deep' / 'my_baseline'} (complete" in log
+
+
+def test_a_partner_has_to_fit_and_the_nearest_that_does_not_is_named(pipeline, tmp_path, capsys) -> None:
+    other = [*pipeline.overrides, *FROM_BASELINE, f"hydra.run.dir={tmp_path / 'run'}", "student.dropout=0.2"]
+    assert run_here(run_distill.run, *other) == 1
+    printed = capsys.readouterr().err
+    assert f"no baseline fits; the nearest, of {pipeline.folder}, does not: student.dropout 0.1 / 0.2" in printed
+    assert "with these student settings and this seed" in printed.splitlines()[-1]
 
 
 def test_a_distillation_without_any_baseline_says_what_to_run(pipeline, tmp_path, capsys) -> None:
     overrides = [*TINY_STUDENT, *places(pipeline.data_dir, tmp_path, tmp_path / "run"), *FROM_BASELINE]
     assert run_here(run_distill.run, *overrides) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "distill.init_checkpoint=null: no finished baseline of dataset sample found" in error
+    assert "distill.init_checkpoint=null: no finished baseline of dataset sample" in error
     assert "src.exp.run_student_baseline" in error
 
 
@@ -384,25 +408,71 @@ def test_a_refusal_helper_sees_other_errors() -> None:
 
 
 def test_the_original_programs_result_stands_beside_ours_with_its_protocol(pipeline, tmp_path) -> None:
-    """As `distill.engine=submodule` leaves it; here beside a baseline that is below the floors."""
+    """As `distill.engine=submodule` leaves it; here beside a baseline that is below the references."""
     folder = tmp_path / "run"
-    for part in ("models/baseline", "metrics"):
+    for part in ("models/baseline", "metrics", "records"):
         shutil.copytree(pipeline.folder / part, folder / part)
     ours = read(folder / "metrics" / "eval_baseline.json")
-    for file in (folder / "metrics").glob("*_distill.*"):
+    for file in (*folder.glob("metrics/*_distill.*"), folder / "records" / "distill.json"):
         file.unlink()
     metrics = {"ndcg@10": 0.4321, "recall@10": 0.5}
     theirs = {**ours, "protocol": "chosen on test", "metrics": metrics, "metrics_masked": {}}
     (folder / "metrics" / "eval_dllm2rec_upstream.json").write_text(json.dumps(theirs))
-    (folder / "models" / "dllm2rec_upstream").mkdir()
+    upstream = RunFolder(folder).artefact("dllm2rec_upstream")
+    upstream.begin(read(folder / "records" / "baseline.json")["made_from"])
+    upstream.complete(0.5)
 
     assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={folder}", f"eval.run_dir={folder}") == 0
 
     summary = pd.read_csv(folder / "metrics" / "summary.csv", index_col="model")
-    assert list(summary.index) == ["most popular", "Markov chain", "student, baseline", "DLLM2Rec's program"]
+    models = ["most popular", "Markov chain", "teacher", "student, baseline", "DLLM2Rec's program"]
+    assert list(summary.index) == models
     assert summary.loc["DLLM2Rec's program", "ndcg@10"] == 0.4321
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert "a protocol of its own (chosen on test): do not compare" in report
     assert "Only one student was found" in report
     assert "Below Markov chain: student, baseline. A student below a reference is not worth distilling." in report
-    assert " nan " not in report
+
+
+# --- fair comparisons ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_student(pipeline, tmp_path_factory):
+    """A Caser of one epoch under another seed, beside a copy of the pipeline's distilled SASRec."""
+    folder = tmp_path_factory.mktemp("unlike") / "run"
+    shutil.copytree(pipeline.folder, folder)
+    changes = ("student=caser", "student.emb_size=8", "student.hidden_size=8", "student.num_epochs=1", "general.seed=5")
+    shutil.rmtree(folder / "models" / "baseline")
+    assert run_here(run_student_baseline.run, *pipeline.overrides, *changes, f"hydra.run.dir={folder}") == 0
+    return folder
+
+
+def test_unlike_students_get_no_verdict_and_no_percentage(pipeline, other_student) -> None:
+    where = (f"hydra.run.dir={other_student}", f"eval.run_dir={other_student}")
+    assert run_here(run_eval_all.run, *pipeline.overrides, *where) == 0
+    report = (other_student / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "not comparable: general.seed 5 / 42, student.name caser / sasrec" in report
+    assert "student.num_epochs 1 / 2" in report
+    assert not re.search(r"[+-]\d+\.\d %", report) and "distilled - baseline" not in report
+    assert "distilled - most popular" in report  # what may be compared still is
+
+
+def test_another_runs_student_is_a_partner_only_if_it_fits(pipeline, other_student, tmp_path) -> None:
+    results = tmp_path / "result"
+    shutil.copytree(other_student, results / "unlike")
+    (results / "unlike" / "records" / "distill.json").unlink()
+    shutil.copytree(pipeline.folder, results / "mine")
+    (results / "mine" / "records" / "baseline.json").unlink()
+    overrides = [*TINY_STUDENT, *places(pipeline.data_dir, results, results / "mine")]
+    assert run_here(run_eval_all.run, *overrides) == 0
+    log = (results / "mine" / "logs" / "eval_all.log").read_text()
+    assert f"no baseline fits; the nearest, of {results / 'unlike'}, does not: general.seed 5 / 42" in log
+    assert "student, baseline" not in pd.read_csv(results / "mine" / "metrics" / "summary.csv")["model"].tolist()
+
+
+def test_runs_of_other_seeds_must_differ_in_nothing_else(pipeline, other_student, tmp_path, capsys) -> None:
+    where = (f"hydra.run.dir={tmp_path / 'run'}", f"eval.run_dir={pipeline.folder}")
+    assert run_here(run_eval_all.run, *pipeline.overrides, *where, f"eval.seed_dirs=[{other_student}]") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "in more than its seed: student.name sasrec / caser" in error

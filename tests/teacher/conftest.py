@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from src.core.data_utils import DatasetConfig, SequenceDataset
+from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig
 from src.student.context import RunContext
 from src.student.models import ModelConfig, build_model
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
@@ -151,6 +152,7 @@ class AllSettings:
     teacher: TeacherConfig
     metrics: MetricsConfig
     paths: PathsConfig
+    logging: LoggingConfig
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
     """Settings of a short training on few rows, which exports to `outputs`; changes are of `teacher`."""
 
     def make(seed: int = 7, overwrite: bool = False, outputs: str = "outputs", **changes: object) -> AllSettings:
-        student = StudentConfig(name="sasrec", emb_size=8, hidden_size=8, max_seq_len=6, batch_size=8, num_epochs=1)
+        student = SASRecConfig(name="sasrec", emb_size=8, hidden_size=8, max_seq_len=6, batch_size=8, num_epochs=1)
         rows = {"max_train_rows": 8, "max_valid_rows": 4, "max_eval_rows": 4}
         return AllSettings(
             GeneralSettings(seed, overwrite),
@@ -166,6 +168,7 @@ def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
             replace(config, **{"recommender": student, **rows, **changes}),
             MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
             PathsConfig(data_dir="data", result_root="result", teacher_outputs_dir=str(tmp_path / outputs)),
+            LoggingConfig(),
         )
 
     return make

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from src.core.logging import TensorBoardWriter
+from src.core.logging import TEST_TAG, TensorBoardWriter
 from src.exp.stage.stage import Stage, Step
 from src.student.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
@@ -33,7 +33,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
     for name, value in evaluation.metrics.items():
-        writer.add_scalar(f"test/{name}", value, result.best_epoch)
+        writer.add_scalar(f"{TEST_TAG}{name}", value, result.best_epoch)
     writer.close()
     write_evaluation(
         folder.eval_file(stage.name),

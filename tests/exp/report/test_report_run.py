@@ -8,10 +8,10 @@ import torch
 from harness import read
 from torch import nn
 
-from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.core.paths import RunFolder
 from src.exp.report.breakdown import breakdown, thirds
 from src.exp.report.provenance import repeat_command
+from src.student.cost import answer_latency, parameter_counts, record_cost
 
 
 def test_thirds_cover_every_row_once_and_are_named_by_their_range() -> None:

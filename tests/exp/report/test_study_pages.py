@@ -9,9 +9,9 @@ from harness import refusal
 from invented import ranks
 from matplotlib import image
 
-from src.exp.report.study import Study, study_page
-from src.exp.report.study_plots import curve_plot, plot_curve, plot_study, variants_plot
-from src.exp.report.study_table import study_table
+from src.exp.study.pages import Study, study_page
+from src.exp.study.plots import curve_plot, plot_curve, plot_study, variants_plot
+from src.exp.study.table import study_table
 
 EIGHT_FIRST, NONE_FIRST = ranks([0] * 8), ranks([5] * 8)
 

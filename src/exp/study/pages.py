@@ -12,8 +12,8 @@ from src.core.foreign.escape import csv_cell
 from src.exp.report.comparison import metric_label
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import MISSING, Table, write_pages
-from src.exp.report.study_plots import variants_plot
-from src.exp.report.study_table import NOT_COMPARABLE
+from src.exp.study.plots import variants_plot
+from src.exp.study.table import NOT_COMPARABLE
 
 _SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}
 _TONES = ("better", "worse", "cannot tell")

@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from src.core.git_info import git_commit
 from src.exp.report.figures import Plot
 from src.exp.report.significance import Ranks
-from src.exp.report.study import Study, study_page
-from src.exp.report.study_plots import curve_plot
-from src.exp.report.study_table import study_table
 from src.exp.stage.stage import Stage
 from src.exp.study.config import BASELINE, StudyConfig
+from src.exp.study.pages import Study, study_page
 from src.exp.study.plan import Variant
+from src.exp.study.plots import curve_plot
 from src.exp.study.results import Result, compared_with, require_metric
+from src.exp.study.table import study_table
 
 X, SERIES = "x", "series"
 
