@@ -13,7 +13,7 @@ from dataclasses import replace
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from src.core.artefacts import locked
+from src.core.artefacts import Artefact, differences, locked
 from src.core.errors import UserError
 from src.core.logging import start_logging
 from src.core.paths import RunFolder
@@ -46,10 +46,12 @@ def run(cfg: Settings) -> None:
         stage, found = look(settings, "study"), variants(cfg.study)
         if source is not None:
             check_source(source, stage)
+        made_from = _made_from(stage, source)
+        artefact = stage.folder.artefact("study")
+        _require_same_study(artefact, made_from, cfg)
         check_variants(found, base, stage)
         open_stage(stage)
-        artefact = stage.folder.artefact("study")
-        artefact.begin(_made_from(stage, source))
+        artefact.begin(made_from)
         _train(stage, found, base)
         files = _write(stage, found, source)
         artefact.complete(files=stage.hashes(*files))
@@ -65,6 +67,19 @@ def _made_from(stage: Stage, source: RunFolder | None) -> dict[str, object]:
         "study.seeds": study.seeds,
         "the distillation": weights_hash(source.model_dir("distill")) if source else None,
     }
+
+
+def _require_same_study(artefact: Artefact, made_from: dict[str, object], cfg: Settings) -> None:
+    """A study may be given more seeds and variants; other settings belong to another study."""
+    record = artefact.status().record
+    if record is None or cfg.general.overwrite:
+        return
+    before, now = ({k: v for k, v in m.items() if not k.startswith("study.")} for m in (record.made_from, made_from))
+    if changes := differences(before, now):
+        raise UserError(
+            f"{artefact.base}: holds a study of other settings: {changes}; use another hydra.run.dir, or "
+            "general.overwrite=true to train its variants again"
+        )
 
 
 def _train(stage: Stage, found: list[Variant], base: list[str]) -> None:
