@@ -10,6 +10,7 @@ from rich.table import Table
 from src.core.data_utils import load_dataset
 from src.core.device import resolve_device
 from src.core.errors import UserError
+from src.core.foreign.escape import rich_text
 from src.core.logging import LOGGER_NAME
 from src.core.paths import RunFolder, data_dir, project_path, result_root
 from src.exp.lookup import find_run
@@ -30,11 +31,11 @@ def run(cfg: DictConfig) -> None:
         checkpoint = _newest(cfg, RunFolder(here), dataset.fingerprint, logger)
     device = resolve_device(settings.general.device, logger)
     best = recommend(checkpoint, dataset, asked.history, asked.top_k, asked.show_history, device)
-    table = Table(title=f"{dataset.name}, {checkpoint}")
+    table = Table(title=rich_text(f"{dataset.name}, {checkpoint}"))
     for column in ("rank", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
     for rank, item in enumerate(best, start=1):
-        table.add_row(str(rank), item.item_id, item.title, f"{item.score:.4f}")
+        table.add_row(str(rank), rich_text(item.item_id), rich_text(item.title), f"{item.score:.4f}")
     Console().print(table)
 
 

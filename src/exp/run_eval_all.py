@@ -15,6 +15,7 @@ from src.core.cost import answer_latency, parameter_counts, record_cost
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
+from src.core.foreign.escape import rich_text
 from src.core.paths import STAGES, RunFolder, project_path, result_root
 from src.core.significance import Ranks, load_ranks
 from src.exp.lookup import find_run
@@ -175,10 +176,11 @@ def _measure_cost(stage: Stage, name: str, model: Student) -> None:
 def _print(comparison: Comparison) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
-    table = Table(title=f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items")
+    title = f"{comparison.dataset.name}, test, ranked over all {comparison.dataset.num_items} items"
+    table = Table(title=rich_text(title))
     table.add_column("metric")
     for label in frame.index:
-        table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
+        table.add_column(rich_text(label.removeprefix("student, ").removeprefix("most ")), justify="right")
     for column in frame.columns:
         if column.startswith(("recall", "ndcg")):
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))
@@ -186,7 +188,7 @@ def _print(comparison: Comparison) -> None:
     console.print(table)
     reports = [("report", comparison.folder.report_file), ("report", comparison.folder.html_report_file)]
     for title, path in (*reports, *_plots(comparison.folder.plots_dir)):
-        console.print(f"{title}: {path}", soft_wrap=True, highlight=False)
+        console.print(rich_text(f"{title}: {path}"), soft_wrap=True)
 
 
 def _plots(folder: Path) -> list[tuple[str, Path]]:

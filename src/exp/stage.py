@@ -21,6 +21,7 @@ from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.files import write_text
+from src.core.foreign.escape import terminal
 from src.core.git_info import PROJECT_ROOT, save_git_info
 from src.core.logging import LOGGER_NAME, TensorBoardWriter, forget_times, init_logger, tensorboard_writer, time_block
 from src.core.paths import RunFolder, data_dir
@@ -68,7 +69,7 @@ def _fail(message: str, code: int) -> NoReturn:
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {terminal(message)}", file=sys.stderr)
     sys.exit(code)
 
 
