@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 
 from src.core import raw_data
 from src.core.errors import UserError, check
+from src.core.foreign.arrays import read_arrays
 from src.core.raw_data import Interactions, WindowSplits
 
 DATASETS = ("sample", "movielens", "amazon_games", "lastfm", "csv")
@@ -567,12 +567,11 @@ def _load_cache(folder: Path, logger: logging.Logger) -> _Processed | None:
         meta = json.loads((folder / "meta.json").read_text())
         with (folder / "items.csv").open(newline="", encoding="utf-8") as file:
             table = list(csv.reader(file))[1:]
-        with np.load(folder / "rows.npz", allow_pickle=False) as arrays:
-            items = arrays["items"]
-            splits = {
-                name: Rows(items, *(arrays[f"{name}_{part}"] for part in ("start", "pos", "user")))
-                for name in ("train", "valid", "test")
-            }
+        arrays = read_arrays(folder / "rows.npz", max_bytes=None, advice="it is made again")
+        splits = {
+            name: Rows(arrays["items"], *(arrays[f"{name}_{part}"] for part in ("start", "pos", "user")))
+            for name in ("train", "valid", "test")
+        }
         processed = _Processed(
             meta["num_users"], titles=[row[2] for row in table], item_ids=[row[1] for row in table], **splits
         )
@@ -585,7 +584,7 @@ def _load_cache(folder: Path, logger: logging.Logger) -> _Processed | None:
         KeyError,
         IndexError,
         TypeError,
-        zipfile.BadZipFile,
+        UserError,
         csv.Error,
     ) as error:
         logger.warning("%s is damaged (%s): processing the raw files again", folder, error)

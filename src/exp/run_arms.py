@@ -15,7 +15,7 @@ from rich.console import Console
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
-from src.core.significance import Ranks, paired_tests, user_metric
+from src.core.significance import Ranks, load_ranks, paired_tests, user_metric
 from src.distill.data_bridge import TeacherOutputs
 from src.exp.arm_teachers import random_teacher, recommender_teacher
 from src.exp.record import teacher_files_hash, weights_hash
@@ -38,10 +38,10 @@ def run(cfg: DictConfig) -> None:
     jobs = {"baseline": [trained_baseline(stage, BASELINE, seed) for seed in arms.seeds]}
     for name, arm in arms.trained.items():
         jobs[name] = [_arm(stage, source, name, arm, seed) for seed in arms.seeds]
-    ranks = {name: [_ranks(job.folder, job.name) for job in runs] for name, runs in jobs.items()}
+    ranks = {name: [load_ranks(job.folder.ranks_file(job.name)) for job in runs] for name, runs in jobs.items()}
     ranks["most_popular"] = [_popular(stage)]
     if source.is_finished("teacher"):
-        ranks["teacher"] = [_ranks(source, "teacher")]
+        ranks["teacher"] = [load_ranks(source.ranks_file("teacher"))]
     _write(stage, arms_table(ranks, stage.settings.metrics.monitor))
 
 
@@ -125,11 +125,6 @@ def _recommender(job: Stage, source: RunFolder) -> Path:
 
 
 # --- the table ----------------------------------------------------------------------------------------------
-
-
-def _ranks(folder: RunFolder, stage: str) -> Ranks:
-    with np.load(folder.ranks_file(stage)) as file:
-        return dict(file)
 
 
 def _popular(stage: Stage) -> Ranks:

@@ -9,6 +9,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.files import write_atomic
+from src.core.foreign.tensors import read_tensors
 from src.core.seed import random_state, restore_random_state
 
 
@@ -66,13 +67,13 @@ class Resume:
             return None
         try:
             # On the CPU, where generators live; modules and optimizers move what they take over to their device.
-            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            content = read_tensors(self.file)
             for name, part in parts.items():
                 part.load_state_dict(content["parts"][name])
             restore_random_state(content["random"])
             return content["progress"]
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).removeprefix(f"{self.file}: ").splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start"
             ) from error

@@ -53,6 +53,8 @@ def read_arrays(
     with _damage_named(path, advice), open_archive(path, compressed=max_bytes is not None) as archive:
         left = path.stat().st_size if max_bytes is None else max_bytes
         for name in [member.removesuffix(".npy") for member in archive.sizes] if names is None else names:
+            if f"{name}.npy" not in archive.sizes:
+                raise UserError(f"{path}: holds no array {name}; {advice}")
             arrays[name] = _array(archive.read(f"{name}.npy", left + _MAX_HEADER), left)
             left -= arrays[name].nbytes
     return arrays
@@ -65,7 +67,7 @@ def _damage_named(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # those of this folder, and numpy's
-        raise UserError(f"{path}: not a sound array file ({error}); {advice}") from error
+        raise UserError(f"{path}: not an array file, or a damaged one ({error}); {advice}") from error
 
 
 def _array(content: bytes | bytearray, max_bytes: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def read_saved(path: Path, admits: Callable[[str], bool]) -> Any:
     except RefusedName as error:
         raise UserError(f"{path}: {_refusal(error.name)}") from None
     except (DamagedPickle, DamagedArchive, OSError, TypeError, ValueError) as error:  # of calls, their arguments
-        raise UserError(f"{path}: not a sound file of torch.save ({error}); {_ADVICE}") from None
+        raise UserError(f"{path}: a damaged file, or not a file written by torch.save ({error}); {_ADVICE}") from None
 
 
 def _refusal(name: str) -> str:
