@@ -24,6 +24,7 @@ from rich.progress import (
 
 from src.core.errors import check
 from src.core.files import read_json, write_json
+from src.core.foreign.escape import terminal
 
 LOGGER_NAME = "anyo"
 TEST_TAG = "test/"  # begins the tags of what is measured once a training is over
@@ -66,6 +67,17 @@ class _NoWriter:
         pass
 
 
+class _LineFormatter(logging.Formatter):
+    """One line a record, and nothing in it that a terminal obeys: messages quote titles, paths and foreign errors."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = terminal(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(terminal(line) for line in super().formatException(ei).split("\n"))
+
+
 def start_logging(settings: LoggingConfig) -> logging.Logger:
     """The run's logger: readable lines on the terminal, kept for the file that `open_log` may open."""
     global _show_progress
@@ -81,7 +93,7 @@ def open_log(log_file: Path) -> None:
     log_file.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger(LOGGER_NAME)
     to_file = logging.FileHandler(log_file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    to_file.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     for handler in list(logger.handlers):
         if isinstance(handler, MemoryHandler):
             handler.setTarget(to_file)
@@ -105,9 +117,11 @@ def terminal_logger() -> logging.Logger:
 def _terminal_handler() -> logging.Handler:
     """Rich on a terminal, where it shares the screen with progress bars; plain unwrapped lines elsewhere."""
     if _console.is_terminal:
-        return RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=NullHighlighter())
+        on_screen = RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=NullHighlighter())
+        on_screen.setFormatter(_LineFormatter("%(message)s"))
+        return on_screen
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
+    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
     return handler
 
 

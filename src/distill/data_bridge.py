@@ -1,7 +1,6 @@
 """From a teacher's files to tensors, checked against the dataset they have to fit."""
 
 import logging
-import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,8 @@ from src.core.artefacts import locked
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file
+from src.core.foreign.arrays import read_array, read_arrays
+from src.core.foreign.tensors import read_tensors
 from src.core.teacher_files import (
     CONFIDENCE_FILE,
     EMBEDDINGS_FILE,
@@ -133,10 +134,7 @@ def _read_rows(folder: Path, manifest: Manifest | None, dataset: SequenceDataset
     path = folder / ROWS_FILE
     if not path.is_file() or (manifest is not None and ROWS_FILE not in manifest.sha256):
         return None
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an array file ({error}); export the teacher again") from error
+    rows = read_array(path, max_bytes=8 * len(dataset.train), advice="export the teacher again")
     last = len(dataset.train) - 1
     fits = rows.ndim == 1 and rows.dtype.kind == "i" and len(rows) > 0 and rows[0] >= 0 and rows[-1] <= last
     if not fits or (np.diff(rows) <= 0).any():
@@ -163,12 +161,8 @@ def _row_distances(path: Path, dataset: SequenceDataset, rows: np.ndarray | None
             f"{path}: missing file; distill.confidence=per_sequence takes each row's distance from it, and only "
             "teachers of this program write it; with other files use distill.confidence=per_candidate"
         )
-    try:
-        with np.load(path) as stats:  # arrays only: pickles stay closed
-            distances = stats["raw_best_distance"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: holds no array raw_best_distance ({error}); export the teacher again") from error
-    count = len(dataset.train) if rows is None else len(rows)
+    count, name = len(dataset.train) if rows is None else len(rows), "raw_best_distance"
+    distances = read_arrays(path, [name], max_bytes=8 * len(dataset.train), advice="export the teacher again")[name]
     if distances.shape != (count,) or not np.isfinite(distances).all():
         raise UserError(
             f"{path}: raw_best_distance must hold {count} finite numbers, one per exported training row of "
@@ -202,11 +196,7 @@ def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logg
 def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
     if not path.is_file():
         raise UserError(f"{path}: missing file; it holds a float tensor [num_items, llm_dim]")
-    try:
-        embeddings = torch.load(path, map_location="cpu", weights_only=True)  # never runs code of the file
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # an EOFError says nothing
-        raise UserError(f"{path}: not a tensor file ({reason})") from error
+    embeddings = read_tensors(path)
     if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise UserError(f"{path}: must hold a float tensor [num_items, llm_dim]")
     if len(embeddings) != dataset.num_items:

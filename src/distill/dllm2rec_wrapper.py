@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 
 from src.core.data_utils import Rows, SequenceDataset
-from src.core.datasets.pickles import read_pickled_frame
 from src.core.errors import UserError, check
 from src.core.files import sha256_file, write_atomic
+from src.core.foreign.frames import read_pickled_frame
+from src.core.foreign.tensors import read_tensors
 from src.core.git_info import PROJECT_ROOT
 from src.core.logging import progress_bar
 from src.core.teacher_files import CONFIDENCE_FILE, EMBEDDINGS_FILE, RANKING_FILE
@@ -204,7 +205,7 @@ def read_teacher(folder: Path) -> TeacherOutputs:
     teacher = folder / "tocf" / _DATA_NAME
     table, ranking, confidence = (teacher / name for name in (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE))
     return TeacherOutputs(
-        embeddings=torch.load(table, weights_only=True) if table.is_file() else None,
+        embeddings=read_tensors(table) if table.is_file() else None,
         ranking=torch.from_numpy(np.loadtxt(ranking, dtype=np.int64, ndmin=2)) if ranking.is_file() else None,
         confidence=(
             torch.from_numpy(np.loadtxt(confidence, dtype=np.float32, ndmin=2)) if confidence.is_file() else None

@@ -10,9 +10,12 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import write_atomic
+from src.core.foreign.arrays import read_arrays
 from src.core.logging import TensorBoardWriter
 from src.distill.selection_policy import SelectionPolicy, StudentInfo, TeacherInfo
 from src.student.datamodule import Batch
+
+_MAX_LOG_BYTES = 1 << 29
 
 
 class LoggedPolicy(SelectionPolicy):
@@ -85,6 +88,6 @@ class LoggedPolicy(SelectionPolicy):
 def read_selection(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """A file of `LoggedPolicy.save`: the numbers of the rows distilled in each epoch, int64 ascending, and the mean
     weight of each row over the epochs, float32 [num_rows]."""
-    with np.load(path) as saved:
-        chosen, weight = saved["chosen"], saved["mean_weight"]
+    saved = read_arrays(path, max_bytes=_MAX_LOG_BYTES, advice="run the distillation again")
+    chosen, weight = saved["chosen"], saved["mean_weight"]
     return [np.flatnonzero(np.unpackbits(bits, count=len(weight))) for bits in chosen], weight

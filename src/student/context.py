@@ -10,6 +10,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.files import write_atomic
+from src.core.foreign.tensors import read_tensors
 from src.core.logging import TensorBoardWriter
 from src.core.seed import random_state, restore_random_state
 
@@ -72,7 +73,7 @@ class Resume:
             return None
         try:
             # On the CPU, where generators live; modules and optimizers move what they take over to their device.
-            content = torch.load(self.file, map_location="cpu", weights_only=True)
+            content = read_tensors(self.file)
             for name, component in components.items():
                 component.load_state_dict(content["components"][name])
             restore_random_state(content["random"])
@@ -89,12 +90,12 @@ class Resume:
         if not self.file.is_file():
             return 0
         try:
-            return torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+            return read_tensors(self.file)["progress"]["step"]
         except Exception as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> UserError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).removeprefix(f"{self.file}: ").splitlines() or [type(error).__name__])[0]
         return UserError(f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start")
 
 

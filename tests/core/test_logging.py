@@ -1,8 +1,10 @@
 """Log lines, the writer that may be off, and times that add up."""
 
+import io
 import logging
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
@@ -121,6 +123,28 @@ def test_logger_appends_to_its_file(tmp_path):
     assert len(lines) == 2  # a second start of the logger repeats no line
     assert lines[0].endswith("INFO    first")
     assert lines[1].endswith("INFO    second")
+
+
+def test_no_line_carries_what_a_terminal_obeys(tmp_path, capsys):
+    logger = start_logging(LoggingConfig())
+    open_log(tmp_path / "a.log")
+    logger.warning("%s", "a\x1b[31m\nb")
+    try:
+        raise ValueError("c\x1b[31m\u202e")
+    except ValueError:
+        logger.exception("d")
+
+    for text in ((tmp_path / "a.log").read_text(), capsys.readouterr().err):
+        assert r"a\x1b[31m\nb" in text and r"ValueError: c\x1b[31m\u202e" in text
+        assert "\x1b" not in text and "\u202e" not in text
+        assert text.count("WARNING") == 1 and "Traceback" in text.splitlines()[2]
+
+
+def test_nor_on_a_terminal(tmp_path, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100)
+    monkeypatch.setattr(run_logging, "_console", console)
+    start_logging(LoggingConfig()).warning("%s", "a\x1b[31m[bold]b")
+    assert r"a\x1b[31m[bold]b" in console.file.getvalue() and "\x1b" not in console.file.getvalue()
 
 
 def test_logger_changes_its_file(tmp_path):

@@ -373,7 +373,7 @@ def test_embeddings_that_do_not_fit(load, folder, content, message):
 def test_embeddings_that_are_no_tensor_file(load, folder, content):
     (folder / MANIFEST_FILE).unlink()
     (folder / EMBEDDINGS_FILE).write_bytes(content)
-    with pytest.raises(UserError, match=r"all_embeddings\.pt: not a tensor file"):
+    with pytest.raises(UserError, match=r"all_embeddings\.pt: a damaged file, or not a file written by torch\.save"):
         load()
 
 
@@ -391,7 +391,7 @@ def test_a_pickle_is_never_executed(load, folder, tmp_path, zip_format):
     (folder / MANIFEST_FILE).unlink()
     torch.save(_Malicious(trace), folder / EMBEDDINGS_FILE, _use_new_zipfile_serialization=zip_format)
 
-    with pytest.raises(UserError, match=r"all_embeddings\.pt: not a tensor file"):
+    with pytest.raises(UserError, match=r"all_embeddings\.pt: the pickle names posix\.mkdir, .* it was not executed"):
         load()
     assert not trace.exists()
 

@@ -257,8 +257,12 @@ def test_unfit_checkpoints_are_refused(lora, tmp_path, logger, changes, message)
 def test_a_file_that_is_no_checkpoint_is_refused(lora, tmp_path, logger):
     (tmp_path / "text.ckpt").write_text("text")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    for name in ("text", "other", "missing"):
-        with pytest.raises(UserError, match=rf"{name}\.ckpt: not a readable checkpoint of iLoRA's training"):
+    for name, message in (
+        ("text", "a damaged file, or not a file written by torch.save"),
+        ("other", "not a checkpoint of iLoRA's training, which has a state_dict of tensors"),
+        ("missing", "missing file"),
+    ):
+        with pytest.raises(UserError, match=rf"{name}\.ckpt: {message}"):
             read_checkpoint(tmp_path / f"{name}.ckpt", lora.state(), logger)
 
 

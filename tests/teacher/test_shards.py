@@ -51,7 +51,9 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path):
     with pytest.raises(UserError, match="00001.npz: missing shard of the export; start the stage again"):
         read_shards(tmp_path, ROWS)
     (tmp_path / "00001.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match="00001.npz: damaged shard .* delete it and start the stage again"):
+    with pytest.raises(
+        UserError, match="00001.npz: not an array file, or a damaged one .* delete it and start the stage again"
+    ):
         read_shards(tmp_path, ROWS)
 
 

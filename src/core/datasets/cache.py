@@ -17,6 +17,7 @@ import numpy as np
 from src.core.artefacts import Artefact, locked
 from src.core.errors import UserError
 from src.core.files import sha256_file
+from src.core.foreign.arrays import read_arrays
 
 ROWS_FILE = "rows.npz"
 ITEMS_FILE = "items.csv"
@@ -117,7 +118,7 @@ def _load(folder: Path, made_from: dict[str, Any]) -> tuple[Processed | None, st
         status = _artefact(folder).status(made_from, verify=True)
         if status.is_current:
             return _read(folder), ""
-    except (OSError, csv.Error) as error:  # csv: a title beyond its limit
+    except (OSError, csv.Error, UserError, KeyError, ValueError, IndexError) as error:
         return None, str(error)
     return None, status.why or status.changes or f"it has no {RECORD_FILE}"
 
@@ -150,8 +151,7 @@ def _write(processed: Processed, folder: Path) -> None:
 
 
 def _read(folder: Path) -> Processed:
-    with np.load(folder / ROWS_FILE, allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = read_arrays(folder / ROWS_FILE, max_bytes=None, advice="it is made again")
     with (folder / ITEMS_FILE).open(newline="", encoding="utf-8") as file:
         _, *lines = csv.reader(file)
     return Processed(

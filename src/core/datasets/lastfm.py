@@ -14,8 +14,8 @@ from src.core.datasets.base import (
     numbered_lines,
     shorten,
 )
-from src.core.datasets.pickles import read_pickled_frame
 from src.core.errors import UserError, check
+from src.core.foreign.frames import read_pickled_frame
 
 FILES = ("train_data.df", "Val_data.df", "Test_data.df", "id2name.txt")
 

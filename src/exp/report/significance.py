@@ -11,11 +11,13 @@ import numpy as np
 from scipy.stats import bootstrap, wilcoxon
 
 from src.core.errors import UserError
+from src.core.foreign.arrays import read_arrays
 from src.core.metrics import metric_per_row
 
 LEVEL = 0.05
 _RESAMPLES = 4000
 _BATCH_BYTES = 1 << 28  # what one batch of resamples may take
+_MAX_RANKS_BYTES = 1 << 29  # eleven million rows
 
 Ranks = dict[str, np.ndarray]
 """Columns of a `ranks_*.npz`: int64 [N] each, of the same test rows in the same order for all models of a data set."""
@@ -139,9 +141,6 @@ def load_ranks(path: Path) -> Ranks:
     """Read a `ranks_*.npz`.
 
     Raises:
-        UserError: it is missing.
+        UserError: it is missing or damaged.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: missing file; evaluate that run again (src.exp.run_eval_all)")
-    with np.load(path) as ranks:
-        return dict(ranks)
+    return read_arrays(path, max_bytes=_MAX_RANKS_BYTES, advice="evaluate that run again (src.exp.run_eval_all)")

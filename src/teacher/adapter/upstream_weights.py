@@ -8,10 +8,10 @@ import logging
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.foreign.tensors import read_tensors
 from src.teacher.adapter.adapter_file import check_fits
 
 _LLM, _OURS = "llama_model.", "base_model.model."
@@ -67,11 +67,10 @@ def read_checkpoint(path: Path, wanted: dict[str, Tensor], logger: logging.Logge
     Raises:
         UserError: not such a checkpoint, or other weights or shapes than `wanted`.
     """
-    try:
-        upstream = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path}: not a readable checkpoint of iLoRA's training ({reason})") from error
+    content = read_tensors(path)
+    upstream = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(upstream, dict) or not all(isinstance(value, Tensor) for value in upstream.values()):
+        raise UserError(f"{path}: not a checkpoint of iLoRA's training, which has a state_dict of tensors")
     state = to_adapter(upstream)
     statistics = {name: wanted[name] for name in wanted.keys() - state.keys() if _BUFFER.search(name)}
     if not any(".projector." in name for name in state):

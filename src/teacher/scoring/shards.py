@@ -9,7 +9,6 @@ import json
 import logging
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
+from src.core.foreign.arrays import read_arrays
 from src.core.logging import row_progress
 
 SHARD_ROWS = 1024
@@ -105,8 +105,4 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: missing shard of the export; start the stage again in the same folder")
-    try:
-        with np.load(path) as arrays:  # arrays only: pickles stay closed
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged shard of an export ({error}); delete it and start the stage again") from error
+    return read_arrays(path, max_bytes=None, advice="delete it and start the stage again")
