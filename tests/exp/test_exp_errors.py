@@ -9,7 +9,7 @@ from harness import TINY_STUDENT, TINY_TEACHER, Outcome, places, run_here, run_p
 from hydra.errors import ConfigCompositionException
 
 from src.core.errors import UserError
-from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher, selection_curve
+from src.exp import run_distill, run_eval_all, run_student_baseline, run_study, run_teacher
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_missing_raw_files_in_a_process(processes) -> None:
 def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processes) -> None:
     outcome = processes["finished"]
     assert outcome.code == 1 and "Traceback" in outcome.err
-    assert "UserError" in outcome.err and "stage baseline is finished there" in outcome.err
+    assert "UserError" in outcome.err and "baseline is complete there" in outcome.err
 
 
 # --- the same entry point in this process -------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processe
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("student.lrr=1", ("student.lrr: unknown key; allowed there: name, emb_size", " lr,")),
+        ("student.lrr=1", ("student.lrr: unknown key; did you mean student.lr? allowed there: name, emb_size", " lr,")),
         ("teacher.lora.rank=4", ("teacher.lora.rank: unknown key; allowed there: r, alpha",)),
         ("student.num_filters=4", ("student.num_filters: the chosen student has no such key, only another choice",)),
         ("distill.lambdaa=4", ("distill.lambdaa: unknown key", " lambda,")),
@@ -123,7 +123,7 @@ def test_without_cuda_the_cpu_is_used_with_a_warning(attempt, here, monkeypatch,
 
 
 def test_an_error_stands_in_the_log_too(attempt, here, tmp_path) -> None:
-    outcome = attempt(run_student_baseline.run, *here, "general.device=tpu9")
+    outcome = attempt(run_student_baseline.run, *here, "student.lr=1e30", "student.loss=bce")
     log = (tmp_path / "run" / "logs" / "train_student_baseline.log").read_text()
     assert log.splitlines()[-1].endswith("ERROR   " + outcome.error_lines[0].removeprefix("error: "))
 
@@ -270,7 +270,7 @@ def test_a_run_of_another_dataset_is_not_evaluated_and_leaves_nothing_behind(att
         f"hydra.run.dir={tmp_path / 'run'}",
         f"eval.run_dir={pipeline.folder}",
         "dataset.max_train_rows=500",
-    ).expect_error("trained on sample", "give the dataset settings of that run")
+    ).expect_error("was made from other data", "give the dataset settings of that run")
     assert snapshot(pipeline.folder) == before
     assert not (tmp_path / "run" / "metrics").exists()
 
@@ -296,7 +296,8 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
         raise KeyboardInterrupt
 
     outcome = attempt(stage, *here)
-    assert outcome.code == 130 and outcome.error_lines == ["error: interrupted"]
+    assert outcome.code == 130
+    assert outcome.error_lines == ["error: interrupted; the same command with the same hydra.run.dir goes on from here"]
     assert "Traceback" not in outcome.err
 
 
@@ -336,7 +337,11 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
             ["teacher.export.student_checkpoint=x"],
             "teacher.export.student_checkpoint='x': must be null with teacher.export.rows=all",
         ),
-        (selection_curve.run, ["distill.lambda=0"], "distill.lambda=0 or distill.alpha=0: no loss asks for"),
+        (
+            run_study.run,
+            ["study=curve", "distill.lambda=0"],
+            "variant random_0.05: active.strategy=random: there is no loss to select samples for with distill.lambda=0",
+        ),
     ],
 )
 def test_a_selection_that_could_do_nothing(attempt, pipeline, tmp_path, stage, overrides, message) -> None:

@@ -84,7 +84,8 @@ SWEEP = ("-m", "general.seed=1,2")
         (
             run_distill.run,
             ("distill.init=baseline", "distill.lambda=0", "distill.ed_weight=0"),
-            "distill.init_checkpoint=null: must be given under multirun, because guessing a run could mix seeds",
+            "distill.init_checkpoint=null: no finished baseline of dataset sample with these student settings and this "
+            "seed",
         ),
         (
             run_eval_all.run,

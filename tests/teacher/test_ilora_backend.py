@@ -17,6 +17,7 @@ from src.core.errors import UserError
 from src.core.files import LOCK_FILE, sha256_file
 from src.core.paths import RunFolder
 from src.core.teacher_files import MANIFEST_FILE, read_manifest
+from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
 from src.teacher import ilora_backend
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE
@@ -206,7 +207,9 @@ def test_an_export_fits_the_student_and_is_not_overwritten(
     teacher.train(settings, logger, tb_writer)
     teacher.export_for_dllm2rec(settings, logger)
 
-    outputs = load_teacher_outputs(tmp_path / "outputs", dataset, 4, True, True, logger)
+    outputs = load_teacher_outputs(
+        tmp_path / "outputs", dataset, DistillConfig(name="dllm2rec", top_k=4), logger=logger
+    )
     assert outputs.ranking.shape == outputs.confidence.shape == (len(dataset.train), 4)
     assert outputs.embeddings.shape == (24, 16)
     assert "cannot be verified" not in caplog.text

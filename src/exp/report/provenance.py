@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.paths import RunFolder
 
-_WITHOUT_EFFECT = ("paths", "logging", "eval", "gather", "recommend", "arms")  # sections that change no number of a run
+_NOT_OF_A_RUN = ("paths", "logging", "eval", "gather", "recommend", "study")  # sections that change no number of it
 _SCRIPTS = {"teacher": "run_teacher_train", "baseline": "run_student_baseline", "distill": "run_distill_dllm2rec"}
 
 
@@ -34,7 +34,7 @@ def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]
     result = {group: (default[group], name) for group, name in chosen.items() if default[group] != name}
     expected = _values(compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()]))
     for key, value in _values(config).items():
-        if key.split(".")[0] not in _WITHOUT_EFFECT and expected.get(key) != value:
+        if key.split(".")[0] not in _NOT_OF_A_RUN and expected.get(key) != value:
             result[key] = (expected.get(key), value)
     return result
 

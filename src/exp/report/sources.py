@@ -10,6 +10,7 @@ from src.core.paths import RunFolder, project_path, result_root
 from src.exp.report.significance import PairedTest, load_ranks, paired_tests
 from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
 from src.exp.stage.lookup import Found, complete_runs, find, of_data, run_that_exported
+from src.exp.stage.multirun import is_multirun
 from src.exp.stage.stage import Stage
 
 SEED, TEACHER = "general.seed", "distill.teacher"
@@ -79,6 +80,8 @@ def _searched(stage: Stage) -> tuple[dict[str, Found], str]:
     runs: dict[str, Found] = {}
     fits = of_data(stage.dataset.fingerprint)
     anchor = next((n for n in ("distill", "baseline") if _fitting_here(stage, n)), None)
+    if anchor is None and is_multirun():
+        raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
     anchor = anchor or next((n for n in ("distill", "baseline") if _search(stage, n, fits)), None)
     if anchor is None:
         return runs, ""
