@@ -54,6 +54,7 @@ def _newest(cfg: Settings, fingerprint: str, logger: logging.Logger) -> Path:
             misfit=of_data(fingerprint),
             why="recommend.checkpoint not given",
             logger=logger,
+            of_studies=False,
         )
         if run is not None:
             return run.folder.model_dir(name)

@@ -1,6 +1,6 @@
 """Which run each model of a comparison comes from, and whether the two students may be compared."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
 from src.exp.report.significance import PairedTest, load_ranks, paired_tests
 from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
-from src.exp.stage.lookup import Found, complete_runs, find, of_data, run_that_exported
+from src.exp.stage.lookup import Found, Misfit, complete_runs, find, of_data, run_that_exported
 from src.exp.stage.multirun import is_multirun
 from src.exp.stage.stage import Stage
 
@@ -44,8 +44,9 @@ def find_sources(stage: Stage) -> Sources:
     if not runs.keys() & {"baseline", "distill"}:
         where = f"in {given}" if given else f"for dataset {stage.dataset.name} under {result_root(stage.settings)}"
         raise UserError(
-            f"eval.run_dir={given}: no finished baseline or distilled student {where}; run "
-            "src.exp.run_student_baseline or src.exp.run_distill first"
+            f"eval.run_dir={given}: no finished baseline or distilled student {where} (its record is "
+            "records/<student>.json, which runs of earlier versions lack); run src.exp.run_student_baseline or "
+            "src.exp.run_distill first"
         )
     difference = other
     if {"baseline", "distill"} <= runs.keys():
@@ -77,34 +78,43 @@ def _here(folder: RunFolder, name: str) -> Found | None:
 
 def _searched(stage: Stage) -> tuple[dict[str, Found], str]:
     """The runs, and by what the nearest other student differs where none fits."""
-    runs: dict[str, Found] = {}
-    fits = of_data(stage.dataset.fingerprint)
-    anchor = next((n for n in ("distill", "baseline") if _fitting_here(stage, n)), None)
-    if anchor is None and is_multirun():
-        raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
-    anchor = anchor or next((n for n in ("distill", "baseline") if _search(stage, n, fits)), None)
+    anchor = _anchor(stage)
     if anchor is None:
-        return runs, ""
-    first = _search(stage, anchor, fits)
-    assert first is not None
-    runs[anchor] = first
-    partner = {"distill": "baseline", "baseline": "distill"}[anchor]
+        return {}, ""
+    name, first = anchor
+    partner = {"distill": "baseline", "baseline": "distill"}[name]
 
     def differs(record: Record) -> str:
-        students = {anchor: first.record, partner: record}
+        students = {name: first.record, partner: record}
         return differ_besides_distillation(students["baseline"], students["distill"])
 
-    other, reason = _search(stage, partner, differs), ""
-    if other is not None:
-        runs[partner] = other
-    elif misfit := _fitting_here(stage, partner):  # both lie in this folder: the report says why they are not compared
-        runs[partner] = misfit
-    else:
-        reason = next((differs(run.record) for run in _all(stage, partner) if not fits(run.record)), "")
-    teacher = _teacher_of(stage, runs.get("distill"))
+    # Where none fits but both lie in this folder, the report says why they are not compared.
+    other = _search(stage, partner, differs) or _fitting_here(stage, partner)
+    of_same_data = (run for run in _all(stage, partner) if run.record.made_from.get(DATA) == stage.dataset.fingerprint)
+    reason = next((differs(run.record) for run in of_same_data), "") if other is None else ""
+    students = {name: first} if other is None else {name: first, partner: other}
+    teacher = _teacher_of(stage, students.get("distill"))
     upstream = _fitting_here(stage, _UPSTREAM)  # another run's must not slip into this report
-    found = {"teacher": teacher, **runs, _UPSTREAM: upstream}
-    return {name: run for name, run in found.items() if run is not None}, reason
+    found = {"teacher": teacher, **students, _UPSTREAM: upstream}
+    return {model: run for model, run in found.items() if run is not None}, reason
+
+
+def _anchor(stage: Stage) -> tuple[str, Found] | None:
+    """The student that the report is about: this folder's, else the newest one, a distilled one before a baseline.
+
+    Raises:
+        UserError: under multirun, where the newest could be another seed's.
+    """
+    for name in ("distill", "baseline"):
+        if (run := _fitting_here(stage, name)) is not None:
+            return name, run
+    if is_multirun():
+        raise UserError("eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds")
+    for name in ("distill", "baseline"):
+        run = _search(stage, name, of_data(stage.dataset.fingerprint), of_studies=False)
+        if run is not None:
+            return name, run
+    return None
 
 
 def _all(stage: Stage, name: str) -> list[Found]:
@@ -116,7 +126,7 @@ def _fitting_here(stage: Stage, name: str) -> Found | None:
     return run if run is not None and run.record.made_from.get(DATA) == stage.dataset.fingerprint else None
 
 
-def _search(stage: Stage, name: str, misfit: Callable[[Record], str]) -> Found | None:
+def _search(stage: Stage, name: str, misfit: Misfit, *, of_studies: bool = True) -> Found | None:
     return find(
         name,
         root=result_root(stage.settings),
@@ -124,6 +134,7 @@ def _search(stage: Stage, name: str, misfit: Callable[[Record], str]) -> Found |
         misfit=misfit,
         why="eval.run_dir not given",
         logger=stage.logger,
+        of_studies=of_studies,
     )
 
 

@@ -41,16 +41,28 @@ def of_data(fingerprint: str) -> Misfit:
     return lambda record: "" if record.made_from.get(DATA) == fingerprint else "it is of other data"
 
 
-def find(name: str, *, root: Path, here: RunFolder, misfit: Misfit, why: str, logger: logging.Logger) -> Found | None:
+def find(
+    name: str,
+    *,
+    root: Path,
+    here: RunFolder,
+    misfit: Misfit,
+    why: str,
+    logger: logging.Logger,
+    of_studies: bool = True,
+) -> Found | None:
     """The newest complete `name` that fits, this run's own before all others; what was taken is logged.
 
     The nearest one that does not fit is named, with what is in the way.
 
     Args:
         why: what it is looked for, such as the key that was not given.
+        of_studies: whether the runs within a study count, whose variants nobody means by "the newest".
     """
     nearest: tuple[Found, str] | None = None
     for run in complete_runs(name, root, here):
+        if not of_studies and run.folder.root != here.root and _is_of_study(run.folder, root):
+            continue
         reason = misfit(run.record)
         if not reason:
             if run.folder.root != here.root:
@@ -61,6 +73,11 @@ def find(name: str, *, root: Path, here: RunFolder, misfit: Misfit, why: str, lo
     if nearest is not None:
         logger.info("%s: no %s fits; the nearest, of %s, does not: %s", why, name, nearest[0].folder.root, nearest[1])
     return None
+
+
+def _is_of_study(folder: RunFolder, root: Path) -> bool:
+    above = (path for path in folder.root.parents if path.is_relative_to(root))
+    return any(RunFolder(path).artefact("study").record_file.is_file() for path in above)
 
 
 def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
