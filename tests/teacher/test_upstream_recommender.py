@@ -122,7 +122,7 @@ def test_a_small_file_cannot_ask_for_a_huge_model(tmp_path, monkeypatch):
     wide = hand_made()
     wide.s_fc = nn.Linear(1_000_000, 1)
     path = save_as("SASRec", wide, tmp_path / "rec.pt", monkeypatch)
-    monkeypatch.setattr("src.teacher.upstream_recommender.build_model", None)
+    monkeypatch.setattr(f"{read_pickled_sasrec.__module__}.build_model", None)
     with pytest.raises(UserError, match="not a SASRec as iLoRA has it .mh_attn.linear_q is not of 1000000 by 1000000"):
         read_pickled_sasrec(path)
 
