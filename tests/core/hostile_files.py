@@ -85,13 +85,25 @@ def npy_header(shape: str, descr: str = "'<f8'") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-def script() -> bytes:
-    class Module(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + 1
+class Script(torch.nn.Module):
+    """A TorchScript module that writes a file where it is loaded."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return torch.zeros(1), self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        torch.save(state[0], "executed")
+        self.training = state[1]
+
+
+def script() -> bytes:
     stream = io.BytesIO()
-    torch.jit.save(torch.jit.trace(Module(), torch.zeros(1)), stream)
+    torch.jit.save(torch.jit.script(Script()), stream)
     return stream.getvalue()
 
 

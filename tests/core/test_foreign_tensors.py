@@ -1,6 +1,7 @@
 """What torch.save writes comes back equal; what it never writes ends in one line, runs nothing and takes no memory."""
 
 import io
+import pickle
 import random
 import subprocess
 import sys
@@ -141,6 +142,17 @@ def test_hostile_files_end_in_one_line(tmp_path, monkeypatch, name):
         read_tensors(path)
     assert str(error.value).startswith(f"{path}: ")
     assert not (tmp_path / hostile.SENTINEL).exists()
+
+
+def test_the_traps_do_spring_with_other_loaders(tmp_path, monkeypatch):
+    """Else the tests above could not fail: torch 2.3 runs a TorchScript archive even with `weights_only=True`."""
+    monkeypatch.chdir(tmp_path)
+    for spring in (
+        lambda: torch.load(io.BytesIO(hostile.script()), weights_only=True),
+        lambda: pickle.loads(hostile.PICKLES["a call of os.system"]),
+    ):
+        spring()
+        (tmp_path / hostile.SENTINEL).unlink()
 
 
 @pytest.mark.parametrize(
