@@ -49,8 +49,11 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
         config, info = ModelConfig(**description["model"]), CheckpointInfo(**description["info"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: not a student checkpoint ({error})") from error
+    state = _read_weights(folder)
+    with torch.device("meta"):  # first without memory: a description may ask for more than the file has
+        _check_fits(folder, state, build_model(config))
     model = build_model(config)
-    load_weights(model, folder)
+    model.load_state_dict(state)
     return model, info
 
 
@@ -75,20 +78,28 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         UserError: the file is missing or damaged, or a name or shape differs.
     """
+    state = _read_weights(folder)
+    _check_fits(folder, state, model)
+    model.load_state_dict(state)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(f"{path}: missing file; a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path}: damaged file ({error})") from error
+
+
+def _check_fits(folder: Path, state: dict[str, torch.Tensor], model: nn.Module) -> None:
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else "nothing"
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if have != want:
             raise UserError(
-                f"{path}: {name} holds {have}, this model wants {want}; "
+                f"{folder / WEIGHTS_FILE}: {name} holds {have}, this model wants {want}; "
                 "use the student settings and the dataset of the checkpoint"
             )
-    model.load_state_dict(state)

@@ -1,6 +1,7 @@
 """Loading a LLaMA-family model and tokenizer from a local Hugging Face folder."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 
 from src.core.errors import UserError
 from src.core.files import read_json
+from src.core.foreign.tensors import read_tensors
 from src.teacher.adapter.moe_lora import TARGET_MODULES
 from src.teacher.prompt.batching import token_batches
 from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
@@ -49,14 +51,26 @@ def check_llm_folder(path: Path) -> None:
         raise UserError(f"teacher.llm_path={path}: has no config.json; {_EXPECTED}")
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
+    if (path / "adapter_config.json").is_file():  # transformers would load another model, named there
+        raise UserError(
+            f"teacher.llm_path={path}: holds a PEFT adapter (adapter_config.json); give the folder of a whole model, "
+            "with the adapter merged into it"
+        )
+    _weight_files(path)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights, all of them there."""
     weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
     if weights is None:
         raise UserError(f"teacher.llm_path={path}: has none of {', '.join(_WEIGHT_FILES)}; {_EXPECTED}")
-    if weights.suffix == ".json":
-        shards = set(read_json(weights).get("weight_map", {}).values())
-        missing = sorted(name for name in shards if not (path / name).is_file())
-        if missing:
-            raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
+    if weights.suffix != ".json":
+        return [weights]
+    shards = sorted(set(read_json(weights).get("weight_map", {}).values()))
+    missing = [name for name in shards if not (path / name).is_file()]
+    if missing:
+        raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
+    return [path / name for name in shards]
 
 
 def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -79,9 +93,17 @@ def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTo
 
 def _load_model(path: Path, dtype: str) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=True, local_files_only=True
+        # trust_remote_code=False: without it transformers asks on the terminal whether to run code of the folder.
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        source, weights = _weights(path)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            torch_dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **weights,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -91,13 +113,30 @@ def _load_model(path: Path, dtype: str) -> PreTrainedModel:
         raise UserError(
             f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {_EXPECTED}"
         )
-    empty = sorted(name for name, parameter in model.named_parameters() if parameter.is_meta)
-    if empty:  # what the files lack; transformers only warns
-        first, *others = empty
+    absent = found["missing_keys"]
+    lacking = sorted(name for name, value in model.named_parameters() if value.is_meta or name in absent)
+    if lacking:  # transformers only warns
+        first, *others = lacking
         raise UserError(
             f"teacher.llm_path={path}: its weights lack {first} and {len(others)} more; get the whole checkpoint"
         )
     return model
+
+
+def _weights(path: Path) -> tuple[Path | None, dict[str, Any]]:
+    """What tells transformers to take the weights from safetensors, or from memory: its own way to `.bin` is torch's
+    loader, which may run what it reads. Those take twice the memory while they are copied.
+    """
+    files = _weight_files(path)
+    if files[0].suffix == ".safetensors":
+        return path, {"use_safetensors": True, "low_cpu_mem_usage": True}
+    state: dict[str, Tensor] = {}
+    for file in files:
+        content = read_tensors(file)
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise UserError(f"{file}: holds no state_dict of tensors; {_EXPECTED}")
+        state |= content
+    return None, {"state_dict": state}
 
 
 @torch.no_grad()
@@ -121,6 +160,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             legacy=True,
             add_bos_token=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # SentencePiece raises the last
         reason = str(error).strip().splitlines()[0]

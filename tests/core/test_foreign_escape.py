@@ -10,8 +10,7 @@ import unicodedata
 
 import pytest
 from jinja2 import Environment
-from markdown import markdown as python_markdown
-from markdown_it import MarkdownIt
+from markdown_it import MarkdownIt  # which rich depends on
 from rich.console import Console
 from rich.table import Table
 
@@ -157,13 +156,6 @@ def test_markdown_shows_the_text_in_a_line_and_in_a_cell():
         assert shown(below[1]) == words(text)
         row = re.findall(r"<td>(.*?)</td>", GITHUB.render(f"| a | b |\n|---|---|\n| {escaped} | end |"), re.DOTALL)
         assert [shown(cell) for cell in row] == [words(text), "end"]
-
-
-@pytest.mark.parametrize("text", NASTY)
-def test_python_markdown_shows_the_text_in_a_cell(text):
-    page = python_markdown(f"| a | b |\n|---|---|\n| {escape.markdown(text)} | end |", extensions=["tables"])
-    row = re.findall(r"<td>(.*?)</td>", page, re.DOTALL)
-    assert [shown(cell) for cell in row] == [words(text), "end"]
 
 
 def test_addresses_become_no_links():

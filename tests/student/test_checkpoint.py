@@ -101,6 +101,21 @@ def test_other_shape(folder):
         load_weights(model, folder)
 
 
+def test_a_description_that_asks_for_gigabytes_gets_none(folder, monkeypatch):
+    """The file decides: no memory is taken for a model that its weights do not fill."""
+    description = json.loads((folder / "config.json").read_text())
+    description["model"]["num_items"] = 10**9
+    (folder / "config.json").write_text(json.dumps(description))
+    devices = []
+    monkeypatch.setattr(
+        "src.student.checkpoint.build_model",
+        lambda config: devices.append(torch.empty(0).device.type) or build_model(config),
+    )
+    with pytest.raises(UserError, match=r"item_embeddings\.weight holds \(\d+, \d+\), this model wants \(1000000001, "):
+        load_checkpoint(folder)
+    assert devices == ["meta"]
+
+
 def test_other_names(folder):
     model = build_model(CONFIG)
     del model.input_map

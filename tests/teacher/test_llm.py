@@ -62,6 +62,56 @@ def test_the_index_of_files_that_were_not_downloaded_does_not_matter(folder):
     load_llm(folder, "float32", CPU)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shard", ["10GB", "5KB"])
+def test_pickled_weights_are_those_of_safetensors_and_torchs_loader_has_no_part_in_it(
+    folder, monkeypatch, shard, dtype
+):
+    _, expected = load_llm(folder, dtype, CPU)
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=False, max_shard_size=shard)
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", None)
+
+    _, model = load_llm(folder, dtype, CPU)
+
+    state = expected.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert (len(list(folder.glob("*.bin"))) > 1) == (shard == "5KB")
+
+
+def test_pickled_weights_that_are_none(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin: holds no state_dict of tensors"):
+        load_llm(folder, "float32", CPU)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_missing_weight_is_named(folder, safe):
+    model = LlamaForCausalLM.from_pretrained(folder)
+    state = {name: value for name, value in model.state_dict().items() if name != "model.norm.weight"}
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, state_dict=state, safe_serialization=safe)
+    refused(folder, "its weights lack model.norm.weight and 0 more; get the whole checkpoint")
+
+
+def test_an_adapter_is_no_model(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    refused(folder, r"holds a PEFT adapter \(adapter_config.json\); give the folder of a whole model")
+
+
+def test_code_of_the_folder_is_neither_run_nor_asked_about(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "new", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    refused(folder, "the tokenizer does not load|the model does not load")
+    assert not (folder / "ran").exists()
+
+
 def test_damaged_weights(folder):
     (folder / "model.safetensors").write_bytes(b"\x00" * 100)
     refused(folder, "the model does not load")

@@ -117,6 +117,24 @@ def test_other_content_is_refused(tmp_path, monkeypatch):
     assert "damaged file" in message(path)
 
 
+def test_a_small_file_cannot_ask_for_a_huge_model(tmp_path, monkeypatch):
+    """One row of a million columns is 4 MB; a square of them would be 4 TB."""
+    wide = hand_made()
+    wide.s_fc = nn.Linear(1_000_000, 1)
+    path = save_as("SASRec", wide, tmp_path / "rec.pt", monkeypatch)
+    monkeypatch.setattr(f"{read_pickled_sasrec.__module__}.build_model", None)
+    with pytest.raises(UserError, match="not a SASRec as iLoRA has it .mh_attn.linear_q is not of 1000000 by 1000000"):
+        read_pickled_sasrec(path)
+
+
+@pytest.mark.parametrize("layout", [True, False])
+def test_both_layouts_of_torch_are_read(tmp_path, monkeypatch, layout):
+    theirs = hand_made()
+    save_as("SASRec", theirs, tmp_path / "rec.pt", monkeypatch)
+    torch.save(theirs, tmp_path / "rec.pt", _use_new_zipfile_serialization=layout)
+    assert torch.equal(read_pickled_sasrec(tmp_path / "rec.pt").output.weight, theirs.s_fc.weight)
+
+
 def test_it_serves_as_frozen_recommender(tmp_path, monkeypatch, dataset, make_dataset, caplog):
     path = save_as("SASRec", hand_made(), tmp_path / "rec.pt", monkeypatch)
     monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)  # a stage before it turned that off

@@ -14,6 +14,7 @@ from src.core.errors import UserError
 from src.core.foreign.archives import open_archive
 
 _MAX_HEADER: Final = 10_000  # numpy's own bound
+_MAX_WIDTH: Final = 1 << 20  # of an array without rows
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -76,7 +77,7 @@ def _array(content: bytes | bytearray, max_bytes: int) -> np.ndarray:
     if dtype.hasobject or dtype.itemsize == 0:
         raise _DamagedArray(f"it holds {dtype}, numbers and text are read")
     size = math.prod(shape) * dtype.itemsize
-    if not all(0 <= length <= max(max_bytes, 1) for length in shape) or size > max_bytes:
+    if not all(0 <= length <= max(max_bytes, _MAX_WIDTH) for length in shape) or size > max_bytes:
         raise _DamagedArray(f"it announces an array of shape {shape}, at most {max_bytes} bytes are expected")
     if size != len(content) - start:
         raise _DamagedArray(f"it announces {size} bytes of numbers and has {len(content) - start}")

@@ -80,7 +80,7 @@ def _columns(frame: Any) -> dict[str, list]:
         rows = _rows(values)
         cells += len(rows) * max((len(row) for row in rows), default=0)
         if len(rows) != len(positions) or cells > _MAX_CELLS:
-            raise DamagedPickle(f"a block of {len(rows)} columns at {len(positions)} places, {cells} cells")
+            raise DamagedPickle(f"a block of {len(rows)} columns at {len(positions)} places, {cells} cells so far")
         columns.update(zip((names[position] for position in positions), rows, strict=True))
     return {name: columns[name] for name in names}
 
