@@ -117,4 +117,3 @@ EFFECTS: dict[str, Effect] = {
 def test_a_leaf_does_something(bench, file, entry) -> None:
     bench.file = file
     EFFECTS[entry](bench)
-
