@@ -1,0 +1,14 @@
+"""The bench on which leaves are tried; what is trained on it is shared by all of them."""
+
+import pytest
+from leaves_bench import Bench, Shared
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Shared:
+    return Shared(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, request, shared) -> Bench:
+    return Bench(tmp_path, monkeypatch, request, shared)
