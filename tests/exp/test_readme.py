@@ -1,4 +1,4 @@
-"""What README tells to type exists, and README.ja.md tells the same."""
+"""What README and docs/ tell to type exists, and their Japanese pages tell the same."""
 
 import re
 import shlex
@@ -15,8 +15,10 @@ from src.distill import selection_policy
 from src.distill.selection_policy import TeacherInfo
 from src.student.datamodule import Batch
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-JAPANESE = (ROOT / "README.ja.md").read_text(encoding="utf-8")
+PAIRS = [(ROOT / "README.md", ROOT / "README.ja.md")]
+PAIRS += [(ROOT / "docs" / page.name, page) for page in sorted((ROOT / "docs" / "ja").glob("*.md"))]
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^```[^\n]*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 KEY = re.compile(r"(?<![\w./+-])(\+{0,2})([a-z_]+(?:\.[A-Za-z0-9_]+)+)=")
@@ -37,7 +39,8 @@ PLUGIN_CHOICES = {
 @pytest.fixture(scope="module")
 def configurations() -> list[DictConfig]:
     """The default configuration and those with a key that only another choice of a group has."""
-    choices = [[], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"], ["active=uncertainty"], ["active=meta"]]
+    choices = [[], ["teacher=ilora_tiny"], ["dataset=csv"], ["student=caser"], ["active=uncertainty"], ["study=curve"]]
+    choices += [["active=meta"]]
     for plugin, choice in PLUGIN_CHOICES.items():
         pytest.importorskip(plugin)
         choices.append([choice])
@@ -91,6 +94,18 @@ def test_every_command_composes(line) -> None:
     compose_config(*[o for o in overrides if "," not in o])  # a list of values is for a sweep
 
 
+@pytest.mark.parametrize("page", [*PAGES, *(page for pair in PAIRS for page in pair), ROOT / "CHANGELOG.md"], ids=str)
+def test_every_link_leads_somewhere(page) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8"))
+    inside = [link for link in links if not link.startswith(("http:", "https:"))]
+    assert [link for link in inside if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_is_the_door_and_not_the_house() -> None:
+    for page in PAIRS[0]:
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 160
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:src|conf|cmd|data/raw)/[\w/.]+)`", README))))
 def test_every_path_exists(path) -> None:
     assert (ROOT / path).exists()
@@ -99,7 +114,7 @@ def test_every_path_exists(path) -> None:
 def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> None:
     """The class and the YAML of the README, put where it says, choose the rows with the rarest targets."""
     (code,) = re.findall(r"^```python\n(class .*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (yaml,) = re.findall(r"^```yaml\n(# rare.yaml.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     assert len((code + yaml).strip().splitlines()) <= 20
     for name in ("POLICIES", "SCHEMAS"):
         monkeypatch.setattr(selection_policy, name, dict(getattr(selection_policy, name)))
@@ -133,19 +148,21 @@ def sections(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_the_japanese_readme_has_the_same_headings() -> None:
-    english, japanese = ([heading for heading, _ in sections(text)] for text in (README, JAPANESE))
-    beside = "\n".join(f"{e:50} {j}" for e, j in zip_longest(english, japanese, fillvalue=""))
-    levels = [[heading.split(" ")[0] for heading in headings] for headings in (english, japanese)]
-    assert levels[0] == levels[1], f"the levels of the headings of README.md and README.ja.md differ:\n{beside}"
+@pytest.mark.parametrize(("english", "japanese"), PAIRS, ids=lambda page: page.name)
+def test_a_japanese_page_has_the_same_headings(english, japanese) -> None:
+    found = [[heading for heading, _ in sections(page.read_text(encoding="utf-8"))] for page in (english, japanese)]
+    beside = "\n".join(f"{e:50} {j}" for e, j in zip_longest(*found, fillvalue=""))
+    levels = [[heading.split(" ")[0] for heading in headings] for headings in found]
+    assert levels[0] == levels[1], f"the levels of the headings of {english} and {japanese} differ:\n{beside}"
 
 
-def test_the_japanese_readme_keeps_code_and_tables() -> None:
-    """Commands, keys and paths of every section; a change of README.md's prose alone goes unnoticed."""
-    pairs = zip(sections(README), sections(JAPANESE), strict=False)
+@pytest.mark.parametrize(("english", "japanese"), PAIRS, ids=lambda page: page.name)
+def test_a_japanese_page_keeps_code_and_tables(english, japanese) -> None:
+    """Commands, keys and paths of every section; a change of the English prose alone goes unnoticed."""
+    pages = (sections(page.read_text(encoding="utf-8")) for page in (english, japanese))
     changes = [
         line
-        for (heading, english), (translated, japanese) in pairs
-        for line in unified_diff(english, japanese, f"README.md {heading}", f"README.ja.md {translated}", "", "", 0, "")
+        for (heading, ours), (translated, theirs) in zip(*pages, strict=False)
+        for line in unified_diff(ours, theirs, f"{english.name} {heading}", f"{japanese} {translated}", "", "", 0, "")
     ]
-    assert not changes, "README.ja.md lacks the lines with -, README.md those with +:\n" + "\n".join(changes)
+    assert not changes, f"{japanese} lacks the lines with -, {english} those with +:\n" + "\n".join(changes)
