@@ -207,6 +207,10 @@ TENSORS: dict[str, Callable[[], bytes]] = {
     "a storage alone": lambda: saved(dumps(Storage(4))),
     "a class alone": lambda: saved(dumps(torch.FloatStorage)),
     "a tensor of three arguments": lambda: saved(dumps(Call(torch._utils._rebuild_tensor_v2, 1, 2, 3))),
+    "a tensor of a number": lambda: saved(
+        dumps(Call(torch._utils._rebuild_tensor_v2, 1, 0, (1,), (1,), False, OrderedDict()))
+    ),
+    "versions that are a number": lambda: saved(b"\x80\x02ccollections\nOrderedDict\n)R}U\x09_metadataK\x01sb."),
     "a parameter of text": lambda: saved(dumps(Call(torch._utils._rebuild_parameter, "a", True, OrderedDict()))),
     "an array of numpy": lambda: saved(dumps(np.arange(3))),
     "a list of members of 4 GB": lambda: directory_of(0xF0000000),

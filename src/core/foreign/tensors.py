@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.foreign.archives import DamagedArchive, open_archive
+from src.core.foreign.archives import open_archive
 from src.core.foreign.pickles import MAX_BYTES, DamagedPickle, Loaded, Name, Record, Reference, RefusedName, load_pickle
 
 _STORAGES: Final = {
@@ -82,7 +82,14 @@ def read_saved(path: Path, admits: Callable[[str], bool]) -> Any:
         return (_read_zip if start.startswith(_ZIP) else _read_legacy)(path, lambda n: n in _NAMES or admits(n))
     except RefusedName as error:
         raise UserError(f"{path}: {_refusal(error.name)}") from None
-    except (DamagedPickle, DamagedArchive, OSError, TypeError, ValueError) as error:  # of calls, their arguments
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # of calls: their arguments
         raise UserError(f"{path}: a damaged file, or not a file written by torch.save ({error}); {_ADVICE}") from None
 
 
@@ -284,7 +291,8 @@ def _ordered(record: Record) -> OrderedDict:
     """With the versions of its modules, which a `state_dict` carries as an attribute."""
     result = OrderedDict(record.entries)
     state = {} if record.state is None else record.state
-    if record.args or type(state) is not dict or state.keys() - {"_metadata"}:
+    sound = type(state) is dict and state.keys() <= {"_metadata"} and isinstance(state.get("_metadata", {}), dict)
+    if record.args or not sound:
         raise _DamagedFile("an OrderedDict that holds more than a dictionary")
     vars(result).update(state)
     return result
