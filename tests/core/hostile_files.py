@@ -170,6 +170,12 @@ PICKLES: dict[str, bytes] = {
     "keys that collide": colliding_keys(),
     "eleven million dictionaries": b"\x80\x02(" + b"}" * 11_000_000 + b"t.",
     "eleven million places in the memo": b"\x80\x04N" + b"\x94" * 11_000_000 + b".",
+    "a name of a million letters, a thousand times": b"\x80\x04\x8c\x01a\x94X"
+    + struct.pack("<I", 1 << 20)
+    + b"a" * (1 << 20)
+    + b"\x94("
+    + b"h\x00h\x01\x93" * 1000
+    + b"t.",
     "an extension code": b"\x80\x02\x82\x01.",
     "a persistent id as text": b"\x80\x02Pstorage\n.",
     "a state for a list": b"\x80\x02]}b.",
@@ -204,9 +210,19 @@ TENSORS: dict[str, Callable[[], bytes]] = {
     "a storage that is not there": lambda: saved(dumps(tensor(4, (1,), (1,), key="1"))),
     "a storage outside of the archive": lambda: saved(dumps(tensor(4, (1,), (1,), key="../../../etc/passwd"))),
     "a storage of two kinds": lambda: saved(dumps([tensor(4, (1,), (1,)), Storage(4, kind=torch.IntStorage)])),
+    "a shape of a million long texts": lambda: saved(dumps(tensor(4, ("a" * (1 << 20),) * (1 << 20), (1,)))),
+    "a shape of a million numbers": lambda: saved(dumps(tensor(4, (1,) * (1 << 20), (1,) * (1 << 20)))),
+    "a call of a call of a call, and so on": lambda: saved(
+        b"\x80\x02ccollections\nOrderedDict\n" + b")R" * 300_000 + b"."
+    ),
     "a storage alone": lambda: saved(dumps(Storage(4))),
+    "a class that is called": lambda: saved(dumps(Call(torch.FloatStorage, 1 << 40))),
     "a class alone": lambda: saved(dumps(torch.FloatStorage)),
     "a tensor of three arguments": lambda: saved(dumps(Call(torch._utils._rebuild_tensor_v2, 1, 2, 3))),
+    "a tensor of a number": lambda: saved(
+        dumps(Call(torch._utils._rebuild_tensor_v2, 1, 0, (1,), (1,), False, OrderedDict()))
+    ),
+    "versions that are a number": lambda: saved(b"\x80\x02ccollections\nOrderedDict\n)R}U\x09_metadataK\x01sb."),
     "a parameter of text": lambda: saved(dumps(Call(torch._utils._rebuild_parameter, "a", True, OrderedDict()))),
     "an array of numpy": lambda: saved(dumps(np.arange(3))),
     "a list of members of 4 GB": lambda: directory_of(0xF0000000),

@@ -141,7 +141,7 @@ def _shape_and_values(array: Record) -> tuple[tuple[int, ...], list]:
 
 def _check_shape(shape: tuple[int, ...], data: list | bytes, dtype: Record) -> None:
     if type(shape) is not tuple or len(shape) not in (1, 2) or not all(type(n) is int and n >= 0 for n in shape):
-        raise DamagedPickle(f"an array of shape {shape!r:.40}")
+        raise DamagedPickle("an array whose shape is none")
     if max(shape) > _MAX_CELLS or math.prod(shape) > _MAX_CELLS:
         raise DamagedPickle(f"an array of shape {shape}, at most {_MAX_CELLS} cells are read")
     held = len(data) if type(data) is list else len(data) // _number_type(dtype).itemsize
@@ -153,7 +153,7 @@ def _number_type(dtype: Record) -> np.dtype:
     """Booleans, integers and floats, in the byte order that the dtype's state has behind its version."""
     kind = dtype.args[0]
     if not _NUMBERS.fullmatch(kind):
-        raise DamagedPickle(f"an array of {kind!r:.40}; numbers, text and lists are read")
+        raise DamagedPickle(f"an array of {kind[:20]!r}; numbers, text and lists are read")
     order = dtype.state[1] if dtype.state else "="
     return np.dtype(("=" if order == "|" else order) + kind)
 

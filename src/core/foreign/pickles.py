@@ -23,6 +23,7 @@ _PER_INSTRUCTION: Final = 40  # bytes: a number and its place on the stack
 _PER_CONTAINER: Final = 100  # bytes more: a container, a record, a place in the memo
 _MAX_ODD_KEYS: Final = 10_000  # keys that are no text: numbers can be chosen so that their hashes collide
 _MAX_INTEGER_BYTES: Final = 32
+_MAX_NAME: Final = 500
 _BUILTINS: Final = ("builtins", "__builtin__")  # the latter from Python 2, and in protocol 2
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -51,7 +52,7 @@ class Record:
     """Stands for the result of a call that was not made, such as an object of a class that is not loaded.
 
     Attributes:
-        name: `module.name` of what was to be called; with `()` behind it where its result was to be.
+        name: `module.name` of what was to be called; with `()` behind it where a result of it was to be.
         args: its arguments.
         state: what the object was to take over as its attributes, None if nothing.
         entries: what was to be put into the object as into a dictionary.
@@ -151,7 +152,7 @@ class _Machine:
         return int.from_bytes(digits, "little", signed=signed)
 
     def line(self) -> str:
-        end = self.data.find(b"\n", self.at, self.at + 1000)
+        end = self.data.find(b"\n", self.at, self.at + _MAX_NAME)
         if end < 0:
             raise DamagedPickle(f"byte {self.at} begins no name")
         line = self.take(end - self.at)
@@ -235,6 +236,8 @@ class _Machine:
         self.stack.append(self.memo[index])
 
     def name(self, module: str, name: str) -> None:
+        if len(module) + len(name) > _MAX_NAME:
+            raise DamagedPickle(f"a name of {len(module) + len(name)} characters")
         path = f"{module}.{name}"
         if not self.admits(path) and path not in _BYTES:
             raise RefusedName(path)
@@ -250,7 +253,7 @@ class _Machine:
         args, function = self.stack.pop(), self.stack.pop()
         if type(function) not in (Name, Record) or type(args) is not tuple:
             raise DamagedPickle(f"byte {self.at - 1} calls something that is no function")
-        path = function.path if type(function) is Name else f"{function.name}()"
+        path = function.path if type(function) is Name else f"{function.name.removesuffix('()')}()"
         if path in _BYTES:
             self.stack.append(_bytes_of(args))
         else:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.foreign.archives import DamagedArchive, open_archive
+from src.core.foreign.archives import open_archive
 from src.core.foreign.pickles import MAX_BYTES, DamagedPickle, Loaded, Name, Record, Reference, RefusedName, load_pickle
 
 _STORAGES: Final = {
@@ -82,7 +82,14 @@ def read_saved(path: Path, admits: Callable[[str], bool]) -> Any:
         return (_read_zip if start.startswith(_ZIP) else _read_legacy)(path, lambda n: n in _NAMES or admits(n))
     except RefusedName as error:
         raise UserError(f"{path}: {_refusal(error.name)}") from None
-    except (DamagedPickle, DamagedArchive, OSError, TypeError, ValueError) as error:  # of calls, their arguments
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # of calls: their arguments
         raise UserError(f"{path}: a damaged file, or not a file written by torch.save ({error}); {_ADVICE}") from None
 
 
@@ -234,7 +241,11 @@ class _Builder:
             return _parameter(*record.args)
         if record.name == _SIZE:
             return torch.Size(*map(_whole_numbers, record.args))
-        return _ordered(record) if record.name == _DICTIONARY else record
+        if record.name == _DICTIONARY:
+            return _ordered(record)
+        if record.name.removesuffix("()") in _NAMES:
+            raise _DamagedFile(f"a call of {record.name}")
+        return record
 
     def _tensor(
         self, storage: Reference, offset: int, sizes: tuple, strides: tuple, gradient: bool, _: Record, *more: dict
@@ -245,11 +256,9 @@ class _Builder:
             raise _DamagedFile(f"more than {_MAX_TENSORS} tensors, or one of a kind of its own")
         flat, _ = self.numbers[_storage(storage).key]
         sizes, strides, (offset,) = map(_whole_numbers, (sizes, strides, (offset,)))
-        if (
-            len(sizes) != len(strides)
-            or len(sizes) > _MAX_DIMENSIONS
-            or not _lies_within(len(flat), offset, sizes, strides)
-        ):
+        if len(sizes) != len(strides):
+            raise _DamagedFile(f"a tensor of {len(sizes)} dimensions and {len(strides)} strides")
+        if not _lies_within(len(flat), offset, sizes, strides):
             raise _DamagedFile(f"a tensor of shape {sizes}, strides {strides} does not lie in its {len(flat)} numbers")
         return _with_gradient(flat.as_strided(sizes, strides, offset), gradient)
 
@@ -263,8 +272,10 @@ def _lies_within(length: int, offset: int, sizes: tuple[int, ...], strides: tupl
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
-    if type(values) not in (tuple, list) or not all(type(n) is int and 0 <= n < 1 << 48 for n in values):
-        raise _DamagedFile(f"a shape or a stride of {values!r:.60}")
+    if type(values) not in (tuple, list) or len(values) > _MAX_DIMENSIONS:
+        raise _DamagedFile("a shape or a stride that is none, or of too many dimensions")
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in values):
+        raise _DamagedFile("a shape or a stride that is none")  # unquoted: a text may stand in it a million times
     return tuple(values)
 
 
@@ -284,7 +295,8 @@ def _ordered(record: Record) -> OrderedDict:
     """With the versions of its modules, which a `state_dict` carries as an attribute."""
     result = OrderedDict(record.entries)
     state = {} if record.state is None else record.state
-    if record.args or type(state) is not dict or state.keys() - {"_metadata"}:
+    sound = type(state) is dict and state.keys() <= {"_metadata"} and isinstance(state.get("_metadata", {}), dict)
+    if record.args or not sound:
         raise _DamagedFile("an OrderedDict that holds more than a dictionary")
     vars(result).update(state)
     return result
