@@ -12,7 +12,7 @@ from src.core.errors import UserError
 LOCK_FILE = ".lock"  # in a folder that one process at a time may write to: see `src.core.artefacts.locked`
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` make the file beside `path`, then move it into place.
 
     Raises:
@@ -32,7 +32,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_hashed(path: Path, write: Callable[[Path], None]) -> str:
+def write_hashed(path: Path, write: Callable[[Path], object]) -> str:
     """`write_atomic`, and the hex SHA-256 of what was written: by the time one reads it again it may be another's."""
     digests = []
 

@@ -207,7 +207,9 @@ def time_block(name: str) -> Iterator[Callable[[], None]]:
 
 def forget_times(*names: str) -> None:
     """What was measured under these names counts no more: the work starts over."""
-    times = {} if _time_file is None else _read_times(_time_file)
+    if _time_file is None:
+        return
+    times = _read_times(_time_file)
     if times.keys() & set(names):
         write_json(_time_file, {name: value for name, value in times.items() if name not in names})
 

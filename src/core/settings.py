@@ -36,7 +36,7 @@ def parse_section(schema: type[Settings], section: DictConfig | dict, name: str)
     """
     keys = _renamed(schema)
     try:
-        values = section if isinstance(section, dict) else OmegaConf.to_container(section, resolve=True)
+        values: Any = section if isinstance(section, dict) else OmegaConf.to_container(section, resolve=True)
         given = {keys.get(key, key): value for key, value in values.items()}
         for key, attribute in keys.items():
             if attribute in values:
@@ -58,7 +58,7 @@ def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict, name: 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
-    choice = section.get(by)
+    choice = str(section.get(by))
     if choice not in schemas:
         raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
     return parse_section(schemas[choice], section, name)
@@ -116,7 +116,7 @@ def flat_settings(settings: Any, prefix: str, decides: Collection[str] = (RESULT
 
 
 def _leaves(settings: Any, prefix: str, inherited: str) -> list[tuple[str, Any, str]]:
-    found = []
+    found: list[tuple[str, Any, str]] = []
     for entry in fields(settings):
         key = f"{prefix}.{entry.metadata.get('key', entry.name)}"
         value, kind = getattr(settings, entry.name), entry.metadata.get("decides", inherited)

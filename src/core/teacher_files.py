@@ -144,7 +144,7 @@ def write_teacher_files(
         num_items=len(embeddings),
         top_n=ranking.shape[1],
         llm_dim=embeddings.shape[1],
-        selection=rows and rows.how,
+        selection=rows.how if rows is not None else None,
         sha256=written,
         **about,
     )

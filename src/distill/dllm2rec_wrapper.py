@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -191,13 +192,15 @@ def read_windows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         history int64 [N, 10], length int64 [N], target int64 [N].
     """
+    columns: Any
     if path.suffix == ".df":
         columns = read_pickled_frame(path)
         history = columns["seq"]
     else:
         columns = pd.read_csv(path)
         history = [[int(item) for item in text.strip("[]").split(",")] for text in columns["seq"]]
-    return tuple(np.array(values, dtype=np.int64) for values in (history, columns["len_seq"], columns["next"]))
+    length, target = columns["len_seq"], columns["next"]
+    return np.array(history, dtype=np.int64), np.array(length, dtype=np.int64), np.array(target, dtype=np.int64)
 
 
 def read_teacher(folder: Path) -> TeacherOutputs:

@@ -93,6 +93,7 @@ class DistillObjective:
     def _ranking(self, scored: Scored, teacher_info: TeacherInfo) -> Tensor:
         """The ranking loss of each sample: float [B]."""
         settings, ranking = self.settings, teacher_info.ranking
+        assert scored.scores is not None and scored.candidates is not None  # asked for with the ranking
         weights = kd_losses.candidate_weights(
             ranking,
             teacher_info.confidence,
@@ -104,6 +105,7 @@ class DistillObjective:
             return (weights * kd_losses.softmax_losses(scored.scores, scored.candidates)).sum(1)
         if settings.candidate_loss == "paper":
             return (weights * kd_losses.positive_losses(scored.candidates)).sum(1)
+        assert scored.negative is not None  # `as_student` asks for a base loss with negatives
         losses = kd_losses.official_losses(scored.candidates, scored.negative)  # [B, K]
         if scored.dros is not None:
             robust = scored.dros.term(ranking, scored.candidates)  # [B, K]
@@ -114,10 +116,13 @@ class DistillObjective:
 
 
 def _student_info(model: Student, batch: Batch, scored: Scored, terms: Mapping[str, Term]) -> StudentInfo:
-    def score_gradient() -> Tensor:
-        return torch.autograd.grad(terms["ranking"].losses.sum(), scored.scores, retain_graph=True)[0]
+    scores = scored.scores
+    assert scores is not None
 
-    return StudentInfo(scored.scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
+    def score_gradient() -> Tensor:
+        return torch.autograd.grad(terms["ranking"].losses.sum(), scores, retain_graph=True)[0]
+
+    return StudentInfo(scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +205,7 @@ def _objective(
         load_weights(model, init)
     outputs, alignment = distillation.outputs.to(device), None
     if settings.needs_embeddings:
+        assert outputs.embeddings is not None
         table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
         starts_at_zero = init is not None and settings.embedding == "fuse"
         random = generator(context.seed, "projection")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, is_dataclass
 from dataclasses import fields as fields_of
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.core.datasets import sources
 from src.core.datasets.base import DatasetConfig
@@ -84,7 +84,8 @@ class Settings:
     composed: DictConfig = field(repr=False, compare=False)
 
 
-_SECTIONS = [name for name in Settings.__dataclass_fields__ if name != "composed"]
+_SCHEMAS: dict[str, Any] = {e.name: e.type for e in fields_of(Settings) if e.name != "composed"}
+_SECTIONS = list(_SCHEMAS)
 _CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
     "dataset": (sources.SCHEMAS, "name"),
     "student": (students.SCHEMAS, "name"),
@@ -98,7 +99,7 @@ def parse_settings(config: DictConfig) -> Settings:
     Raises:
         UserError: an unknown key or group, a value of another type or out of range.
     """
-    for key in config:
+    for key in map(str, config):
         if key not in _SECTIONS:
             raise UserError(f"{key}: unknown section; available: {', '.join(_SECTIONS)}")
     sections = {name: _parse(name, config[name]) for name in _SECTIONS}
@@ -113,7 +114,7 @@ def _parse(name: str, section: DictConfig) -> Any:
     if name in _CHOICES:
         schemas, by = _CHOICES[name]
         return parse_choice(schemas, section, name, by)
-    return parse_section(Settings.__dataclass_fields__[name].type, section, name)
+    return parse_section(_SCHEMAS[name], section, name)
 
 
 def known_keys(section: str) -> list[str]:
@@ -126,7 +127,7 @@ def known_keys(section: str) -> list[str]:
     first, *rest = section.split(".")
     if first not in _SECTIONS:
         return []
-    schemas = list(_CHOICES[first][0].values()) if first in _CHOICES else [Settings.__dataclass_fields__[first].type]
+    schemas: list[Any] = list(_CHOICES[first][0].values()) if first in _CHOICES else [_SCHEMAS[first]]
     for name in rest:
         inner = [typing.get_type_hints(schema).get(name) for schema in schemas]
         schemas = [kind for hint in inner for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
@@ -145,6 +146,6 @@ def _parse_teacher(section: DictConfig) -> TeacherConfig:
         if key in (section.get("recommender") or {}):
             raise UserError(f"teacher.recommender.{key}={section.recommender[key]}: {why}; leave it out")
     try:
-        return parse_section(TeacherConfig, OmegaConf.to_container(section, resolve=True), "teacher")
+        return parse_section(TeacherConfig, section, "teacher")
     except UserError as error:
         raise UserError(re.sub(r"^student\.", "teacher.recommender.", str(error))) from error

@@ -1,6 +1,6 @@
 """Batches of training rows, row by row or packed into windows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,8 +54,11 @@ class Loader(Protocol):
         order: where the random stream is that the order of the rows is drawn from.
     """
 
-    num_rows: int
-    order: Stateful
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def order(self) -> Stateful: ...
 
     def __len__(self) -> int:
         """Steps of an epoch; packed batches may need a step less or more."""
@@ -179,7 +182,7 @@ def require_full_batch(batch_size: int, num_rows: int) -> None:
         )
 
 
-LOADERS = {"rows": RowLoader, "packed": PackedLoader}
+LOADERS: dict[str, Callable[..., "Loader"]] = {"rows": RowLoader, "packed": PackedLoader}
 
 
 def build_train_loader(

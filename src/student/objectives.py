@@ -91,7 +91,7 @@ class BaseLoss:
             negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
             loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives.to(hidden.device))
             scores = None if candidates is None else model.score(hidden, table)
-            picked = None if scores is None else scores.gather(1, candidates)
+            picked = None if scores is None or candidates is None else scores.gather(1, candidates)
             return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, scores, table, picked)
         scores = model.score(hidden, table)
         if self.settings.name == "ce":

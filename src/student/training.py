@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Objective(Protocol):
     @property
     def components(self) -> Mapping[str, Stateful]: ...
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (scalar) and its named terms, detached, for the log."""
         ...
 
@@ -133,7 +133,12 @@ def fit(
         UserError: the loss is not finite, or the last state is damaged.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    components = {"model": model, "optimizer": optimizer, "order": loader.order, **objective.components}
+    components: dict[str, Stateful] = {
+        "model": model,
+        "optimizer": optimizer,
+        "order": loader.order,
+        **objective.components,
+    }
     monitor, resume, logger = validation.monitor, context.resume, context.logger
     result = _go_on(resume, components, logger)
     with progress_bar() as bar:
@@ -167,7 +172,7 @@ def fit(
 def _go_on(resume: Resume | None, components: Mapping[str, Stateful], logger: logging.Logger) -> FitResult:
     """The result up to where an interrupted training was saved; an empty one for a new training."""
     progress = resume.load(components) if resume else None
-    if progress is None:
+    if resume is None or progress is None:
         return FitResult()
     logger.info("going on after epoch %d: %s", progress["step"], resume.file)
     return FitResult(**progress["result"])

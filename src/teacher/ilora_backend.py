@@ -219,12 +219,12 @@ class ILoRATeacher(ITeacherRecommender):
 
     def made_from(self, step: Step, cfg: Settings) -> dict[str, Any]:
         """See `provenance`."""
-        used = {"paths": self.paths, "engine": self.engine}
+        paths, engine = self.paths, self.engine
         if step == "train":
-            return provenance.training_made_from(cfg, self.dataset, **used)
+            return provenance.training_made_from(cfg, self.dataset, paths=paths, engine=engine)
         if step == "export":
-            return provenance.export_made_from(cfg, self.dataset, **used, rows=self.rows)
-        return provenance.evaluation_made_from(cfg, self.dataset, **used)
+            return provenance.export_made_from(cfg, self.dataset, paths=paths, engine=engine, rows=self.rows)
+        return provenance.evaluation_made_from(cfg, self.dataset, paths=paths, engine=engine)
 
     def files(self, step: Step) -> dict[str, str]:
         """SHA-256 of what `step` wrote when it was run last, by path."""

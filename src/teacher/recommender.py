@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
-from src.student.config import StudentConfig
+from src.student.config import SASRecConfig, StudentConfig
 from src.student.context import RunContext
 from src.student.models import Student
 from src.student.serving import rank_unseen
@@ -96,7 +96,7 @@ def _ours(folder: Path, dataset: SequenceDataset, device: torch.device) -> Froze
     return FrozenRecommender(model, dataset, device)
 
 
-def recommender_config(config: TeacherConfig, dataset: SequenceDataset) -> StudentConfig:
+def recommender_config(config: TeacherConfig, dataset: SequenceDataset) -> SASRecConfig:
     """How the recommender is trained: as `teacher.recommender` says, on windows of `dataset.max_seq_len` items."""
     return replace(config.recommender, max_seq_len=dataset.max_seq_len)
 

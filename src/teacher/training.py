@@ -13,7 +13,7 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.logging import progress_bar
-from src.student.context import RunContext
+from src.student.context import RunContext, Stateful
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.config import TeacherConfig
 from src.teacher.model import TeacherModel
@@ -97,7 +97,7 @@ class _Training:
         self._losses: list[float] = []  # of the epoch's steps
         self._optimizer = torch.optim.Adam(lora.parameter_groups(config.lr, config.weight_decay))
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._changing = {"adapter": _AdapterState(lora), "optimizer": self._optimizer}
+        self._changing: dict[str, Stateful] = {"adapter": _AdapterState(lora), "optimizer": self._optimizer}
 
     def go_on(self) -> None:
         """Take up an interrupted training, if there is one."""
@@ -205,12 +205,12 @@ def _step(
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(_out_of_memory(config)) from error
         tokens += int(batch.mask.sum())
-    total, tokens = reduce_sum([total, tokens], lora.llm.device)
+    total, all_tokens = reduce_sum([total, tokens], lora.llm.device)
     if not np.isfinite(total):
         raise UserError(f"teacher.lr={config.lr}: the training loss became {total}; lower it")
     reduce_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
-    return total, int(tokens)
+    return total, int(all_tokens)
 
 
 def _out_of_memory(config: TeacherConfig) -> str:

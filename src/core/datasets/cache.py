@@ -159,5 +159,5 @@ def _read(folder: Path) -> Processed:
         item_ids=[line[1] for line in lines],
         titles=[line[2] for line in lines],
         items=arrays["items"],
-        rows={split: tuple(arrays[f"{split}_{name}"] for name in _ROW_TYPES) for split in SPLITS},
+        rows={s: (arrays[f"{s}_start"], arrays[f"{s}_pos"], arrays[f"{s}_user"]) for s in SPLITS},
     )

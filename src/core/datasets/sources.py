@@ -16,7 +16,9 @@ from src.core.datasets.sample import Sample
 class Source(Protocol):
     """Where the raw data of one kind of data set come from; `config` in its methods is of its own class."""
 
-    config: type[DatasetConfig]
+    @property
+    def config(self) -> type[DatasetConfig]:
+        """Class of its settings."""
 
     def archive(self, config: Any) -> Archive | None:
         """What is fetched where the raw files are missing; None if the data have no public source."""

@@ -91,7 +91,7 @@ def _header(content: bytes | bytearray) -> tuple[tuple[int, ...], bool, np.dtype
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
             read = _HEADERS[np.lib.format.read_magic(stream)]
-            shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
+            shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)  # type: ignore[call-arg]  # not in the stubs
     except Exception as error:  # the header is a Python literal: a damaged one raises nearly anything
         raise _DamagedArray(f"no header of an array: {error}"[:200]) from None
     return shape, fortran, dtype, stream.tell()

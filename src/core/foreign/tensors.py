@@ -254,7 +254,7 @@ class _Builder:
         self.num_tensors += 1
         if self.num_tensors > _MAX_TENSORS or any(more):
             raise _DamagedFile(f"more than {_MAX_TENSORS} tensors, or one of a kind of its own")
-        flat, _ = self.numbers[_storage(storage).key]
+        flat, _data = self.numbers[_storage(storage).key]
         sizes, strides, (offset,) = map(_whole_numbers, (sizes, strides, (offset,)))
         if len(sizes) != len(strides):
             raise _DamagedFile(f"a tensor of {len(sizes)} dimensions and {len(strides)} strides")

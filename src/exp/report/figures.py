@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -53,7 +54,7 @@ BACKGROUND = Colour("#ffffff", "#14171c")
 SERIES = ("distill", "baseline", "teacher", "markov", "dllm2rec_upstream", "popular")  # colours of any other lines
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -120,8 +121,8 @@ def draw_difference(axis: Axes, place: float, mean: float, interval: tuple[float
     shade = colour(verdict)
     axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=shade, capsize=4, linewidth=2)
     end, offset, side = (low, -6, "right") if high < 0 else (high, 6, "left")
-    where = {"textcoords": "offset points", "ha": side, "va": "center"}
-    axis.annotate(verdict, (end, place), (offset, 0), color=shade, **where)
+    text = axis.annotate(verdict, (end, place), (offset, 0), textcoords="offset points", color=shade)
+    text.set(ha=side, va="center")
 
 
 def frame_differences(axis: Axes, lows: Sequence[float], highs: Sequence[float]) -> None:

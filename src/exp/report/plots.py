@@ -112,14 +112,15 @@ def plot_learning_curves(histories: dict[str, Path], monitor: str) -> Plot:
     """Training loss and the validation metric by epoch, of the students whose history is there."""
     curves = {name: pd.read_csv(file) for name, file in histories.items() if file.is_file()}
     losses = {name: next((c for c in _BASE_LOSSES if c in curve), None) for name, curve in curves.items()}
-    students = [name for name, loss in losses.items() if loss is not None]  # else no student of ours
+    students = {name: loss for name, loss in losses.items() if loss is not None}  # else no student of ours
     panels = [
         _curve_panel(
-            {name: curves[name].set_index("epoch")[losses[name]] for name in students}, "Base loss of training"
+            {name: curves[name].set_index("epoch")[loss] for name, loss in students.items()}, "Base loss of training"
         ),
         _validation_panel({name: curves[name] for name in students}, monitor),
     ]
-    legend = {name: f"{LABELS[name]} ({losses[name].removeprefix('loss_').replace('_', ' ')})" for name in students}
+    words = {name: loss.removeprefix("loss_").replace("_", " ") for name, loss in students.items()}
+    legend = {name: f"{LABELS[name]} ({word})" for name, word in words.items()}
     return Plot(name="learning_curves", title="Learning curves", panels=panels, legend=legend)
 
 

@@ -28,7 +28,8 @@ def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]
     folder = source.snapshot_dir(stage)
     if not (folder / "config.yaml").is_file():
         return {}
-    config, hydra = OmegaConf.load(folder / "config.yaml"), OmegaConf.load(folder / "hydra.yaml")
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    hydra = OmegaConf.load(folder / "hydra.yaml")
     default = compose("config", return_hydra_config=True).hydra.runtime.choices
     chosen = {group: name for group, name in hydra.hydra.runtime.choices.items() if group in config}
     result = {group: (default[group], name) for group, name in chosen.items() if default[group] != name}

@@ -60,7 +60,8 @@ def write_report(comparison: Comparison) -> list[Path]:
     folder, frame = comparison.folder, summary_table(comparison)
     write_text(folder.root / "metrics" / "summary.csv", frame.to_csv(float_format="%.6f"))
     summary = frame.T.astype(object)
-    text = summary.where(summary.notna(), None).to_markdown(floatfmt=".4f", missingval="-")
+    nothing: Any = None  # what the stubs of pandas do not foresee: a cell without a value
+    text = summary.where(summary.notna(), nothing).to_markdown(floatfmt=".4f", missingval="-")
     write_text(folder.root / "metrics" / "summary.md", text + "\n")
     tests = comparison_tests(comparison)
     plots = _plots(comparison, tests)

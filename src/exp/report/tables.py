@@ -55,8 +55,8 @@ def seeds_table(comparison: Comparison) -> Table | None:
     columns = {}
     for student, runs in comparison.seeds.items():
         frame = comparison.seed_metrics(student)
-        frame = frame.loc[:, [name for name in frame if not name.startswith("hit_ratio")]]
-        mean_sd = {metric_label(name): f"{frame[name].mean():.4f} ± {frame[name].std():.4f}" for name in frame}
+        metrics = [name for name in map(str, frame) if not name.startswith("hit_ratio")]
+        mean_sd = {metric_label(name): f"{frame[name].mean():.4f} ± {frame[name].std():.4f}" for name in metrics}
         columns[f"{LABELS[student]}, {len(runs)} seeds"] = mean_sd
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     rows = [[name, *(values.get(name, MISSING) for values in columns.values())] for name in names]

@@ -72,8 +72,9 @@ def load_jobs(sweep_dir: Path, artefacts: tuple[str, ...] = TRAININGS) -> list[S
 
 def _overrides(folder: RunFolder, stage: str) -> dict[str, str]:
     file = folder.snapshot_dir(stage) / "overrides.yaml"
-    words = OmegaConf.load(file) if file.is_file() else []
-    return dict(str(word).partition("=")[::2] for word in words)
+    words: Any = OmegaConf.load(file) if file.is_file() else []
+    pairs = (str(word).partition("=") for word in words)
+    return {key: value for key, _, value in pairs}
 
 
 def varying_keys(jobs: list[SweepJob]) -> list[str]:

@@ -169,9 +169,10 @@ def open_stage(stage: Stage) -> None:
 
 def _save_configuration(stage: Stage) -> None:
     """Write Hydra's three files to `.hydra/`, as those of the latest stage, and to `.hydra/<stage>/`."""
+    composed: Any = HydraConfig.instance().cfg
     files = {
         "config.yaml": stage.settings.composed,
-        "hydra.yaml": OmegaConf.masked_copy(HydraConfig.instance().cfg, "hydra"),
+        "hydra.yaml": OmegaConf.masked_copy(composed, "hydra"),
         "overrides.yaml": HydraConfig.get().overrides.task,
     }
     for name, content in files.items():

@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,8 @@ def curve_plot(table: pd.DataFrame, *, x: str, series: str, metric: str, name: s
     ]
     if level is not None:
         words.append(f"{level} {table.loc[level, 'mean']:.4f} (dashed)")
-    draw = partial(_curves, curves=curves, x=x, level=None if level is None else (level, table.loc[level, "mean"]))
+    mean: Any = None if level is None else table.loc[level, "mean"]
+    draw = partial(_curves, curves=curves, x=x, level=None if level is None else (level, float(mean)))
     return Plot(
         name=name,
         title="Curve",
@@ -115,7 +117,7 @@ def _name_lines(axis: Axes, names: list[str]) -> None:
 
 def _curves(axis: Axes, curves: dict[str, pd.DataFrame], x: str, level: tuple[str, float] | None) -> None:
     for (name, curve), shade, marker in zip(curves.items(), cycle(SERIES), cycle(MARKERS), strict=False):
-        style = {"color": colour(shade), "marker": marker, "capsize": 3, "label": label(name)}
+        style: dict[str, Any] = {"color": colour(shade), "marker": marker, "capsize": 3, "label": label(name)}
         axis.errorbar(curve[x], curve["mean"], curve["std"].fillna(0.0), **style)
     if level is not None:
         axis.axhline(level[1], color=colour("ink"), linestyle="--", linewidth=1.2, label=label(level[0]))

@@ -1,6 +1,7 @@
 """The table of a study: variants of a training over several seeds, each against one of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ def study_table(
     words = {name: _unlike(name, ranks, against, unlike or {}) for name, against in other.items()}
     pairs = {name: (ranks[name], ranks[other[name]]) for name, found in words.items() if not found}
     tests = paired_tests(pairs, metric)
-    lines = {}
+    lines: dict[str, dict[str, Any]] = {}
     for name, runs in ranks.items():
         lines[name] = _over_seeds(runs, metric, None if validation is None else validation.get(name, ()))
         lines[name] |= _difference(tests.get(name), words.get(name, ""))
@@ -71,9 +72,9 @@ def _other_rows(one: Ranks, other: Ranks) -> str:
     return "" if left == right else "other test rows"
 
 
-def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> dict[str, float]:
+def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> dict[str, Any]:
     values = [float(user_metric([run], metric)[1].mean()) for run in runs]
-    line = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
+    line: dict[str, Any] = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
     if validation is not None:
         line["validation"] = float(np.mean(validation)) if len(validation) else np.nan
     line["mean"] = np.mean(values)
@@ -82,8 +83,9 @@ def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | No
     return line
 
 
-def _difference(test: PairedTest | None, words: str) -> dict[str, float | str | None]:
-    line = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan) | {"verdict": None, NOT_COMPARABLE: words}
+def _difference(test: PairedTest | None, words: str) -> dict[str, Any]:
+    line: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan)
+    line |= {"verdict": None, NOT_COMPARABLE: words}
     if test is not None:
         line |= {"difference": test.difference, "low": test.low, "high": test.high}
         line |= {"p_value": test.p_value, "verdict": test.verdict}

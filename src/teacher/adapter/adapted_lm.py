@@ -19,9 +19,14 @@ class AdaptedLM(Protocol):
         model: everything that is trained is inside; its `disable_adapter()` gives the base LM.
     """
 
-    name: str
-    model: torch.nn.Module
-    base: BaseModel
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+    @property
+    def base(self) -> BaseModel: ...
 
     @property
     def llm(self) -> PreTrainedModel:

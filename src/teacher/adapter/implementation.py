@@ -1,6 +1,7 @@
 """Which code adapts the LM, `teacher.engine`: ours on stock `peft` (`native`) or iLoRA's own (`submodule`)."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -18,9 +19,12 @@ from src.teacher.adapter.ilora_submodule import (
 )
 from src.teacher.adapter.moe_lora import add_gated_lora, saved_settings
 from src.teacher.adapter.upstream_weights import read_checkpoint
-from src.teacher.config import TeacherConfig
+from src.teacher.config import LoraSettings, TeacherConfig
 
-_IMPLEMENTATIONS = {"native": add_gated_lora, "submodule": add_submodule_lora}
+_IMPLEMENTATIONS: dict[str, Callable[[PreTrainedModel, LoraSettings, int], AdaptedLM]] = {
+    "native": add_gated_lora,
+    "submodule": add_submodule_lora,
+}
 
 
 def choose_implementation(wanted: str, logger: logging.Logger) -> str:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -90,7 +91,8 @@ class GatedLora:
             if name.endswith(".lora_A.default"):
                 module.register_forward_hook(self._scale_rank)
             if isinstance(module, LoraLinear):
-                module.forward = functools.partial(self._layer, module, module.forward)
+                layer: Any = module  # whose forward is replaced, not overridden
+                layer.forward = functools.partial(self._layer, layer, layer.forward)
 
     def _layer(self, layer: LoraLinear, forward: Callable[..., Tensor], inputs: Tensor) -> Tensor:
         """A layer's output [B, S, out]; at inference the adapter's part is added within its last product.

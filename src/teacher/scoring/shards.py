@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def write_shards(
         for number in missing:
             rows = _rows(number, num_rows)
             arrays = score(rows, advance)
-            write_atomic(_path(folder, number), lambda path, arrays=arrays: _write(path, arrays))
+            write_atomic(_path(folder, number), partial(_write, arrays=arrays))
             on_shard()
             done += len(rows)
             rate = done / (time.perf_counter() - begin)

@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made by protobuf
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from src.core.data_utils import SequenceDataset
@@ -125,6 +125,7 @@ def pretrain(
 ) -> None:
     """Train all weights to answer prompts made from the training part."""
     tiny, rng = config.tiny, np.random.default_rng(context.seed)
+    assert tiny is not None
     optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.pretrain_lr, weight_decay=0.01)
     model.train()
     with progress_bar() as bar:
