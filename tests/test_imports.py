@@ -100,3 +100,98 @@ def test_no_module_shadows_the_standard_library(path):
 
 def test_there_is_no_python_in_cmd():
     assert list((ROOT / "cmd").rglob("*.py")) == []  # a package named cmd would break pdb
+
+
+# --- how the folders hang together --------------------------------------------------------------------------
+
+FOLDERS = sorted({path.parent for path in FILES})
+MOST_MODULES = 12  # of a folder, besides its `__init__`
+MOST_LEVELS = 6
+# Wings of a layer: each may import itself and those before it.
+WINGS = {
+    "core": [{"foreign"}, {"datasets"}],
+    "teacher": [{"prompt"}, {"tiny"}, {"scoring"}, {"adapter"}],
+    "exp": [{"stage"}, {"report"}, {"study"}],
+}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def module_imports() -> dict[str, set[str]]:
+    """The modules of `src` that each module imports."""
+    names = {module_of(path) for path in FILES}
+    return {module_of(path): (imported(path) & names) - {module_of(path)} for path in FILES}
+
+
+def folder_imports() -> dict[str, set[str]]:
+    """The folders that each folder imports, apart from those it lies in or that lie in it.
+
+    A layer's own modules are below its wings (`exp/settings.py`) and above them (`exp/run_study.py`).
+    """
+    found: dict[str, set[str]] = {}
+    for name, used in module_imports().items():
+        for other in used:
+            one, two = name.rpartition(".")[0], other.rpartition(".")[0]
+            if one != two and not one.startswith(f"{two}.") and not two.startswith(f"{one}."):
+                found.setdefault(one, set()).add(two)
+    return found
+
+
+def longest_chain(graph: dict[str, set[str]]) -> list[str]:
+    """The longest path through a graph.
+
+    Raises:
+        AssertionError: a node leads back to itself.
+    """
+    chains: dict[str, list[str]] = {}
+
+    def chain(node: str, above: tuple[str, ...]) -> list[str]:
+        assert node not in above, f"a circle: {' -> '.join((*above, node))}"
+        if node not in chains:
+            longest = max((chain(other, (*above, node)) for other in sorted(graph.get(node, ()))), key=len, default=[])
+            chains[node] = [node, *longest]
+        return chains[node]
+
+    return max((chain(node, ()) for node in sorted(graph)), key=len, default=[])
+
+
+def test_the_longest_chain_is_found_and_circles_are_refused():
+    assert longest_chain({"a": {"b", "c"}, "b": {"c"}, "d": {"c"}}) == ["a", "b", "c"]
+    with pytest.raises(AssertionError, match="a circle: a -> b -> a"):
+        longest_chain({"a": {"b"}, "b": {"a"}})
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert longest_chain(module_imports())
+
+
+def test_the_folders_are_a_few_levels_that_point_one_way():
+    chain = longest_chain(folder_imports())
+    assert 3 <= len(chain) <= MOST_LEVELS, " -> ".join(chain)
+
+
+@pytest.mark.parametrize("layer", WINGS)
+def test_the_wings_of_a_layer_point_one_way(layer):
+    order = WINGS[layer]
+    folders = {folder.name for folder in FOLDERS if folder.parent == ROOT / "src" / layer}
+    assert set().union(*order) == folders
+    below: set[str] = set()
+    for wings in order:
+        below |= wings
+        for wing in wings:
+            used = {
+                name.split(".")[2]
+                for name in folder_imports().get(f"src.{layer}.{wing}", ())
+                if name.startswith(f"src.{layer}.")
+            }
+            assert used <= below, f"{layer}/{wing} imports {', '.join(sorted(used - below))}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_a_folder_is_small_and_says_what_it_is(folder):
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+    first = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert first, f"{name_of(folder)}/__init__.py: a sentence that says what is in the folder"

@@ -1,10 +1,11 @@
 """Every YAML composes and parses; the specification's keys and values stand in them."""
 
+import re
 from pathlib import Path
 
 import pytest
 from harness import CONF, compose_config, refusal
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.exp.settings import parse_settings
 
@@ -85,6 +86,12 @@ def flatten(value: dict, prefix: str = "") -> dict:
     return flat
 
 
+def followed(value: object, cfg: DictConfig) -> object:
+    """What a value of a YAML means: itself, or what `${section.key}` refers to."""
+    refers = isinstance(value, str) and re.fullmatch(r"\$\{([\w.]+)\}", value)
+    return OmegaConf.select(cfg, refers[1]) if refers else value
+
+
 def test_there_is_something_to_check() -> None:
     assert {"dataset/sample", "teacher/ilora_tiny", "student/sasrec"} <= set(GROUP_FILES) and EXPERIMENTS
 
@@ -105,7 +112,7 @@ def test_every_experiment_composes_and_parses(name) -> None:
     written = {k: v for k, v in flatten(load_raw(f"experiment/{name}")).items() if k != "defaults"}
     assert written
     for key, value in written.items():
-        assert OmegaConf.select(cfg, key) == value, key
+        assert OmegaConf.select(cfg, key) == followed(value, cfg), key
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -127,10 +134,39 @@ def test_an_experiment_holds_only_what_differs_and_names_its_command(name) -> No
 
 @pytest.mark.parametrize("file", SPECIFIED)
 def test_the_specifications_keys_and_values_stand_in_the_yaml(file) -> None:
-    written = flatten(load_raw(file))
+    """Its values may be references: a distillation has the student's budget."""
+    written, cfg = flatten(load_raw(file)), compose_config()
     for key, value in flatten(SPECIFIED[file]).items():
         assert key in written, key
-        assert written[key] == value and type(written[key]) is type(value), key
+        found = followed(written[key], cfg)
+        assert found == value and type(found) is type(value), key
+
+
+def test_a_distillation_has_the_students_budget_unless_told_otherwise() -> None:
+    budget = ["student.batch_size=8", "student.lr=0.5", "student.num_epochs=3"]
+    distill = parse_settings(compose_config(*budget)).distill
+    assert (distill.batch_size, distill.lr, distill.num_epochs) == (8, 0.5, 3)
+    distill = parse_settings(compose_config(*budget, "distill.lr=0.25")).distill
+    assert (distill.batch_size, distill.lr, distill.num_epochs) == (8, 0.25, 3)
+    plain = parse_settings(compose_config()).distill
+    assert (plain.batch_size, plain.lr, plain.num_epochs) == (256, 1e-3, 200)
+
+
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [
+        ("dataset=sample", "dataset.version=1m"),
+        ("dataset=movielens", "dataset.separator=x"),
+        ("student=gru4rec", "student.num_heads=2"),
+        ("student=caser", "student.batching=rows"),
+        ("student=sasrec", "student.num_filters=4"),
+        ("active=random", "active.measure=student_loss"),
+        ("active=uncertainty", "active.validation_batch_size=2"),
+    ],
+)
+def test_each_kind_of_a_group_has_keys_of_its_own(choice, key) -> None:
+    message = refusal(lambda: parse_settings(compose_config(choice, f"+{key}")))
+    assert message.startswith(f"{key.split('=')[0]}: unknown key; ")
 
 
 def test_the_specifications_defaults_are_chosen_in_their_order() -> None:

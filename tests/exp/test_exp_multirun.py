@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import TINY_STUDENT, places, read, run_here, run_process
+from harness import TINY_STUDENT, places, read, record, run_here, run_process
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -75,31 +75,28 @@ def test_a_job_of_a_sweep_gives_what_a_single_run_gives(sweep, data_dir, tmp_pat
     assert all(torch.equal(weights[name], job_weights[name]) for name in weights)
 
 
-SWEEP = ("-m", "general.seed=1,2")
+SWEEP = ("-m", "general.seed=42,1")
+FROM_BASELINE = ("distill.init=baseline", "distill.lambda=0", "distill.ed_weight=0", "distill.num_epochs=1")
 
 
-@pytest.mark.parametrize(
-    ("stage_function", "overrides", "message"),
-    [
-        (
-            run_distill.run,
-            ("distill.init=baseline", "distill.lambda=0", "distill.ed_weight=0"),
-            "distill.init_checkpoint=null: no finished baseline of dataset sample with these student settings and this "
-            "seed",
-        ),
-        (
-            run_eval_all.run,
-            (),
-            "eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds",
-        ),
-    ],
-)
-def test_a_sweep_guesses_no_run(pipeline, tmp_path, capsys, stage_function, overrides, message) -> None:
+def test_a_job_takes_the_baseline_of_its_own_seed_and_no_other(pipeline, tmp_path, capsys) -> None:
+    """The pipeline's is of seed 42; one of another seed would make the student another than its settings say."""
     where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    assert run_here(stage_function, *SWEEP, *pipeline.overrides, *overrides, where) == 1
+    assert run_here(run_distill.run, *SWEEP, *pipeline.overrides, *FROM_BASELINE, where) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    missing = "1 (general.seed=1): distill.init_checkpoint=null: no finished baseline of dataset sample with"
+    assert len(errors) == 1 and errors[0].startswith(f"error: 1 of 2 jobs failed: {missing}")
+    taken = record(tmp_path / "sweep" / "0", "distill")["made_from"]["the initial weights"]
+    assert taken == record(pipeline.folder, "baseline")["files"]["models/baseline/model.safetensors"]
+
+
+def test_a_sweep_guesses_no_run_to_evaluate(pipeline, tmp_path, capsys) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert run_here(run_eval_all.run, *SWEEP, *pipeline.overrides, where) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    refused = "eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds"
     assert len(errors) == 1
-    assert errors[0].startswith(f"error: 2 of 2 jobs failed: 0 (general.seed=1), 1 (general.seed=2): {message}; ")
+    assert errors[0].startswith(f"error: 2 of 2 jobs failed: 0 (general.seed=42), 1 (general.seed=1): {refused}; ")
 
 
 def test_a_sweep_takes_the_explicit_keys(pipeline, tmp_path) -> None:

@@ -141,8 +141,13 @@ def run_jobs(entry: Callable[[], None], artefact: str | None) -> None:
     try:
         entry()
     except Exception as error:
-        if str(error) not in [job.error for job in _failed_jobs(artefact)]:
+        failed = _failed_jobs(artefact)
+        if not failed:
             raise
+        if str(error) not in [job.error for job in failed]:  # of the sweeper, such as that no trial has a value
+            raise UserError(
+                f"{_summary(failed, artefact)}; the sweep ended with {type(error).__name__}: {error}"
+            ) from error
     if failed := _failed_jobs(artefact):
         raise UserError(_summary(failed, artefact))
 

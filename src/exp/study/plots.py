@@ -59,17 +59,21 @@ def variants_plot(table: pd.DataFrame, *, metric: str, name: str, sort: bool = F
     return Plot(name=name, title="Variants", panels=panels)
 
 
-def curve_plot(table: pd.DataFrame, *, x: str, series: str, metric: str, name: str, level: str | None = None) -> Plot:
+def curve_plot(
+    table: pd.DataFrame, *, x: str, series: str, metric: str, name: str, level: str | None = None, x_label: str = ""
+) -> Plot:
     """A metric against a number, one line per series, bars of one standard deviation over seeds.
 
     Args:
         table: of `study_table`, with the columns `x` (numbers) and `series`; a line without a series belongs to each.
         level: the line of the table that is drawn as a horizontal, such as the baseline.
+        x_label: what the numbers are called; empty: as their column.
     """
     points = table.drop(index=level) if level is not None else table
     common, own = points[points[series].isna()], points[points[series].notna()]
     curves = {str(n): pd.concat([common, rows]).sort_values(x) for n, rows in own.groupby(series, sort=False)}
-    title = f"Test {metric_label(metric)} by {label(x)}"
+    x_label = label(x_label or x)
+    title = f"Test {metric_label(metric)} by {x_label}"
     words = [
         f"{n} " + ", ".join(f"{value:g}: {mean:.4f}" for value, mean in zip(curve[x], curve["mean"], strict=True))
         for n, curve in curves.items()
@@ -77,7 +81,7 @@ def curve_plot(table: pd.DataFrame, *, x: str, series: str, metric: str, name: s
     if level is not None:
         words.append(f"{level} {table.loc[level, 'mean']:.4f} (dashed)")
     mean: Any = None if level is None else table.loc[level, "mean"]
-    draw = partial(_curves, curves=curves, x=x, level=None if level is None else (level, float(mean)))
+    draw = partial(_curves, curves=curves, x=x, x_label=x_label, level=None if level is None else (level, float(mean)))
     return Plot(
         name=name,
         title="Curve",
@@ -115,11 +119,13 @@ def _name_lines(axis: Axes, names: list[str]) -> None:
     axis.invert_yaxis()
 
 
-def _curves(axis: Axes, curves: dict[str, pd.DataFrame], x: str, level: tuple[str, float] | None) -> None:
+def _curves(
+    axis: Axes, *, curves: dict[str, pd.DataFrame], x: str, x_label: str, level: tuple[str, float] | None
+) -> None:
     for (name, curve), shade, marker in zip(curves.items(), cycle(SERIES), cycle(MARKERS), strict=False):
         style: dict[str, Any] = {"color": colour(shade), "marker": marker, "capsize": 3, "label": label(name)}
         axis.errorbar(curve[x], curve["mean"], curve["std"].fillna(0.0), **style)
     if level is not None:
         axis.axhline(level[1], color=colour("ink"), linestyle="--", linewidth=1.2, label=label(level[0]))
-    axis.set_xlabel(label(x))
+    axis.set_xlabel(x_label)
     axis.legend(frameon=False, fontsize=9)

@@ -85,4 +85,6 @@ def _curve(config: StudyConfig, found: Sequence[Variant], table: pd.DataFrame, m
             series = ", ".join(variant.place[axis] for axis in others) or last
             lines[variant.name] = {X: float(variant.place[last]), SERIES: series}
     points = pd.DataFrame.from_dict(lines, orient="index").join(table)
-    return curve_plot(points, x=X, series=SERIES, metric=metric, name=config.name, level=BASELINE)
+    return curve_plot(
+        points, x=X, series=SERIES, metric=metric, name=config.name, level=BASELINE, x_label=last.replace("_", " ")
+    )

@@ -67,7 +67,7 @@ CHOSEN = ("active=random", "active.budget_ratio=0.1", "teacher.export.rows=polic
 
 
 def _rows(bench: Bench) -> None:
-    """The trained teacher is asked for fewer rows, and the distillation knows which; from a whole export it takes them."""
+    """The trained teacher is asked for fewer rows, which the distillation knows; of a whole export it takes them."""
     outputs = bench.tmp / "outputs"
     there = f"paths.teacher_outputs_dir={outputs}"
     trained = shutil.copytree(bench.pipeline.folder, bench.folder())

@@ -23,6 +23,7 @@ from src.exp.study.results import result
 
 # What a study starts from here, so that neither `active=all` nor a budget in a variant repeats what it finds.
 BASE = ["active=random", "active.budget_ratio=0.5"]
+AXIS = "+study.grid.alpha={key: distill.alpha, values: [0.1, 0.2]}"  # for a study without a grid
 
 
 @cache
@@ -80,8 +81,7 @@ def _seeds(bench: Bench) -> None:
 
 def _grid(bench: Bench) -> None:
     """Each value of an axis is a variant besides those that are named."""
-    axis = "study.grid={alpha: {key: distill.alpha, values: [0.1, 0.2]}}"
-    before, after = _planned(bench.file), _planned(bench.file, axis)
+    before, after = _planned(bench.file), _planned(bench.file, AXIS)
     assert after.keys() - before.keys() == {"0.1", "0.2"}
     assert [after[name].distill.alpha for name in ("0.1", "0.2")] == [0.1, 0.2]
 
@@ -138,9 +138,9 @@ def _question(bench: Bench) -> None:
 
 def _plot(bench: Bench) -> None:
     """The page of the grid's variants as points, or as a curve, which a study without a grid is refused."""
-    grid, name = "study.grid={alpha: {key: distill.alpha, values: [0.1, 0.2]}}", bench.file.split("/")[1]
-    points = (_page(bench, grid, "study.plot=points") / f"{name}.html").read_text()
-    curve = (_page(bench, grid, "study.plot=curve") / f"{name}.html").read_text()
+    name = bench.file.split("/")[1]
+    points = (_page(bench, AXIS, "study.plot=points") / f"{name}.html").read_text()
+    curve = (_page(bench, AXIS, "study.plot=curve") / f"{name}.html").read_text()
     assert "standard deviation over seeds" in points and "by alpha" not in points
     assert "by alpha" in curve
     message = refusal(lambda: parse_settings(compose_config(bench.choice, "study.plot=curve")))
@@ -149,17 +149,20 @@ def _plot(bench: Bench) -> None:
 
 def _ends(bench: Bench) -> None:
     """A named variant stands on the curve where it is said to stand; who is not there cannot."""
-    grid, name = "study.grid={alpha: {key: distill.alpha, values: [0.1, 0.2]}}", bench.file.split("/")[1]
-    page = _page(bench, grid, "study.plot=curve", "study.ends={distilled: 0.7}") / f"{name}.html"
+    name = bench.file.split("/")[1]
+    page = _page(bench, AXIS, "study.plot=curve", "+study.ends.distilled=0.7") / f"{name}.html"
     assert re.search(r"alpha 0\.1: [\d.]+, 0\.2: [\d.]+, 0\.7: [\d.]+", page.read_text())
-    message = refusal(lambda: parse_settings(compose_config(bench.choice, "study.ends={nobody: 1}")))
+    message = refusal(lambda: parse_settings(compose_config(bench.choice, "+study.ends.nobody=1")))
     assert message.startswith("study.ends={'nobody': 1.0}: must be of distilled, ")
 
 
 def _end(name: str) -> Effect:
     def effect(bench: Bench) -> None:
-        page = _page(bench, f"study.ends.{name}=0.02") / "selection_curve.html"
-        assert len(re.findall(r"(?:random|student_\w+|student \w+) [^;]*\b0\.02: ", page.read_text())) >= 3
+        """On every line of the curve, at the place that was asked for."""
+        page = (_page(bench, f"study.ends.{name}=0.02") / "selection_curve.html").read_text()
+        for line in ("random", "student_entropy", "student_loss"):
+            assert re.search(rf"\b{line} [^;]*\b0\.02: ", page), line
+        assert "by share" in page
 
     return effect
 
