@@ -90,6 +90,15 @@ def test_a_job_takes_the_baseline_of_its_own_seed_and_no_other(pipeline, tmp_pat
     assert taken == record(pipeline.folder, "baseline")["files"]["models/baseline/model.safetensors"]
 
 
+def test_a_sweep_of_evaluations_guesses_no_run(pipeline, tmp_path, capsys) -> None:
+    where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert run_here(run_eval_all.run, *SWEEP, *pipeline.overrides, where) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    reason = "eval.run_dir=null: must be given under multirun, because guessing a run could mix seeds"
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: 2 of 2 jobs failed: 0 (general.seed=42), 1 (general.seed=1): {reason}; ")
+
+
 def test_a_sweep_takes_the_explicit_keys(pipeline, tmp_path) -> None:
     checkpoint = pipeline.folder / "models" / "baseline"
     overrides = (
