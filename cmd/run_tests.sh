@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, then checks everything: the scripts' syntax, ruff, black, pytest. Runs all of them; fails if any failed.
+# Installs, then checks everything: the scripts' syntax, ruff, black, mypy, doctests, pytest. Runs all; fails if any failed.
 #
 #   bash cmd/run_tests.sh
 #   bash cmd/run_tests.sh -k metrics -x
@@ -32,6 +32,8 @@ check_scripts() {
 check "bash -n" check_scripts
 check "ruff" poetry run python -m ruff check --extend-exclude .poetry,.cache . # outside git, ruff reads no .gitignore
 check "black" poetry run python -m black --check .
+check "mypy" poetry run python -m mypy
+check "doctests" poetry run python -m pytest -q --doctest-modules --ignore=src/third_party src
 check "pytest" poetry run python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 
 if ((${#failed[@]} > 0)); then
