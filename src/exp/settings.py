@@ -124,14 +124,25 @@ def known_keys(section: str) -> list[str]:
     """
     if not section:
         return _SECTIONS
+    schemas = [kind for hint in _types_of(section) for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+    return list(dict.fromkeys(e.metadata.get("key", e.name) for schema in schemas for e in fields_of(schema)))
+
+
+def takes_new_keys(section: str) -> bool:
+    """Whether the section maps names that the user chooses, as `study.variants` does."""
+    return any(typing.get_origin(hint) is dict for hint in _types_of(section))
+
+
+def _types_of(section: str) -> list[Any]:
+    """The types that the section may have: several where it has several schemas; [] if unknown."""
     first, *rest = section.split(".")
     if first not in _SECTIONS:
         return []
-    schemas: list[Any] = list(_CHOICES[first][0].values()) if first in _CHOICES else [_SCHEMAS[first]]
+    types: list[Any] = list(_CHOICES[first][0].values()) if first in _CHOICES else [_SCHEMAS[first]]
     for name in rest:
-        inner = [typing.get_type_hints(schema).get(name) for schema in schemas]
-        schemas = [kind for hint in inner for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
-    return list(dict.fromkeys(e.metadata.get("key", e.name) for schema in schemas for e in fields_of(schema)))
+        schemas = [kind for hint in types for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+        types = [hints[name] for schema in schemas if name in (hints := typing.get_type_hints(schema))]
+    return types
 
 
 _NOT_OF_RECOMMENDER = {

@@ -107,6 +107,12 @@ def test_a_wrong_configuration(attempt, here, tmp_path, override, parts) -> None
     assert not (tmp_path / "run" / "metrics").exists()
 
 
+def test_a_new_name_where_the_user_chooses_the_names(attempt, here) -> None:
+    attempt(run_study.run, *here, "study.variants.mine=[]").expect_error(
+        "study.variants.mine: study.variants has no mine yet; +study.variants.mine=... adds it"
+    )
+
+
 def test_a_gpu_that_does_not_exist(attempt, here, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -4,7 +4,7 @@ import re
 from difflib import get_close_matches
 
 from src.core.errors import UserError
-from src.exp.settings import known_keys
+from src.exp.settings import known_keys, takes_new_keys
 
 _PLUGINS = "The plugins for sweeps are an optional group: bash cmd/install.sh installs it"
 
@@ -33,6 +33,8 @@ def _unknown_key(name: str) -> str:
         return f"{name}: the chosen {group} has no such key, only another choice of `{group}=` has it"
     close = get_close_matches(key, allowed, n=1)
     hint = f"did you mean {'.'.join(filter(None, [section, *close]))}? " if close else ""
+    if takes_new_keys(section):
+        return f"{name}: {section} has no {key} yet; +{name}=... adds it"
     if not allowed:
         return f"{name}: unknown key; there is no section {section}"
     return f"{name}: unknown key; {hint}allowed there: {', '.join(allowed)}"
