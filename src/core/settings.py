@@ -58,7 +58,7 @@ def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict, name: 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
-    choice = str(section.get(by))
+    choice: Any = section.get(by)
     if choice not in schemas:
         raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
     return parse_section(schemas[choice], section, name)
