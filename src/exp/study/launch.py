@@ -1,6 +1,7 @@
 """Running a study's jobs through one of Hydra's launchers: here, in several processes, or on a cluster."""
 
 from collections.abc import Sequence
+from contextlib import chdir
 from functools import partial
 
 from hydra._internal.callbacks import Callbacks  # a launcher outside `hydra.main` has no other way to one
@@ -28,7 +29,9 @@ def launch(stage: str, jobs: Sequence[list[str]], folder: RunFolder) -> None:
     """
     if not jobs:
         return
-    _launcher(stage, folder).launch(list(jobs), initial_job_idx=0)
+    # Hydra notes the current folder as the one in which each job was called, and by now that is the study's own.
+    with chdir(HydraConfig.get().runtime.cwd):
+        _launcher(stage, folder).launch(list(jobs), initial_job_idx=0)
 
 
 def _launcher(stage: str, folder: RunFolder) -> Launcher:
