@@ -122,7 +122,9 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
 def _teacher(comparison: Comparison) -> dict[str, Any] | None:
     """The teacher's answers, and on how many rows it was asked."""
     found = comparison.evaluations.get("teacher")
-    return {"table": teacher_table(found["answers"]), "rows": found["answers"]["num_rows"]} if found else None
+    if found is None or "answers" not in found:  # a teacher that ranks need not answer prompts
+        return None
+    return {"table": teacher_table(found["answers"]), "rows": found["answers"]["num_rows"]}
 
 
 def _upstream(comparison: Comparison) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import refusal
-from invented import comparison, ranks, settings
+from invented import comparison, evaluation, ranks, settings
 
 from src.core.files import write_text
 from src.core.paths import RunFolder
@@ -17,6 +17,7 @@ from src.exp.report.run_report import write_report
 
 NASTY = '<script>alert(1)</script> | [/b] \x1b[31m\n# ![x](/etc/passwd) src="../secret.txt" `$(rm)`'
 FIRST, LATE = ranks([0] * 8), ranks([5] * 8)
+ANSWERS = ("hr@1_all", "hr@1", "valid_ratio", "hr@1_likelihood")
 MODELS = {"popular": LATE, "markov": LATE, "baseline": LATE, "distill": FIRST}
 
 
@@ -144,3 +145,12 @@ def test_times_and_metrics_are_named_for_people(pages, tmp_path) -> None:
     markdown, _ = pages()
     assert "training the distilled student |       7.9 |" in markdown and "my step" in markdown
     assert "HitRatio" not in markdown and "| NDCG@10" in markdown.replace("   ", " ").replace("  ", " ")
+
+
+def test_a_teacher_that_answers_no_prompts_has_metrics_but_no_section(pages) -> None:
+    ranked = {name: evaluation(found) for name, found in {"teacher": LATE, **MODELS}.items()}
+    markdown, _ = pages(evaluations=ranked)
+    assert "\n| teacher " in markdown and "\n## Teacher" not in markdown
+    answered = {"num_rows": 8, **{f"{key}{end}": 0.5 for key in ANSWERS for end in ("", "_low", "_high")}}
+    markdown, _ = pages(evaluations={**ranked, "teacher": {**ranked["teacher"], "answers": answered}})
+    assert "\n## Teacher" in markdown
