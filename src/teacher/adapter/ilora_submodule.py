@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 from peft import PeftConfig, PeftType
 from torch import Tensor, nn
@@ -24,8 +24,9 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.git_info import PROJECT_ROOT
+from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
-from src.teacher.adapter.moe_lora import TARGET_MODULES, lora_config, parameter_groups
+from src.teacher.adapter.moe_lora import TARGET_MODULES, lora_config
 from src.teacher.adapter.upstream_weights import from_adapter, to_adapter
 from src.teacher.config import LoraSettings
 
@@ -114,7 +115,8 @@ def stock_peft_with_config_module() -> Iterator[None]:
     where that module no longer exists. It can go when that import is relative.
     """
     name = "peft.utils.config"
-    sys.modules[name] = SimpleNamespace(PeftConfig=PeftConfig, PeftType=PeftType)  # type: ignore[assignment]
+    sys.modules[name] = ModuleType(name)
+    vars(sys.modules[name]).update(PeftConfig=PeftConfig, PeftType=PeftType)
     try:
         yield
     finally:
@@ -136,7 +138,7 @@ def raise_swallowed_errors(layers: ModuleType) -> None:
         error.add_note(f"in a MoE-LoRA layer of iLoRA: {message}")
         raise error
 
-    layers.print = pass_on  # type: ignore[attr-defined]
+    vars(layers)["print"] = pass_on
 
 
 def freeze_layer_gating(model: nn.Module) -> None:
@@ -177,19 +179,13 @@ class _FlatRouter(nn.Module):
 # --- the adapted LM -----------------------------------------------------------------------------------------
 
 
-class SubmoduleLora:
-    """A causal LM with iLoRA's own layers; the same interface as `moe_lora.GatedLora`.
-
-    Attributes:
-        model: the fork's `PeftModel`, with router and projector hung on the LM inside.
-    """
+class SubmoduleLora(AdaptedLM):
+    """iLoRA's own layers, in the `PeftModel` of its fork."""
 
     name = "submodule"
 
     def __init__(self, model: nn.Module, settings: LoraSettings, base: BaseModel) -> None:
-        self.model = model
-        self.num_experts = settings.num_experts
-        self.base = base
+        super().__init__(model, settings.num_experts, base)
         self._settings = settings
         # The list that all layers read their gates from. Without gates they must fail, unless the adapter is off.
         self._gates: list[Tensor | None] = model.base_model.gate_weights
@@ -197,28 +193,12 @@ class SubmoduleLora:
 
     @contextmanager
     def gated(self, gates: Tensor) -> Iterator[None]:
-        """Use `gates` float [B, num_experts] in every forward, and in the backward that belongs to it."""
         previous = list(self._gates)
         self._gates[:] = [gates[:, None]]
         try:
             yield
         finally:
             self._gates[:] = previous
-
-    @property
-    def llm(self) -> PreTrainedModel:
-        return self.model.base_model.model
-
-    @property
-    def router(self) -> nn.Module:
-        return self.llm.router
-
-    @property
-    def projector(self) -> nn.Module:
-        return self.llm.projector
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        return parameter_groups(self.model, lr, weight_decay)
 
     def upstream_state(self) -> dict[str, Tensor]:
         """LoRA, router and projector under the names of upstream's checkpoints, the tensors themselves."""
@@ -227,17 +207,14 @@ class SubmoduleLora:
         return lora | router | {f"projector.{name}": value for name, value in self.projector.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Adapter, router and projector under the names of the adapter file."""
         return to_adapter(self.upstream_state())
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` returned, here or in the other implementation."""
         given = from_adapter(state)
         for name, tensor in self.upstream_state().items():
             tensor.copy_(given[name])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter's folder, readable by both implementations."""
         write_adapter(folder, self.state(), lora_config(self._settings), self.base)
 
 

@@ -17,6 +17,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
 from src.teacher.config import LoraSettings
 
@@ -71,21 +72,13 @@ class Projector(nn.Module):
         return self.outer(nn.functional.gelu(self.inner(items)))
 
 
-class GatedLora:
-    """A causal LM with gated LoRA experts.
-
-    Attributes:
-        model: the `PeftModel`; router and projector are saved in its adapter file (`modules_to_save`),
-            BatchNorm statistics included.
-        base: the LM that the adapter belongs to.
-    """
+class GatedLora(AdaptedLM):
+    """iLoRA on stock `peft`, which saves router and projector in its adapter file (`modules_to_save`)."""
 
     name = "native"
 
     def __init__(self, model: PeftModel, num_experts: int, base: BaseModel) -> None:
-        self.model = model
-        self.num_experts = num_experts
-        self.base = base
+        super().__init__(model, num_experts, base)
         self._gates: Tensor | None = None
         for name, module in model.named_modules():
             if name.endswith(".lora_A.default"):
@@ -116,56 +109,20 @@ class GatedLora:
 
     @contextmanager
     def gated(self, gates: Tensor) -> Iterator[None]:
-        """Use `gates` float [B, num_experts] in every forward, and in the backward that belongs to it.
-
-        The context has to span the backward pass too: gradient checkpointing runs the layers again there.
-        """
         previous, self._gates = self._gates, gates
         try:
             yield
         finally:
             self._gates = previous
 
-    @property
-    def llm(self) -> PreTrainedModel:
-        """The causal LM inside, its layers carrying the adapter."""
-        return self.model.base_model.model
-
-    @property
-    def router(self) -> nn.Module:
-        return self.llm.router
-
-    @property
-    def projector(self) -> nn.Module:
-        return self.llm.projector
-
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
-        return parameter_groups(self.model, lr, weight_decay)
-
     def state(self) -> dict[str, Tensor]:
-        """Adapter, router and projector under the names of the adapter file."""
         return get_peft_model_state_dict(self.model, save_embedding_layers=False)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy what `state` returned, here or in the other implementation."""
         set_peft_model_state_dict(self.model, state)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter's folder, readable by both implementations."""
         write_adapter(folder, self.state(), self.model.peft_config["default"], self.base)
-
-
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """Adam's groups: projector, router at 0.3 of the rate, LoRA without weight decay (iLoRA@28e4737)."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    lora = [p for name, p in named if "lora_" in name]
-    projector = [p for name, p in named if ".projector." in name]
-    router = [p for name, p in named if ".router." in name]
-    return [
-        {"params": projector, "lr": lr, "weight_decay": weight_decay},
-        {"params": router, "lr": 0.3 * lr, "weight_decay": weight_decay},
-        {"params": lora, "lr": lr, "weight_decay": 0.0},
-    ]
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
