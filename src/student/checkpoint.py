@@ -11,7 +11,8 @@ from torch import nn
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
-from src.student.models import ModelConfig, Student, build_model
+from src.core.foreign.tensors import check_fits
+from src.student.models import NORMS, ModelConfig, Student, build_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -50,8 +51,7 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: not a student checkpoint ({error})") from error
     state = _read_weights(folder)
-    with torch.device("meta"):  # first without memory: a description may ask for more than the file has
-        _check_fits(folder, state, build_model(config))
+    _check_fits(folder, state, _without_memory(config, folder / CONFIG_FILE, len(state)))
     model = build_model(config)
     model.load_state_dict(state)
     return model, info
@@ -93,13 +93,22 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: damaged file ({error})") from error
 
 
+def _without_memory(config: ModelConfig, path: Path, num_tensors: int) -> Student:
+    """The model of the description in `path` on the meta device: a description may ask for more than its file has.
+
+    Raises:
+        UserError: no model is like that, or one of more blocks than there are tensors.
+    """
+    try:
+        sound = config.num_blocks <= num_tensors and config.hidden_size % config.num_heads == 0
+        if not sound or config.norm not in NORMS:
+            raise ValueError(f"num_blocks={config.num_blocks}, num_heads={config.num_heads}, norm={config.norm!r}")
+        with torch.device("meta"):
+            return build_model(config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"{path}: describes no student ({error})") from error
+
+
 def _check_fits(folder: Path, state: dict[str, torch.Tensor], model: nn.Module) -> None:
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() | state.keys()):
-        have = tuple(state[name].shape) if name in state else "nothing"
-        want = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if have != want:
-            raise UserError(
-                f"{folder / WEIGHTS_FILE}: {name} holds {have}, this model wants {want}; "
-                "use the student settings and the dataset of the checkpoint"
-            )
+    advice = "use the student settings and the dataset of the checkpoint"
+    check_fits(folder / WEIGHTS_FILE, state, model.state_dict(), advice)

@@ -116,6 +116,31 @@ def test_a_description_that_asks_for_gigabytes_gets_none(folder, monkeypatch):
     assert devices == ["meta"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_blocks", 10**8),
+        ("num_blocks", "1"),
+        ("num_heads", 0),
+        ("num_heads", 3),
+        ("norm", "x"),
+        ("hidden_size", 2**62),
+        ("emb_size", -1),
+        ("num_items", 1.5),
+        ("dropout", "much"),
+        ("dropout", 2),
+        ("name", ["sasrec"]),
+    ],
+)
+def test_a_description_of_no_student(folder, key, value):
+    """Refused before anything is built of it: blocks by the million would take minutes even without memory."""
+    description = json.loads((folder / "config.json").read_text())
+    description["model"][key] = value
+    (folder / "config.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"config\.json: describes no student \("):
+        load_checkpoint(folder)
+
+
 def test_other_names(folder):
     model = build_model(CONFIG)
     del model.input_map

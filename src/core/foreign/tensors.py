@@ -58,6 +58,19 @@ class _DamagedFile(ValueError):
     """Not a file of `torch.save`, or one that no sound program would write."""
 
 
+def check_fits(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], advice: str) -> None:
+    """Compare names and shapes of weights that were read from `path` with those of a model.
+
+    Raises:
+        UserError: naming the first that differs, and `advice`.
+    """
+    for name in sorted(wanted.keys() | state.keys()):
+        have = tuple(state[name].shape) if name in state else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise UserError(f"{path}: {name} holds {have}, this model wants {want}; {advice}")
+
+
 def read_tensors(path: Path) -> Any:
     """What `torch.save` wrote: tensors, on the CPU, in dictionaries, lists and tuples, with numbers, text and bytes.
 

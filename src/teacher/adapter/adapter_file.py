@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
+from src.core.foreign.tensors import check_fits
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -87,17 +88,11 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
     return state
 
 
-def check_fits(path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Compare names and shapes of weights read from `path` with those of a model.
+def check_fits_model(path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Compare names and shapes of an adapter's weights, read from `path`, with those of this run's.
 
     Raises:
         UserError: naming the first that differs.
     """
-    for name in sorted(wanted.keys() | state.keys()):
-        have = tuple(state[name].shape) if name in state else "nothing"
-        want = tuple(wanted[name].shape) if name in wanted else "nothing"
-        if have != want:
-            raise UserError(
-                f"{path}: {name} holds {have}, this model wants {want}; use the teacher.lora settings, the base model "
-                "and the recommender that it was trained with"
-            )
+    advice = "use the teacher.lora settings, the base model and the recommender that it was trained with"
+    check_fits(path, state, wanted, advice)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from src.core.errors import UserError
 from src.core.paths import project_path
 from src.teacher.adapter.adapted_lm import AdaptedLM
-from src.teacher.adapter.adapter_file import check_fits, describe_base, read_adapter
+from src.teacher.adapter.adapter_file import check_fits_model, describe_base, read_adapter
 from src.teacher.adapter.ilora_submodule import (
     COMMIT,
     FOLDER_VARIABLE,
@@ -66,7 +66,7 @@ def add_adapter(
 def _start_from(path: Path, lora: AdaptedLM, config: TeacherConfig, logger: logging.Logger) -> None:
     """Copy the weights of an adapter's folder, or of a checkpoint of iLoRA's training."""
     state = read_adapter(path, lora.base) if path.is_dir() else read_checkpoint(path, lora.state(), logger)
-    check_fits(path, state, lora.state())
+    check_fits_model(path, state, lora.state())
     if path.is_dir():
         _check_scale(path, config)
     lora.load_state(state)
@@ -93,7 +93,7 @@ def load_adapter(
     """
     state = read_adapter(folder, describe_base(llm))
     lora = _IMPLEMENTATIONS[implementation](llm, saved_settings(folder, num_experts), rec_size)
-    check_fits(folder, state, lora.state())
+    check_fits_model(folder, state, lora.state())
     lora.load_state(state)
     lora.model.requires_grad_(False).eval()
     return lora

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.foreign.tensors import read_tensors
-from src.teacher.adapter.adapter_file import check_fits
+from src.teacher.adapter.adapter_file import check_fits_model
 
 _LLM, _OURS = "llama_model.", "base_model.model."
 _PROJECTOR = {"mlp_proj.0": "inner", "mlp_proj.2": "outer"}
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path, wanted: dict[str, Tensor], logger: logging.Logge
     statistics = {name: wanted[name] for name in wanted.keys() - state.keys() if _BUFFER.search(name)}
     if not any(".projector." in name for name in state):
         raise UserError(f"{path}: has no projector; upstream drops it from a checkpoint that follows a [PH] batch")
-    check_fits(path, {**statistics, **state}, wanted)
+    check_fits_model(path, {**statistics, **state}, wanted)
     if statistics:
         logger.warning(
             "%s: lacks the router's BatchNorm statistics (upstream does not save them); they start anew, so that gates "
