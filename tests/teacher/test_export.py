@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -178,8 +179,8 @@ def write_one(folder: Path, teacher: int) -> None:
     )
 
 
-def write_often(folder: Path, teacher: int, count: int) -> None:
-    for _ in range(count):
+def write_until(stop: Event, folder: Path, teacher: int) -> None:
+    while not stop.is_set():
         with locked(folder, notify=lambda text: None):
             write_one(folder, teacher)
 
@@ -187,20 +188,27 @@ def write_often(folder: Path, teacher: int, count: int) -> None:
 def test_whoever_reads_under_the_lock_sees_one_whole_export(tmp_path):
     """Two processes that replace each other's files over and over, while this one reads."""
     fork, folder, seen = multiprocessing.get_context("fork"), tmp_path / "outputs", set()
-    writers = [fork.Process(target=write_often, args=(folder, teacher, 40)) for teacher in (1, 2)]
+    stop, reads = fork.Event(), 0
+    writers = [fork.Process(target=write_until, args=(stop, folder, teacher)) for teacher in (1, 2)]
     for writer in writers:
         writer.start()
-    while any(writer.is_alive() for writer in writers):
-        with locked(folder, notify=lambda text: None):
-            manifest = read_manifest(folder)
-            if manifest is None:  # nobody has begun
-                assert written(folder) == {}
-                continue
-            assert find_damage(folder, manifest) is None
-            stats = np.load(folder / ROW_STATS_FILE)["log_prob"]
-            assert set(stats.tolist()) == {float(manifest.seed)} == set(np.loadtxt(folder / RANKING_FILE).flat)
-            assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
-            seen.add(manifest.seed)
+    try:
+        while (seen != {1, 2} or reads < 40) and all(writer.is_alive() for writer in writers):
+            with locked(folder, notify=lambda text: None):
+                manifest = read_manifest(folder)
+                if manifest is None:  # nobody has begun
+                    assert written(folder) == {}
+                    continue
+                assert find_damage(folder, manifest) is None
+                stats = np.load(folder / ROW_STATS_FILE)["log_prob"]
+                assert set(stats.tolist()) == {float(manifest.seed)} == set(np.loadtxt(folder / RANKING_FILE).flat)
+                assert not list(folder.glob("*.part")) + list(folder.glob(".*.part"))
+                seen.add(manifest.seed)
+                reads += 1
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen == {1, 2}
 
