@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Installs, then checks everything: the scripts' syntax, ruff, black, mypy, doctests, pytest. Runs all; fails if any failed.
+# Installs, then checks everything: the scripts' syntax, ruff, black, mypy, pytest with the examples in docstrings. Runs
+# all of them; fails if any failed.
 #
 #   bash cmd/run_tests.sh
 #   bash cmd/run_tests.sh -k metrics -x
+#   bash cmd/run_tests.sh --cov=src
 #
 # Every argument goes to pytest, which runs in as many processes as there are cores, 4 at most (-n 0: in one).
 set -euo pipefail
@@ -33,7 +35,6 @@ check "bash -n" check_scripts
 check "ruff" poetry run python -m ruff check --extend-exclude .poetry,.cache . # outside git, ruff reads no .gitignore
 check "black" poetry run python -m black --check .
 check "mypy" poetry run python -m mypy
-check "doctests" poetry run python -m pytest -q --doctest-modules --ignore=src/third_party src
 check "pytest" poetry run python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 
 if ((${#failed[@]} > 0)); then

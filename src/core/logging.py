@@ -144,7 +144,7 @@ def tensorboard_writer(folder: Path, settings: LoggingConfig, *, keep_until: int
     if not settings.tensorboard:
         return _NoWriter()
     # Imported here: it costs two seconds that the other commands need not pay.
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.writer import SummaryWriter
 
     earlier = sorted(folder.glob("events.out.tfevents.*"))
     kept = _points(earlier, keep_until) if keep_until else []

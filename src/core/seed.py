@@ -21,10 +21,11 @@ def set_seed(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The states of all that `set_seed` seeds, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     return {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "numpy": (numpy["bit_generator"], keys, numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -27,7 +27,7 @@ def key_of(name: str) -> dict[str, str]:
     return {"key": name}
 
 
-def parse_section(schema: type[Settings], section: DictConfig | dict, name: str) -> Settings:
+def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], name: str) -> Settings:
     """Check a section's keys, types and ranges against a dataclass and build it.
 
     Raises:
@@ -36,7 +36,7 @@ def parse_section(schema: type[Settings], section: DictConfig | dict, name: str)
     """
     keys = _renamed(schema)
     try:
-        values: Any = section if isinstance(section, dict) else OmegaConf.to_container(section, resolve=True)
+        values = _plain(section)
         given = {keys.get(key, key): value for key, value in values.items()}
         for key, attribute in keys.items():
             if attribute in values:
@@ -52,14 +52,14 @@ def parse_section(schema: type[Settings], section: DictConfig | dict, name: str)
     return built
 
 
-def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict, name: str, by: str = "name") -> Any:
+def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict[str, Any], name: str, by: str = "name") -> Any:
     """`parse_section` with the schema that the section's `name` (or another key, `by`) chooses.
 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
-    choice: Any = section.get(by)
-    if choice not in schemas:
+    choice = section.get(by)
+    if not isinstance(choice, str) or choice not in schemas:
         raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
     return parse_section(schemas[choice], section, name)
 
@@ -79,9 +79,17 @@ def unknown_key(schema: type, name: str, key: str) -> str:
     return f"{name}.{key}: unknown key; {hint}allowed there: {', '.join(allowed)}"
 
 
+def _plain(section: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """The section's values without OmegaConf, references resolved."""
+    values = section if isinstance(section, dict) else OmegaConf.to_container(section, resolve=True)
+    if not isinstance(values, dict):
+        raise UserError(f"{values!r} stands where a section with keys is expected")
+    return {str(key): value for key, value in values.items()}
+
+
 def _renamed(schema: type) -> dict[str, str]:
     """Attribute by key, of the fields whose keys differ from their names."""
-    return {entry.metadata["key"]: entry.name for entry in fields(schema) if "key" in entry.metadata}  # type: ignore[arg-type]
+    return {entry.metadata["key"]: entry.name for entry in fields(schema) if "key" in entry.metadata}
 
 
 def _unlocked(node: DictConfig) -> DictConfig:
@@ -95,7 +103,7 @@ def _unlocked(node: DictConfig) -> DictConfig:
     return node
 
 
-def _value(section: DictConfig | dict, key: str) -> Any:
+def _value(section: DictConfig | dict[str, Any], key: str) -> Any:
     if not key or isinstance(section, dict):
         return section.get(key) if key else None
     return OmegaConf.select(section, key, throw_on_resolution_failure=False)

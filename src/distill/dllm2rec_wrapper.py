@@ -10,10 +10,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,7 @@ def _compare(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs) ->
             raise UserError(f"{path}: does not hold what was written; is another program writing there?")
 
 
-def _write(path: Path, write) -> None:  # type: ignore[no-untyped-def]
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, write)
 
@@ -192,14 +192,10 @@ def read_windows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         history int64 [N, 10], length int64 [N], target int64 [N].
     """
-    columns: Any
-    if path.suffix == ".df":
-        columns = read_pickled_frame(path)
-        history = columns["seq"]
-    else:
-        columns = pd.read_csv(path)
-        history = [[int(item) for item in text.strip("[]").split(",")] for text in columns["seq"]]
-    length, target = columns["len_seq"], columns["next"]
+    columns = read_pickled_frame(path) if path.suffix == ".df" else pd.read_csv(path).to_dict("list")
+    history, length, target = columns["seq"], columns["len_seq"], columns["next"]
+    if path.suffix != ".df":
+        history = [[int(item) for item in text.strip("[]").split(",")] for text in history]
     return np.array(history, dtype=np.int64), np.array(length, dtype=np.int64), np.array(target, dtype=np.int64)
 
 
@@ -259,6 +255,7 @@ def run_program(program: Path, folder: Path, words: list[str], num_epochs: int, 
         ) as process,
         progress_bar() as bar,
     ):
+        assert process.stdout is not None  # it is a pipe
         task = bar.add_task("DLLM2Rec", total=num_epochs, info="")
         try:
             for line in _noted(process.stdout, log):
@@ -279,7 +276,7 @@ def run_program(program: Path, folder: Path, words: list[str], num_epochs: int, 
     return result
 
 
-def _noted(lines, log) -> Iterator[str]:  # type: ignore[no-untyped-def]
+def _noted(lines: Iterable[str], log: TextIO) -> Iterator[str]:
     for line in lines:
         log.write(line)
         log.flush()

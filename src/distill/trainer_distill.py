@@ -1,7 +1,7 @@
 """Training with a teacher."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -63,10 +63,9 @@ class DistillObjective:
         scored = self.base_loss(model, batch, teacher_info.ranking if self.settings.needs_ranking else None)
         if not self.settings.needs_ranking and self.alignment is None:
             return scored.loss, scored.terms
-        if scored.scores is None:
-            scored = replace(scored, scores=model.score(scored.hidden, scored.table))
-        terms = self._terms(model, batch, scored, teacher_info)
-        student_info = _student_info(model, batch, scored, terms)
+        scores = model.score(scored.hidden, scored.table) if scored.scores is None else scored.scores
+        terms = self._terms(model, batch, scored=scored, scores=scores, teacher_info=teacher_info)
+        student_info = _student_info(model, batch, scores=scores, hidden=scored.hidden, terms=terms)
         mask = self.policy.select(batch, teacher_info, student_info) * teacher_info.known
         kd_loss, kd_terms = kd_losses.compute(terms, mask=mask)
         return scored.loss + kd_loss, {**scored.terms, "selected": mask.float().mean(), **kd_terms}
@@ -79,50 +78,50 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float(), known)
         return TeacherInfo(outputs.ranking[batch.row], outputs.confidence[batch.row], known)
 
-    def _terms(self, model: Student, batch: Batch, scored: Scored, teacher_info: TeacherInfo) -> dict[str, Term]:
+    def _terms(
+        self, model: Student, batch: Batch, *, scored: Scored, scores: Tensor, teacher_info: TeacherInfo
+    ) -> dict[str, Term]:
         """The distillation losses of each sample, before any is selected."""
         settings, terms = self.settings, {}
-        if settings.needs_ranking:
-            weight = settings.kd_weight * settings.ranking_weight
-            terms["ranking"] = Term(weight=weight, losses=self._ranking(scored, teacher_info))
+        if scored.candidates is not None:
+            losses = self._ranking(scored, teacher_info, scores=scores, candidates=scored.candidates)
+            terms["ranking"] = Term(weight=settings.kd_weight * settings.ranking_weight, losses=losses)
         if self.alignment is not None:
             losses = kd_losses.alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
             terms["alignment"] = Term(weight=settings.kd_weight * settings.ed_weight, losses=losses)
         return terms
 
-    def _ranking(self, scored: Scored, teacher_info: TeacherInfo) -> Tensor:
-        """The ranking loss of each sample: float [B]."""
+    def _ranking(self, scored: Scored, teacher_info: TeacherInfo, *, scores: Tensor, candidates: Tensor) -> Tensor:
+        """The ranking loss of each sample, float [B], from the scores of all items and of the teacher's."""
         settings, ranking = self.settings, teacher_info.ranking
-        assert scored.scores is not None and scored.candidates is not None  # asked for with the ranking
         weights = kd_losses.candidate_weights(
             ranking,
             teacher_info.confidence,
-            scored.scores,
+            scores,
             RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency),
             settings.confidence == "per_sequence",
         )  # [B, K]
         if settings.candidate_loss == "softmax":
-            return (weights * kd_losses.softmax_losses(scored.scores, scored.candidates)).sum(1)
+            return (weights * kd_losses.softmax_losses(scores, candidates)).sum(1)
         if settings.candidate_loss == "paper":
-            return (weights * kd_losses.positive_losses(scored.candidates)).sum(1)
+            return (weights * kd_losses.positive_losses(candidates)).sum(1)
         assert scored.negative is not None  # `as_student` asks for a base loss with negatives
-        losses = kd_losses.official_losses(scored.candidates, scored.negative)  # [B, K]
+        losses = kd_losses.official_losses(candidates, scored.negative)  # [B, K]
         if scored.dros is not None:
-            robust = scored.dros.term(ranking, scored.candidates)  # [B, K]
+            robust = scored.dros.term(ranking, candidates)  # [B, K]
             if settings.dros_average == "batch":
                 robust = kd_losses.average_over_batch(robust, teacher_info.known)  # [1, K]
             losses = losses + settings.alpha * robust
         return (weights * losses).sum(1)
 
 
-def _student_info(model: Student, batch: Batch, scored: Scored, terms: Mapping[str, Term]) -> StudentInfo:
-    scores = scored.scores
-    assert scores is not None
-
+def _student_info(
+    model: Student, batch: Batch, *, scores: Tensor, hidden: Tensor, terms: Mapping[str, Term]
+) -> StudentInfo:
     def score_gradient() -> Tensor:
         return torch.autograd.grad(terms["ranking"].losses.sum(), scores, retain_graph=True)[0]
 
-    return StudentInfo(scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
+    return StudentInfo(scores.detach(), batch.target, hidden.detach(), model, score_gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +204,7 @@ def _objective(
         load_weights(model, init)
     outputs, alignment = distillation.outputs.to(device), None
     if settings.needs_embeddings:
-        assert outputs.embeddings is not None
+        assert outputs.embeddings is not None  # whoever reads the teacher's files reads what the settings need
         table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
         starts_at_zero = init is not None and settings.embedding == "fuse"
         random = generator(context.seed, "projection")

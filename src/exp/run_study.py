@@ -9,6 +9,7 @@ same `hydra.run.dir`, only what is missing is trained.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -93,7 +94,7 @@ def _train(stage: Stage, found: list[Variant], base: list[str]) -> None:
             open_stage(stage)  # each job has had a log of its own
 
 
-def _write(stage: Stage, found: list[Variant], source: RunFolder | None) -> list:  # type: ignore[type-arg]
+def _write(stage: Stage, found: list[Variant], source: RunFolder | None) -> list[Path]:
     """The table of what was found, beside it what needs no student.
 
     Raises:

@@ -84,7 +84,7 @@ class Settings:
     composed: DictConfig = field(repr=False, compare=False)
 
 
-_SCHEMAS: dict[str, Any] = {e.name: e.type for e in fields_of(Settings) if e.name != "composed"}
+_SCHEMAS: dict[str, type] = {name: kind for name, kind in typing.get_type_hints(Settings).items() if name != "composed"}
 _SECTIONS = list(_SCHEMAS)
 _CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
     "dataset": (sources.SCHEMAS, "name"),

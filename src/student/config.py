@@ -9,7 +9,7 @@ from src.student.datamodule import LOADERS
 from src.student.models import NORMS, ModelConfig
 from src.student.objectives import LOSSES, LossSettings
 
-Target = TypeVar("Target")
+Target = TypeVar("Target", ModelConfig, LossSettings, "FitSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class StudentConfig:
     def _as(self, target: type[Target], **given: Any) -> Target:
         """`target` with what is given, its fields that this kind has, and its own defaults for the others."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        taken = {entry.name: own[entry.name] for entry in fields(target) if entry.name in own}  # type: ignore[arg-type]
+        taken = {entry.name: own[entry.name] for entry in fields(target) if entry.name in own}
         return target(**{**taken, **given})
 
 

@@ -48,17 +48,15 @@ class Batch:
 
 
 class Loader(Protocol):
-    """Batches of one epoch after another.
-
-    Attributes:
-        order: where the random stream is that the order of the rows is drawn from.
-    """
+    """Batches of one epoch after another."""
 
     @property
     def num_rows(self) -> int: ...
 
     @property
-    def order(self) -> Stateful: ...
+    def order(self) -> Stateful:
+        """Where the random stream is that the order of the rows is drawn from."""
+        ...
 
     def __len__(self) -> int:
         """Steps of an epoch; packed batches may need a step less or more."""
@@ -102,7 +100,14 @@ class RowLoader(DataLoader[Batch]):
     """All rows, each with a window of its own; the batches already lie on the device."""
 
     def __init__(
-        self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
+        self,
+        rows: Rows,
+        *,
+        max_len: int,
+        pad_id: int,
+        batch_size: int,
+        device: torch.device,
+        generator: torch.Generator,
     ) -> None:
         self.num_rows, self.order = len(rows), GeneratorState(generator)
         dataset = RowDataset(rows, max_len, pad_id, device)
@@ -121,7 +126,14 @@ class PackedLoader:
     """
 
     def __init__(
-        self, rows: Rows, max_len: int, pad_id: int, batch_size: int, device: torch.device, generator: torch.Generator
+        self,
+        rows: Rows,
+        *,
+        max_len: int,
+        pad_id: int,
+        batch_size: int,
+        device: torch.device,
+        generator: torch.Generator,
     ) -> None:
         self.num_rows, self.order = len(rows), GeneratorState(generator)
         self.max_len, self.pad_id, self.batch_size, self.generator = max_len, pad_id, batch_size, generator
@@ -182,7 +194,7 @@ def require_full_batch(batch_size: int, num_rows: int) -> None:
         )
 
 
-LOADERS: dict[str, Callable[..., "Loader"]] = {"rows": RowLoader, "packed": PackedLoader}
+LOADERS: dict[str, Callable[..., Loader]] = {"rows": RowLoader, "packed": PackedLoader}
 
 
 def build_train_loader(
@@ -203,4 +215,11 @@ def build_train_loader(
         UserError: there are fewer rows than a batch takes.
     """
     require_full_batch(batch_size, len(dataset.train))
-    return LOADERS[batching](dataset.train, max_len, dataset.pad_id, batch_size, device, generator)
+    return LOADERS[batching](
+        dataset.train,
+        max_len=max_len,
+        pad_id=dataset.pad_id,
+        batch_size=batch_size,
+        device=device,
+        generator=generator,
+    )

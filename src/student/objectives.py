@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
@@ -90,8 +92,10 @@ class BaseLoss:
         if self.settings.name == "sampled_softmax":
             negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
             loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives.to(hidden.device))
-            scores = None if candidates is None else model.score(hidden, table)
-            picked = None if scores is None or candidates is None else scores.gather(1, candidates)
+            scores = picked = None
+            if candidates is not None:
+                scores = model.score(hidden, table)
+                picked = scores.gather(1, candidates)
             return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, scores, table, picked)
         scores = model.score(hidden, table)
         if self.settings.name == "ce":
@@ -116,7 +120,7 @@ def bce(positive: Tensor, negative: Tensor) -> Tensor:
     return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
 
 
-def propensity(targets, num_items: int) -> Tensor:  # type: ignore[no-untyped-def]
+def propensity(targets: np.ndarray, num_items: int) -> Tensor:
     """DROS's item weights ((count + 1) / sum)^0.05 over the training targets: float32 [num_items]."""
     counts = torch.bincount(torch.as_tensor(targets, dtype=torch.int64), minlength=num_items).double() + 1
     return (counts / counts.sum()).pow(0.05).float()
@@ -153,7 +157,7 @@ class _SumOfPowers(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    def forward(ctx: FunctionCtx, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         powers = scores.square().mul_(weight)  # [B, num_items]
         shift, top = powers.max(1, keepdim=True)
         powers.sub_(shift).exp_().scatter_(1, top, 0.0)
@@ -162,8 +166,9 @@ class _SumOfPowers(torch.autograd.Function):
         return powers.sum(1, keepdim=True), torch.ones_like(shift), shift, top
 
     @staticmethod
-    def backward(ctx, rest: Tensor, largest: Tensor, *unused: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        scores, weight, powers, top = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, rest: Tensor, largest: Tensor, *unused: Tensor) -> tuple[Tensor, None]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors  # declared as a single one
+        scores, weight, powers, top = saved
         gradient = (powers * scores).mul_(weight).mul_(2 * rest)
         return gradient.scatter_(1, top, 2 * largest * scores.gather(1, top) * weight[top]), None
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Objective(Protocol):
     @property
     def components(self) -> Mapping[str, Stateful]: ...
 
-    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: Student, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss (scalar) and its named terms, detached, for the log."""
         ...
 
@@ -116,7 +116,7 @@ def train_student(
 
 
 def fit(
-    model: nn.Module,
+    model: Student,
     loader: Loader,
     objective: Objective,
     *,
@@ -179,7 +179,7 @@ def _go_on(resume: Resume | None, components: Mapping[str, Stateful], logger: lo
 
 
 def _train_epoch(
-    model: nn.Module,
+    model: Student,
     loader: Loader,
     objective: Objective,
     *,

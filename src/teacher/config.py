@@ -3,6 +3,7 @@
 Fields that do not decide the trained adapter carry metadata that say what they decide (`src/core/settings.py`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from src.core.errors import check
@@ -200,5 +201,5 @@ class TeacherConfig:
         )
 
 
-def _one_of(names: object) -> str:
-    return "one of " + ", ".join(names)  # type: ignore[arg-type]
+def _one_of(names: Iterable[str]) -> str:
+    return "one of " + ", ".join(names)

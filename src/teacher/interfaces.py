@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from src.core.data_utils import DatasetConfig
+from src.core.datasets.base import DatasetConfig
 from src.core.logging import LoggingConfig, TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig

@@ -1,13 +1,11 @@
 """Candidate sets, learning rate and curriculum."""
 
-import doctest
 from math import cos, pi
 
 import numpy as np
 import pytest
 
 from src.core.errors import UserError
-from src.teacher import schedule
 from src.teacher.prompt.candidates import fixed_candidates, sample_candidates
 from src.teacher.schedule import embedding_probability, learning_rate_factor
 
@@ -95,9 +93,3 @@ def test_curriculum_grows_from_above_nothing_to_one():
     assert values == [(step + 1) / 8 for step in range(8)]
     assert values[0] > 0 and values[-1] == 1.0
     assert embedding_probability(0, 1) == 1.0
-
-
-def test_doctests():
-    result = doctest.testmod(schedule)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -5,7 +5,6 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,16 +96,18 @@ def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
     """int64 [N] by `user`, `item` and `timestamp`."""
     # The C parser takes one-character separators only, and pandas' Python parser is far slower.
     data = path.read_bytes().replace(separator.encode(), b"\t")
-    columns = {name: np.int64 for name in _COLUMNS if name != "rating"}
-    options: dict[str, Any] = {"dtype": columns, "na_filter": False, "quoting": csv.QUOTE_NONE, "encoding": "latin-1"}
+    columns = [name for name in _COLUMNS if name != "rating"]
     try:
         frame = pd.read_csv(
             io.BytesIO(data),
             sep="\t",
             header=None,
             names=list(_COLUMNS),
-            usecols=list(columns),
-            **options,
+            usecols=columns,
+            dtype={name: np.int64 for name in columns},
+            na_filter=False,
+            quoting=csv.QUOTE_NONE,
+            encoding="latin-1",
         )
     except (ValueError, OverflowError) as error:
         _raise_first_bad_rating(path, separator)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -19,8 +18,10 @@ from src.core.files import write_atomic
 from src.core.foreign.escape import terminal
 
 matplotlib.use("Agg")
+from matplotlib import RcParams
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 PANEL_WIDTH = 5.0  # inches; at 10 pt the labels stay readable where a phone shows it at two thirds
 _COLUMNS = 2
@@ -54,20 +55,22 @@ BACKGROUND = Colour("#ffffff", "#14171c")
 SERIES = ("distill", "baseline", "teacher", "markov", "dllm2rec_upstream", "popular")  # colours of any other lines
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": COLOURS["grid"].light,
-    **{key: COLOURS["ink"].light for key in ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor")},
-    **{key: COLOURS["ink"].light for key in ("xtick.color", "ytick.color")},
-    "text.parse_math": False,  # a `$` in a name is a dollar
-    "svg.fonttype": "none",  # text stays text: small, sharp, and read aloud
-    "svg.hashsalt": "panel",  # the same drawing has the same bytes
-}
+_STYLE = RcParams(
+    {
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": COLOURS["grid"].light,
+        **{key: COLOURS["ink"].light for key in ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor")},
+        **{key: COLOURS["ink"].light for key in ("xtick.color", "ytick.color")},
+        "text.parse_math": False,  # a `$` in a name is a dollar
+        "svg.fonttype": "none",  # text stays text: small, sharp, and read aloud
+        "svg.hashsalt": "panel",  # the same drawing has the same bytes
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,7 @@ def draw_difference(axis: Axes, place: float, mean: float, interval: tuple[float
     shade = colour(verdict)
     axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=shade, capsize=4, linewidth=2)
     end, offset, side = (low, -6, "right") if high < 0 else (high, 6, "left")
-    text = axis.annotate(verdict, (end, place), (offset, 0), textcoords="offset points", color=shade)
-    text.set(ha=side, va="center")
+    axis.annotate(verdict, (end, place), (offset, 0), textcoords="offset points", ha=side, va="center", color=shade)
 
 
 def frame_differences(axis: Axes, lows: Sequence[float], highs: Sequence[float]) -> None:
@@ -151,7 +153,7 @@ def write_png(plot: Plot, path: Path) -> None:
         for axis, panel in zip(axes.flat, plot.panels, strict=False):
             _fill(axis, panel)
         if plot.legend:
-            handles = [plt.Rectangle((0, 0), 1, 1, color=colour(name)) for name in plot.legend]
+            handles = [Rectangle((0, 0), 1, 1, color=colour(name)) for name in plot.legend]
             labels = list(plot.legend.values())
             figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
         write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))

@@ -4,9 +4,10 @@ import shlex
 from typing import Any
 
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.core.paths import RunFolder
+from src.exp.stage.snapshot import saved_overrides
 
 _NOT_OF_A_RUN = ("paths", "logging", "eval", "gather", "recommend", "study")  # sections that change no number of it
 _SCRIPTS = {"teacher": "run_teacher_train", "baseline": "run_student_baseline", "distill": "run_distill_dllm2rec"}
@@ -40,13 +41,13 @@ def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]
     return result
 
 
-def _values(config: DictConfig) -> dict[str, Any]:
+def _values(config: DictConfig | ListConfig) -> dict[str, Any]:
     return flatten(OmegaConf.to_container(config, resolve=False))
 
 
 def repeat_command(sources: dict[str, RunFolder]) -> str:
     """One command line that runs the stages of `sources` again in a new run folder."""
-    overrides = {stage: _overrides(source, stage) for stage, source in sources.items() if stage in _SCRIPTS}
+    overrides = {stage: saved_overrides(source, stage) for stage, source in sources.items() if stage in _SCRIPTS}
     lines = list(overrides.values())
     if len(lines) == len(_SCRIPTS) and all(words == lines[0] for words in lines):
         return shlex.join(["bash", "cmd/run_all_pipeline.sh", *lines[0]])
@@ -56,8 +57,3 @@ def repeat_command(sources: dict[str, RunFolder]) -> str:
     ]
     same = next(iter(lines), [])
     return " && \\\n".join([*commands, shlex.join(["bash", "cmd/run_eval_all.sh", run_dir, *same])])
-
-
-def _overrides(source: RunFolder, stage: str) -> list[str]:
-    file = source.snapshot_dir(stage) / "overrides.yaml"
-    return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []

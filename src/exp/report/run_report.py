@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.core.files import write_text
 from src.exp.report.breakdown import breakdown, row_groups, thirds
 from src.exp.report.comparison import (
@@ -60,8 +62,7 @@ def write_report(comparison: Comparison) -> list[Path]:
     folder, frame = comparison.folder, summary_table(comparison)
     write_text(folder.root / "metrics" / "summary.csv", frame.to_csv(float_format="%.6f"))
     summary = frame.T.astype(object)
-    nothing: Any = None  # what the stubs of pandas do not foresee: a cell without a value
-    text = summary.where(summary.notna(), nothing).to_markdown(floatfmt=".4f", missingval="-")
+    text = summary.replace({np.nan: None}).to_markdown(floatfmt=".4f", missingval="-")
     write_text(folder.root / "metrics" / "summary.md", text + "\n")
     tests = comparison_tests(comparison)
     plots = _plots(comparison, tests)

@@ -19,6 +19,7 @@ from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.logging import terminal_logger
 from src.core.paths import RunFolder
+from src.exp.stage.snapshot import saved_overrides
 
 TRAININGS = ("teacher", "baseline", "distill", "dllm2rec_upstream", "eval")  # what a sweep's jobs may make
 
@@ -71,10 +72,8 @@ def load_jobs(sweep_dir: Path, artefacts: tuple[str, ...] = TRAININGS) -> list[S
 
 
 def _overrides(folder: RunFolder, stage: str) -> dict[str, str]:
-    file = folder.snapshot_dir(stage) / "overrides.yaml"
-    words: Any = OmegaConf.load(file) if file.is_file() else []
-    pairs = (str(word).partition("=") for word in words)
-    return {key: value for key, _, value in pairs}
+    split = [word.partition("=") for word in saved_overrides(folder, stage)]
+    return {key: value for key, _, value in split}
 
 
 def varying_keys(jobs: list[SweepJob]) -> list[str]:

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from src.core.artefacts import Artefact, State, Status, locked
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.device import resolve_device
 from src.core.errors import UserError
-from src.core.files import sha256_file, write_text
+from src.core.files import sha256_file
 from src.core.git_info import save_git_info
 from src.core.logging import (
     TensorBoardWriter,
@@ -35,6 +34,7 @@ from src.core.paths import RunFolder, data_dir
 from src.core.seed import set_seed
 from src.exp.settings import Settings
 from src.exp.stage.messages import one_line
+from src.exp.stage.snapshot import save_configuration
 from src.student.context import Resume, RunContext
 
 
@@ -163,21 +163,8 @@ def open_stage(stage: Stage) -> None:
     open_log(folder.log_file(stage.name))
     stage.logger.info("stage %s in %s", stage.name, folder.root)
     record_times_in(folder.time_file)
-    _save_configuration(stage)
+    save_configuration(folder, stage.name, stage.settings.composed)
     save_git_info(folder.root)
-
-
-def _save_configuration(stage: Stage) -> None:
-    """Write Hydra's three files to `.hydra/`, as those of the latest stage, and to `.hydra/<stage>/`."""
-    composed: Any = HydraConfig.instance().cfg
-    files = {
-        "config.yaml": stage.settings.composed,
-        "hydra.yaml": OmegaConf.masked_copy(composed, "hydra"),
-        "overrides.yaml": HydraConfig.get().overrides.task,
-    }
-    for name, content in files.items():
-        for target in (stage.folder.root / ".hydra", stage.folder.snapshot_dir(stage.name)):
-            write_text(target / name, OmegaConf.to_yaml(content))
 
 
 def _first_to_do(steps: list[Step], stage: Stage) -> int | None:

@@ -76,7 +76,7 @@ def study_page(study: Study, folder: Path) -> list[Path]:
 def _for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its text made harmless for programs that calculate what begins with `=`."""
     safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
-    return safe.set_axis([csv_cell(str(name)) for name in table.index]).rename_axis(str(table.index.name))
+    return safe.set_axis(pd.Index([csv_cell(str(name)) for name in table.index], name=table.index.name))
 
 
 def _context(study: Study, plot: Plot) -> dict[str, Any]:

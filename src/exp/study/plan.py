@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from hydra import compose
-from omegaconf import OmegaConf
 
 from src.core.artefacts import State
 from src.core.errors import UserError
@@ -13,6 +12,7 @@ from src.exp import run_distill, run_student_baseline
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.inputs import DATA, TEACHER_FILES, teacher_files_hash
 from src.exp.stage.messages import one_line
+from src.exp.stage.snapshot import saved_overrides
 from src.exp.stage.stage import Stage
 from src.exp.study.config import BASELINE, StudyConfig
 
@@ -78,14 +78,17 @@ def source_run(config: StudyConfig) -> RunFolder | None:
             f"study.run_dir={config.run_dir}: must be the run folder of a finished distillation, such as "
             "result/result_<timestamp>; run src.exp.run_distill first"
         )
+    if not folder.snapshot_dir("distill").is_dir():
+        raise UserError(
+            f"study.run_dir={config.run_dir}: lacks {folder.snapshot_dir('distill').relative_to(folder.root)}, the "
+            "settings of its distillation, from which the study starts; copy run folders whole"
+        )
     return folder
 
 
 def base_overrides(source: RunFolder | None, own: list[str]) -> list[str]:
     """The overrides that all jobs share: those of the distillation, then those of this command."""
-    before = []
-    if source is not None:
-        before = [str(word) for word in OmegaConf.load(source.snapshot_dir("distill") / "overrides.yaml")]
+    before = saved_overrides(source, "distill") if source is not None else []
     return [word for word in [*before, *own] if not _is_own(word)]
 
 

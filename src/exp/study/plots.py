@@ -3,7 +3,6 @@
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,8 +79,8 @@ def curve_plot(
     ]
     if level is not None:
         words.append(f"{level} {table.loc[level, 'mean']:.4f} (dashed)")
-    mean: Any = None if level is None else table.loc[level, "mean"]
-    draw = partial(_curves, curves=curves, x=x, x_label=x_label, level=None if level is None else (level, float(mean)))
+    line = None if level is None else (level, float(table["mean"][level]))
+    draw = partial(_curves, curves=curves, x=x, x_label=x_label, level=line)
     return Plot(
         name=name,
         title="Curve",
@@ -123,8 +122,10 @@ def _curves(
     axis: Axes, *, curves: dict[str, pd.DataFrame], x: str, x_label: str, level: tuple[str, float] | None
 ) -> None:
     for (name, curve), shade, marker in zip(curves.items(), cycle(SERIES), cycle(MARKERS), strict=False):
-        style: dict[str, Any] = {"color": colour(shade), "marker": marker, "capsize": 3, "label": label(name)}
-        axis.errorbar(curve[x], curve["mean"], curve["std"].fillna(0.0), **style)
+        deviation = curve["std"].fillna(0.0)
+        axis.errorbar(
+            curve[x], curve["mean"], deviation, color=colour(shade), marker=marker, capsize=3, label=label(name)
+        )
     if level is not None:
         axis.axhline(level[1], color=colour("ink"), linestyle="--", linewidth=1.2, label=label(level[0]))
     axis.set_xlabel(x_label)

@@ -1,7 +1,6 @@
 """The table of a study: variants of a training over several seeds, each against one of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,8 @@ from src.core.errors import UserError
 from src.exp.report.significance import PairedTest, Ranks, paired_tests, user_metric
 
 NOT_COMPARABLE = "not comparable"
+
+_Line = dict[str, float | str | None]  # by column
 
 
 def study_table(
@@ -47,10 +48,10 @@ def study_table(
     words = {name: _unlike(name, ranks, against, unlike or {}) for name, against in other.items()}
     pairs = {name: (ranks[name], ranks[other[name]]) for name, found in words.items() if not found}
     tests = paired_tests(pairs, metric)
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, _Line] = {}
     for name, runs in ranks.items():
-        lines[name] = _over_seeds(runs, metric, None if validation is None else validation.get(name, ()))
-        lines[name] |= _difference(tests.get(name), words.get(name, ""))
+        own = _over_seeds(runs, metric, None if validation is None else validation.get(name, ()))
+        lines[name] = own | _difference(tests.get(name), words.get(name, ""))
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("variant")
 
 
@@ -72,19 +73,19 @@ def _other_rows(one: Ranks, other: Ranks) -> str:
     return "" if left == right else "other test rows"
 
 
-def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> dict[str, Any]:
+def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> _Line:
     values = [float(user_metric([run], metric)[1].mean()) for run in runs]
-    line: dict[str, Any] = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
+    line: _Line = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
     if validation is not None:
         line["validation"] = float(np.mean(validation)) if len(validation) else np.nan
-    line["mean"] = np.mean(values)
-    line["std"] = np.std(values, ddof=1) if len(runs) > 1 else np.nan
-    line["masked"] = user_metric(runs, metric, masked=True)[1].mean()
+    line["mean"] = float(np.mean(values))
+    line["std"] = float(np.std(values, ddof=1)) if len(runs) > 1 else np.nan
+    line["masked"] = float(user_metric(runs, metric, masked=True)[1].mean())
     return line
 
 
-def _difference(test: PairedTest | None, words: str) -> dict[str, Any]:
-    line: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan)
+def _difference(test: PairedTest | None, words: str) -> _Line:
+    line: _Line = dict.fromkeys(("difference", "low", "high", "p_value"), np.nan)
     line |= {"verdict": None, NOT_COMPARABLE: words}
     if test is not None:
         line |= {"difference": test.difference, "low": test.low, "high": test.high}

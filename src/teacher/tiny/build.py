@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made by protobuf
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from src.core.data_utils import SequenceDataset
