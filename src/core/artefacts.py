@@ -24,6 +24,7 @@ from src.core.git_info import git_commit
 
 _SHOWN = 5  # differences that a message names
 _MISSING = "nothing"
+_PROBED = 0.2  # seconds: `is_locked` holds a free lock for a moment, too, and that is no reason to refuse
 
 
 class State(StrEnum):
@@ -249,7 +250,7 @@ def locked(folder: Path, *, notify: Callable[[str], None] | None = None) -> Iter
 
 def _acquire(lock: BaseFileLock, folder: Path, notify: Callable[[str], None] | None) -> None:
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PROBED)
         return
     except Timeout:
         holder = _holder(folder)
