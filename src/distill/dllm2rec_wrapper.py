@@ -106,6 +106,7 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
         ("num_blocks", 1),
         ("num_heads", 1),
         ("norm", "dllm2rec"),
+        ("scores", "dot"),
         ("tied_output", False),
         ("batching", "rows"),
         ("mixed_precision", False),
