@@ -119,7 +119,9 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
         ("candidate_loss", "official"),
         ("dros_average", "batch"),
         ("confidence", "per_candidate"),
+        ("confidence_temperature", 1),
         ("embedding", "fuse"),
+        ("embedding_transform", "none"),
         ("init", "scratch"),
     ):
         only(f"distill.{key}", getattr(settings, key), wanted)
