@@ -210,7 +210,7 @@ class ILoRATeacher(ITeacherRecommender):
     def _about(self, cfg: Settings, result: TeacherEvaluation) -> dict[str, object]:
         """The head of the evaluation file."""
         return {
-            "model": self.config.name if self.config.num_epochs else f"{self.config.name}, not trained",
+            "model": self.config.name if self.config.reads_items else f"{self.config.name}, not trained",
             "dataset": self.dataset.name,
             "dataset_fingerprint": self.dataset.fingerprint,
             "split": "test",
