@@ -159,14 +159,17 @@ def _notes(runs: Mapping[str, Found]) -> list[str]:
             notes.append("The distilled student started from a baseline's weights, so it was trained for longer.")
         if other.made_from.get(TEACHER, "files") != "files":
             notes.append(f"The distilled student's teacher was a control: {other.made_from[TEACHER]}.")
-    if "teacher" in runs and (engine := _engine(runs["teacher"].folder)):
+    teacher = _training_of_teacher(runs["teacher"].folder) if "teacher" in runs else {}
+    if engine := teacher.get("teacher.engine"):
         notes.append(f"The teacher's engine was {engine} (teacher.engine); another engine gives another teacher.")
+    if teacher.get("teacher.num_epochs") == 0:
+        notes.append("The teacher was not trained (teacher.num_epochs=0): what it says is the LLM's as it was given.")
     return notes
 
 
-def _engine(folder: RunFolder) -> Any:
+def _training_of_teacher(folder: RunFolder) -> Mapping[str, Any]:
     record = folder.artefact("teacher").status().record
-    return record.made_from.get("teacher.engine") if record else None
+    return record.made_from if record else {}
 
 
 # --- runs of other seeds, and controls ----------------------------------------------------------------------
