@@ -3,7 +3,7 @@
     python -m benchmarks.embeddings dataset=csv dataset.raw_dir=<folder> --exports <folder> [<folder> ...]
 
 Test NDCG@10 over all items, history removed, by the cosine of an item with a user's last items, the latest counting
-most: embeddings as they are, centred, and whitened (centred, SVD, the first columns with unit variance); beside them
+most: embeddings as they are, centred, and whitened as a student gets them (`src.distill.fusion.whiten`); beside them
 TF-IDF of the titles' words, and chance. Dataset overrides are those of the stages.
 """
 
@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +29,13 @@ from src.core.paths import data_dir
 from src.core.teacher_files import read_manifest
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
+from src.distill.fusion import whiten
 from src.exp.settings import parse_settings
 from src.student.evaluator import evaluate_scores
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 METRIC, LAST, DECAY = "ndcg@10", 10, 0.7
 LOGGER = logging.getLogger("embeddings")
-
-
-def whitened(embeddings: Tensor, dims: int) -> Tensor:
-    """The first `dims` principal components, each of unit variance: float32 [num_items, at most dims].
-
-    >>> whitened(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), 2).T
-    tensor([[-1.,  1.]])
-    """
-    left, values, _ = torch.linalg.svd((embeddings - embeddings.mean(0)).double(), full_matrices=False)
-    rank = int((values > 1e-6 * values[0]).sum())
-    return (left[:, : min(dims, rank)] * len(embeddings) ** 0.5).float()
 
 
 def tf_idf(titles: list[str]) -> sparse.csr_matrix:
@@ -94,8 +85,8 @@ def table(embeddings: Tensor, dims: list[int], measure: Callable[[Tensor], float
     """The metric of the embeddings raw, centred, and whitened to each number of dimensions that they have."""
     result = {"raw": measure(embeddings), "centred": measure(embeddings - embeddings.mean(0))}
     for number in dims:
-        if number <= min(embeddings.shape):
-            result[f"whitened_{number}"] = measure(whitened(embeddings, number))
+        with suppress(UserError):  # they vary in fewer directions
+            result[f"whitened_{number}"] = measure(whiten(embeddings, number))
     return result
 
 
