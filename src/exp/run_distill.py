@@ -199,7 +199,7 @@ def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) ->
 
 def _plan_original(stage: Stage) -> list[Step]:
     cfg, name = stage.settings, stage.name
-    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics.monitor)
+    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics)
     require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
     find_program()
     made_from = distillation_inputs(

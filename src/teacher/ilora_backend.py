@@ -199,7 +199,7 @@ class ILoRATeacher(ITeacherRecommender):
         answers, monitor = result.answers, cfg.metrics.monitor
         logger.info(
             "teacher test: HR@1 among %d candidates %.4f [%.4f, %.4f], valid %.4f, by likelihood %.4f [%.4f, %.4f]; "
-            "full ranking %s %.4f",
+            "full ranking %s (history removed) %.4f",
             self.config.num_candidates,
             *(answers[name] for name in ("hr@1_all", "hr@1_all_low", "hr@1_all_high", "valid_ratio")),
             *(answers[f"hr@1_likelihood{end}"] for end in ("", "_low", "_high")),

@@ -32,7 +32,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
     folder, metrics = stage.folder, stage.settings.metrics
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
-    for name, value in evaluation.metrics.items():
+    for name, value in evaluation.by(metrics.masked).items():
         writer.add_scalar(f"{TEST_TAG}{name}", value, result.best_epoch)
     writer.close()
     write_evaluation(
@@ -42,7 +42,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
         about(stage, stage.settings.student.name, f"models/{stage.name}"),
     )
     stage.logger.info(
-        "test %s: %.4f (history masked: %.4f)",
+        "test %s: %.4f (history removed: %.4f)",
         metrics.monitor,
         evaluation.metrics[metrics.monitor],
         evaluation.metrics_masked[metrics.monitor],
