@@ -169,7 +169,7 @@ def _notes(runs: Mapping[str, Found]) -> list[str]:
 def _other_ranking(runs: Mapping[str, Found], history: str) -> list[str]:
     """That best epochs were chosen by another ranking than the one this report is about."""
     chosen = {name: run.record.made_from.get(HISTORY, history) for name, run in runs.items() if name in STUDENTS}
-    others = [f"{name}: {found}" for name, found in chosen.items() if found != history]
+    others = [f"{found} ({name})" for name, found in chosen.items() if found != history]
     if not others:
         return []
     return [f"Best epochs were chosen with the history {', '.join(others)}; here it is {history} ({HISTORY})."]
