@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.data_utils import SequenceDataset
-from src.exp.report.significance import Ranks, row_metric
+from src.exp.report.significance import PairedTest, Ranks, paired_tests, row_metric
 
 
 def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:
@@ -46,3 +46,21 @@ def breakdown(
         values = row_metric(runs, metric, masked)
         columns[model] = {name: float(values[mask].mean()) for name, mask in masks.items()}
     return pd.DataFrame(columns)
+
+
+def group_differences(
+    pair: tuple[list[Ranks], list[Ranks]], masks: dict[str, np.ndarray], metric: str, masked: bool = False
+) -> dict[str, PairedTest]:
+    """The pair's first model against its second within each group, p values Holm-corrected together.
+
+    Args:
+        pair: the runs of two models, all of the same test rows.
+        masks: bool [N] by group; masked: as in `breakdown`.
+    """
+
+    def within(runs: list[Ranks], mask: np.ndarray) -> list[Ranks]:
+        return [{name: values[mask] for name, values in run.items()} for run in runs]
+
+    one, other = pair
+    pairs = {name: (within(one, mask), within(other, mask)) for name, mask in masks.items()}
+    return paired_tests(pairs, metric, masked)

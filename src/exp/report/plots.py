@@ -33,10 +33,11 @@ def plot_comparison(evaluations: dict[str, dict], ks: list[int]) -> Plot:
     return Plot(name="comparison", title="Recall and NDCG by cut-off", panels=panels, legend=_legend(evaluations))
 
 
-def plot_breakdown(tables: dict[str, pd.DataFrame], metric: str) -> Plot:
+def plot_breakdown(tables: dict[str, pd.DataFrame], differences: dict[str, dict[str, PairedTest]], metric: str) -> Plot:
     """Bars of a metric per group and model, one panel for each table of `src.exp.report.breakdown`.
 
     Args:
+        differences: what distillation changed in each group, by the tables' titles; none where it is not compared.
         metric: its name for people, here and below.
     """
     panels, models = [], []
@@ -48,6 +49,7 @@ def plot_breakdown(tables: dict[str, pd.DataFrame], metric: str) -> Plot:
         alt = f"Test {metric}, by {title}: {_values_in_words(values, list(table.index))}."
         draw = partial(_bars, values=values, groups=groups, top=1.05 * top)
         panels.append(Panel(title=f"{metric}, by {title}", alt=alt, draw=draw))
+    panels += [difference_panel(tests, metric, f"{DIFFERENCE}, by {title}") for title, tests in differences.items()]
     return Plot(name="breakdown", title="Where it helps", panels=panels, legend=_legend(models))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from src.core.files import write_text
-from src.exp.report.breakdown import breakdown, row_groups, thirds
+from src.exp.report.breakdown import breakdown, group_differences, row_groups, thirds
 from src.exp.report.comparison import (
     DIFFERENCE,
     LABELS,
@@ -80,15 +80,19 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
         means[name] = (float(values.mean()), *bootstrap_interval(values))
     # Of the models that were tested on every row; the teacher saw a sample.
     models = {name: runs for name, runs in comparison.ranks.items() if name in (*comparison.references, *STUDENTS)}
-    groups = row_groups(comparison.dataset)
-    tables = {
-        title: breakdown(models, thirds(values), metrics.monitor, metrics.masked) for title, values in groups.items()
-    }
+    groups = {title: thirds(values) for title, values in row_groups(comparison.dataset).items()}
+    tables = {title: breakdown(models, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()}
+    differences = {}
+    if DIFFERENCE in tests:
+        pair = (comparison.ranks["distill"], comparison.ranks["baseline"])
+        differences = {
+            title: group_differences(pair, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()
+        }
     histories = {name: source.history_file(name) for name, source in comparison.sources.items()}
     return [
         plot_comparison(comparison.evaluations, sorted(metrics.ks)),
         plot_intervals(means, tests, metric),
-        plot_breakdown(tables, metric),
+        plot_breakdown(tables, differences, metric),
         plot_learning_curves(histories, metrics.monitor, metric),
     ]
 
