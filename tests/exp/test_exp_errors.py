@@ -183,7 +183,7 @@ def test_a_wrong_llm_path_says_what_is_expected_before_anything_is_trained(attem
 
 def test_an_unknown_teacher(attempt, here) -> None:
     attempt(run_teacher.run, *here, *TINY_TEACHER, "teacher.name=oracle").expect_error(
-        "teacher.name=oracle: must be one of ilora, ilora_tiny"
+        "teacher.name=oracle: must be one of ilora, ilora_small, ilora_tiny"
     )
 
 

@@ -5,7 +5,7 @@ import html
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from src.core.datasets.base import Interactions, LogConfig, shorten
 from src.core.errors import UserError
+from src.core.settings import NOTHING
 
 REVIEWS_FILE = "Video_Games_5.json"
 METADATA_FILE = "meta_Video_Games.json"
@@ -23,6 +24,7 @@ class AmazonGamesConfig(LogConfig):
     """`conf/dataset/amazon_games.yaml`."""
 
     name: str = "amazon_games"
+    history: str = field(default="removed", metadata=NOTHING)  # nothing is bought twice there
 
 
 class AmazonGames:
