@@ -111,6 +111,9 @@ class DistillConfig:
         dims, whitens = self.embedding_dims, self.embedding_transform == "whiten"
         check(dims is None or dims >= 1, "distill.embedding_dims", dims, "null (student.emb_size) or an integer >= 1")
         check(whitens or dims is None, "distill.embedding_dims", dims, "null with distill.embedding_transform=none")
+        applies = self.teacher_table == "float32" or self.embedding not in _IN_THE_STUDENTS_WIDTH
+        allowed = f"float32 with distill.embedding={self.embedding}, which has the student's own table"
+        check(applies, "distill.teacher_table", self.teacher_table, allowed)
         applies = self.init == "scratch" or self.embedding not in _IN_THE_STUDENTS_WIDTH
         allowed = f"scratch with distill.embedding={self.embedding}, which says how the item table starts"
         check(applies, "distill.init", self.init, allowed)

@@ -44,7 +44,8 @@ def whiten(embeddings: Tensor, dims: int) -> Tensor:
     Raises:
         UserError: the embeddings vary in fewer directions.
     """
-    centred = embeddings.double() - embeddings.double().mean(0)
+    centred = embeddings.double()
+    centred = centred - centred.mean(0)
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
     rank = int((variance > _SMALLEST_VARIANCE * variance[-1].clamp(min=torch.finfo(torch.float64).tiny)).sum())
     if dims > rank:

@@ -213,7 +213,8 @@ def _objective(
         load_weights(model, init)
     alignment = None
     if settings.needs_embeddings:
-        embeddings = _transformed(distillation, student.emb_size)
+        assert distillation.outputs.embeddings is not None  # whoever reads the files reads what the settings need
+        embeddings = entering_embeddings(distillation.outputs.embeddings, settings, student.emb_size)
         alignment = _enter(model, embeddings, distillation=distillation, context=context)
     distillation.policy.start(dataset, context.seed)
     return DistillObjective(
@@ -225,14 +226,12 @@ def _objective(
     )
 
 
-def _transformed(distillation: Distillation, emb_size: int) -> Tensor:
-    """The teacher's embeddings float32 [num_items, width] as they enter the student.
+def entering_embeddings(embeddings: Tensor, settings: DistillConfig, emb_size: int) -> Tensor:
+    """The teacher's embeddings [num_items, llm_dim] as they enter a student: float32 [num_items, width].
 
     Raises:
         UserError: they cannot be whitened, or are to be the item table and have another width.
     """
-    settings, embeddings = distillation.settings, distillation.outputs.embeddings
-    assert embeddings is not None  # whoever reads the teacher's files reads what the settings need
     if settings.embedding_transform == "whiten":
         embeddings = whiten(embeddings, settings.embedding_dims or emb_size)
     if settings.embedding in ("residual", "init") and embeddings.shape[1] != emb_size:

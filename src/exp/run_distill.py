@@ -14,7 +14,7 @@ from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, fi
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.trainer_distill import Distillation, train_distilled
+from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
@@ -71,8 +71,10 @@ def require_trainable(stage: Stage) -> None:
     _require_settings(stage)
     if stage.settings.distill.teacher == "recommender":
         recommender_folder(stage, teacher_outputs_dir(stage.settings))
-    else:
-        teacher_outputs(stage)
+        return
+    cfg, outputs = stage.settings, teacher_outputs(stage)
+    if outputs.embeddings is not None:
+        entering_embeddings(outputs.embeddings, cfg.distill, cfg.student.emb_size)
 
 
 def _require_settings(stage: Stage) -> None:

@@ -455,6 +455,10 @@ def test_start_from_a_checkpoint_of_another_shape(baseline, run):
             {"init": "baseline", "embedding": "init"},
             "distill.init='baseline': must be scratch with distill.embedding=init",
         ),
+        (
+            {"teacher_table": "cpu", "embedding": "init"},
+            "distill.teacher_table='cpu': must be float32 with distill.emb",
+        ),
         ({"init_checkpoint": "x"}, "distill.init_checkpoint='x': must be null with distill.init=scratch"),
     ],
 )
