@@ -10,8 +10,10 @@ from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
 from src.student.training import FitResult, save_history
 
 
-def student_step(stage: Stage, *, made_from: dict[str, Any], work: Callable[[], float]) -> Step:
-    """The step that trains a student and tests its best epoch."""
+def student_step(
+    stage: Stage, *, made_from: dict[str, Any], work: Callable[[], float], require: Callable[[], None] = lambda: None
+) -> Step:
+    """The step that trains a student and tests its best epoch; arguments as in `Step`."""
     folder, name = stage.folder.model_dir(stage.name), stage.name
 
     def forget() -> None:
@@ -23,7 +25,12 @@ def student_step(stage: Stage, *, made_from: dict[str, Any], work: Callable[[], 
         return stage.hashes(folder / WEIGHTS_FILE, folder / CONFIG_FILE)
 
     return Step(
-        artefact=stage.folder.artefact(name), made_from=lambda: made_from, work=work, files=files, forget=forget
+        artefact=stage.folder.artefact(name),
+        made_from=lambda: made_from,
+        work=work,
+        files=files,
+        require=require,
+        forget=forget,
     )
 
 
