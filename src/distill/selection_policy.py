@@ -318,8 +318,9 @@ class SelectionPolicyMeta(SelectionPolicy):
     weighted mean. If too few rows help, those have weight 1 and the mean stays below the budget.
 
     The inner product is over the output layer's parameters, where it has a closed form: with gradients delta_i of the
-    scores, user representation h_i and validation gradients G (weight) and g (bias) it is <delta_i, G h_i + g>. No
-    second derivative, nothing that a student's layers have to support; it leaves the encoder's share out.
+    scores, user representation h_i and validation gradients G (weight) and g (bias, 0 where there is none) it is
+    <delta_i, G h_i + g>. No second derivative, nothing that a student's layers have to support; it leaves the encoder's
+    share out, and with cosine scores the weight is the item's direction.
     Validation rows are drawn anew each step and pass without dropout, so the run's random stream stays as it is.
 
     L_valid is the cross-entropy of scores / temperature. At temperature 1 an over-confident student gains from whatever
@@ -348,7 +349,8 @@ class SelectionPolicyMeta(SelectionPolicy):
             # temperature * gradient of the cross-entropy
             delta = (scores / self.settings.validation_temperature).softmax(1)
             delta[torch.arange(len(target)), target] -= 1
-            return F.linear(student.hidden.float(), delta.T @ hidden, delta.sum(0)) / len(target)
+            bias = delta.sum(0) if student.model.has_output_bias else None
+            return F.linear(student.hidden.float(), delta.T @ hidden, bias) / len(target)
 
     def _validation(self, model: Student, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden float [M, width], scores float [M, num_items] and targets int64 [M] of some validation rows."""

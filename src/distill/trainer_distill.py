@@ -178,7 +178,7 @@ def train_distilled(
             context.seed,
             commit,
             epoch,
-            metrics.monitor,
+            metrics.description,
             value,
             distillation.outputs.manifest_sha256,
         )

@@ -25,7 +25,7 @@ from src.exp.stage.stage import Stage, Step, run_stage
 from src.exp.stage.students import about, finish, student_step
 from src.student.checkpoint import load_checkpoint_of
 from src.student.datamodule import require_full_batch
-from src.student.training import FitResult, save_history
+from src.student.training import FitResult, require_enough_data, save_history
 
 _CHOOSER_KEY = "teacher.export.student_checkpoint"
 _Read = Callable[[], TeacherOutputs]
@@ -100,8 +100,7 @@ def _require_files(cfg: Settings, files: _Read) -> None:
 
 def _require_settings(stage: Stage) -> None:
     cfg = stage.settings
-    cfg.distill.as_student(cfg.student)
-    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
+    require_enough_data(cfg.distill.as_student(cfg.student), stage.dataset)
     _require_something_to_select(cfg)
 
 

@@ -5,8 +5,8 @@ from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import student_inputs
 from src.exp.stage.stage import Stage, Step, run_stage
 from src.exp.stage.students import finish, student_step
-from src.student.datamodule import require_full_batch
 from src.student.trainer_baseline import train_baseline
+from src.student.training import require_enough_data
 
 
 def run(cfg: Settings) -> float:
@@ -15,7 +15,7 @@ def run(cfg: Settings) -> float:
 
 def plan(stage: Stage) -> list[Step]:
     """One step; refused here is what could not be trained."""
-    require_full_batch(stage.settings.student.batch_size, len(stage.dataset.train))
+    require_enough_data(stage.settings.student, stage.dataset)
     made_from = student_inputs(stage.settings, stage.dataset)
     return [student_step(stage, made_from=made_from, work=lambda: _train(stage))]
 

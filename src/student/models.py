@@ -85,11 +85,16 @@ class Student(nn.Module):
     def _make_output(self, width: int) -> nn.Module:
         if self.config.tied_output:
             return nn.Identity() if self._is_cosine else TiedOutput(self.config.num_items)
-        return nn.Linear(width, self.config.num_items, bias=not self._is_cosine)
+        return nn.Linear(width, self.config.num_items, bias=self.has_output_bias)
 
     @property
     def _is_cosine(self) -> bool:
         return self.config.scores == "cosine"
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether a learnt bias of each item is added to its scores."""
+        return not self._is_cosine
 
     def shared_table(self) -> Tensor | None:
         """The item table float [num_items + 1, emb_size] of a step with a tied output, else None."""

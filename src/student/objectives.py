@@ -70,11 +70,7 @@ class BaseLoss:
     ) -> None:
         self.settings = settings
         self.num_items = dataset.num_items
-        if settings.name in ("bce", "bce_dros") and dataset.num_items <= max_seq_len + 1:
-            raise UserError(
-                f"student.loss={settings.name}: a history of {max_seq_len} and its target may leave no item for a "
-                f"negative, the dataset has {dataset.num_items}; use ce, or a smaller student.max_seq_len"
-            )
+        require_negatives(settings.name, dataset.num_items, max_seq_len)
         self.propensity = propensity(dataset.train.targets, dataset.num_items).to(device)
         self._generator = generator(seed, "negatives")
         self._proposal = _half_popular(dataset) if settings.negatives == "popular" else None
@@ -125,6 +121,15 @@ class BaseLoss:
             return torch.randint(self.num_items, (count,), generator=self._generator).to(device), None
         negatives = torch.multinomial(proposal, count, replacement=True, generator=self._generator)
         return negatives.to(device), proposal[negatives].to(device)
+
+
+def require_negatives(loss: str, num_items: int, max_seq_len: int) -> None:
+    """Raises a UserError where the base loss draws an item outside of a history and there may be none."""
+    if loss in ("bce", "bce_dros") and num_items <= max_seq_len + 1:
+        raise UserError(
+            f"student.loss={loss}: a history of {max_seq_len} and its target may leave no item for a negative, the "
+            f"dataset has {num_items}; use ce, or a smaller student.max_seq_len"
+        )
 
 
 def _half_popular(dataset: SequenceDataset) -> Tensor:

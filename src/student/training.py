@@ -18,11 +18,12 @@ from src.core.files import write_text
 from src.core.logging import progress_bar
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator
-from src.student.config import FitSettings
+from src.student.config import FitSettings, StudentConfig
 from src.student.context import Resume, RunContext, Stateful
-from src.student.datamodule import Batch, Loader, build_train_loader
+from src.student.datamodule import Batch, Loader, build_train_loader, require_full_batch
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
+from src.student.objectives import require_negatives
 
 
 class Objective(Protocol):
@@ -93,6 +94,12 @@ class FitResult:
         """Whether the last epoch is reached, or the patience at its end."""
         epochs = len(self.history)
         return epochs >= settings.num_epochs or epochs - self.best_epoch >= settings.patience
+
+
+def require_enough_data(student: StudentConfig, dataset: SequenceDataset) -> None:
+    """Raises a UserError where there are too few rows for a batch, or too few items for the base loss."""
+    require_full_batch(student.batch_size, len(dataset.train))
+    require_negatives(student.loss, dataset.num_items, student.max_seq_len)
 
 
 def train_student(

@@ -220,7 +220,9 @@ def meta(dataset, ratio, rows, seed=1) -> SelectionPolicy:
 
 
 def students(dataset):
-    for name, changes in (("sasrec", {}), ("sasrec_plus", {"tied_output": True, "norm": "pre"}), ("caser", {})):
+    tied = {"tied_output": True, "norm": "pre"}
+    kinds = (("sasrec", {}), ("sasrec_plus", tied), ("sasrec", {**tied, "scores": "cosine"}), ("caser", {}))
+    for name, changes in kinds:
         torch.manual_seed(0)
         yield build_model(ModelConfig(name, dataset.num_items, 6, 6, 5, 0.5, filter_sizes=(2, 3), **changes))
 
@@ -231,7 +233,7 @@ def inner_products(model, dataset, rows, losses_of) -> list[float]:
     table = model.shared_table()
     table = None if table is None else table.detach().requires_grad_()
     weight, bias = model.output_layer(table)
-    parameters = [weight if table is None else table, bias]
+    parameters = [weight if table is None else table, *([bias] if model.has_output_bias else [])]
 
     def hidden(part, index):
         history, length, target = map(torch.from_numpy, part.windows(5, dataset.pad_id, index))

@@ -128,6 +128,14 @@ def test_without_cuda_the_cpu_is_used_with_a_warning(attempt, here, monkeypatch,
     assert "WARNING general.device=cuda:7, but PyTorch sees no CUDA here: running on the CPU" in log
 
 
+@pytest.mark.parametrize("entry", [run_student_baseline.run, run_distill.run])
+def test_what_could_not_be_trained_leaves_no_run_folder(attempt, here, tmp_path, entry) -> None:
+    attempt(entry, *here, "student.loss=bce", "student.max_seq_len=900", "dataset.max_seq_len=900").expect_error(
+        "student.loss=bce: a history of 900 and its target may leave no item for a negative"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_stands_in_the_log_too(attempt, here, tmp_path) -> None:
     outcome = attempt(run_student_baseline.run, *here, "student.lr=1e30", "student.loss=bce")
     log = (tmp_path / "run" / "logs" / "train_student_baseline.log").read_text()

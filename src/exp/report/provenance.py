@@ -34,15 +34,17 @@ def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]
     default = compose("config", return_hydra_config=True).hydra.runtime.choices
     chosen = {group: name for group, name in hydra.hydra.runtime.choices.items() if group in config}
     result = {group: (default[group], name) for group, name in chosen.items() if default[group] != name}
-    expected = _values(compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()]))
+    defaults = compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()])
+    written, expected = _values(defaults), _values(defaults, resolve=True)
     for key, value in _values(config).items():
-        if key.split(".")[0] not in _NOT_OF_A_RUN and expected.get(key) != value:
+        if key.split(".")[0] not in _NOT_OF_A_RUN and value not in (written.get(key), expected.get(key)):
             result[key] = (expected.get(key), value)
     return result
 
 
-def _values(config: DictConfig | ListConfig) -> dict[str, Any]:
-    return flatten(OmegaConf.to_container(config, resolve=False))
+def _values(config: DictConfig | ListConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """By dotted key; only what is our own is resolved, a run's file may come from anywhere."""
+    return flatten(OmegaConf.to_container(config, resolve=resolve))
 
 
 def repeat_command(sources: dict[str, RunFolder]) -> str:
