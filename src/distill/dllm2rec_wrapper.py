@@ -105,6 +105,7 @@ def check_settings(
         ("emb_size", _HIDDEN),
         ("hidden_size", _HIDDEN),
         ("patience", _PATIENCE),
+        ("lr_schedule", "constant"),
         ("grad_clip", 0),
         ("num_blocks", 1),
         ("num_heads", 1),

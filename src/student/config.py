@@ -9,6 +9,8 @@ from src.student.datamodule import LOADERS
 from src.student.models import NORMS, SCORES, ModelConfig
 from src.student.objectives import LOSSES, NEGATIVES, LossSettings
 
+LR_SCHEDULES = ("constant", "linear")
+
 Target = TypeVar("Target", ModelConfig, LossSettings, "FitSettings")
 
 
@@ -18,7 +20,8 @@ class FitSettings:
 
     Attributes:
         batch_size: rows a step.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate; lr_schedule: it stays (`constant`), or falls by the same amount each step to 0 after
+            `num_epochs` (`linear`).
         num_epochs: at most this many passes over the rows.
         weight_decay: Adam's L2 term.
         grad_clip: largest gradient norm; 0 turns clipping off.
@@ -34,6 +37,7 @@ class FitSettings:
     weight_decay: float
     grad_clip: float
     patience: int
+    lr_schedule: str = "constant"
     batching: str = "rows"
     mixed_precision: bool = False
     save_interval: int = 1
@@ -49,8 +53,8 @@ class StudentConfig:
         max_seq_len: last items that the model reads; see `fit_window`.
         loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives, negatives (one of
             `NEGATIVES`): of `sampled_softmax`.
-        batch_size, lr, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval: see
-            `FitSettings`.
+        batch_size, lr, lr_schedule, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval:
+            see `FitSettings`.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -72,6 +76,7 @@ class StudentConfig:
     dropout: float = 0.1
     batch_size: int = 256
     lr: float = 1e-3
+    lr_schedule: str = "constant"
     num_epochs: int = 200
     weight_decay: float = 0.0
     grad_clip: float = 0.0
@@ -90,6 +95,8 @@ class StudentConfig:
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
+        schedules = f"one of {', '.join(LR_SCHEDULES)}"
+        check(self.lr_schedule in LR_SCHEDULES, "student.lr_schedule", self.lr_schedule, schedules)
         check(self.weight_decay >= 0, "student.weight_decay", self.weight_decay, "a number >= 0")
         check(self.loss in LOSSES, "student.loss", self.loss, f"one of {', '.join(LOSSES)}")
         check(self.negatives in NEGATIVES, "student.negatives", self.negatives, f"one of {', '.join(NEGATIVES)}")

@@ -157,7 +157,13 @@ def fit(
         while not result.is_over(settings):
             epoch, start = len(result.history) + 1, time.perf_counter()
             losses = _train_epoch(
-                model, loader, objective, optimizer=optimizer, settings=settings, advance=lambda: bar.advance(task)
+                model,
+                loader,
+                objective,
+                epoch=epoch,
+                optimizer=optimizer,
+                settings=settings,
+                advance=lambda: bar.advance(task),
             )
             rows_per_second = loader.num_rows / (time.perf_counter() - start)
             _require_finite(losses, epoch)
@@ -193,6 +199,7 @@ def _train_epoch(
     loader: Loader,
     objective: Objective,
     *,
+    epoch: int,
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
     advance: Callable[[], None],
@@ -203,6 +210,8 @@ def _train_epoch(
     sums: dict[str, Tensor] = {}
     steps = 0  # counted: packed batches may be fewer than len(loader)
     for batch in loader:
+        progress = (epoch - 1 + min(steps / len(loader), 1)) / settings.num_epochs
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, progress)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.mixed_precision):
             loss, terms = objective(model, batch)
         optimizer.zero_grad(set_to_none=True)
@@ -216,6 +225,11 @@ def _train_epoch(
             sums[name] = sums.get(name, 0.0) + value
         advance()
     return {name: float(value) / steps for name, value in sums.items()}
+
+
+def learning_rate(settings: FitSettings, progress: float) -> float:
+    """That of a step, `progress` in [0, 1) being the share of `num_epochs` that lies behind it."""
+    return settings.lr * (1 - progress) if settings.lr_schedule == "linear" else settings.lr
 
 
 def _require_finite(losses: dict[str, float], epoch: int) -> None:

@@ -63,7 +63,7 @@ VARIANTS = [
     {"save_interval": 3},
     {"num_epochs": 40, "patience": 2, "lr": 0.3},  # stops early
     {"name": "gru4rec", "dropout": 0.3, "batching": "packed", "loss": "sampled_softmax"},
-    {"name": "caser", "grad_clip": 0.1, "weight_decay": 0.01},
+    {"name": "caser", "grad_clip": 0.1, "weight_decay": 0.01, "lr_schedule": "linear"},
 ]
 
 

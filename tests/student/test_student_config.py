@@ -53,6 +53,7 @@ def parse(name="sasrec", **values):
         ({"dropout": -0.1}, "student.dropout=-0.1"),
         ({"lr": 0.0}, "student.lr=0.0: must be a number > 0"),
         ({"lr": float("nan")}, "student.lr=nan"),
+        ({"lr_schedule": "cosine"}, "student.lr_schedule='cosine': must be one of constant, linear"),
         ({"weight_decay": -1.0}, "student.weight_decay=-1.0: must be a number >= 0"),
         ({"grad_clip": -1.0}, r"student.grad_clip=-1.0: must be a number >= 0 \(0 is off\)"),
     ],
@@ -98,6 +99,7 @@ COMMON = {
     "dropout": 0.25,
     "batch_size": 6,
     "lr": 0.5,
+    "lr_schedule": "linear",
     "num_epochs": 7,
     "weight_decay": 0.125,
     "grad_clip": 2.0,
@@ -114,6 +116,7 @@ COSINE = {"scores": "cosine", "temperature": 0.25}
 FIT = {
     "batch_size": 6,
     "lr": 0.5,
+    "lr_schedule": "linear",
     "num_epochs": 7,
     "weight_decay": 0.125,
     "grad_clip": 2.0,

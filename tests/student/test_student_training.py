@@ -150,6 +150,14 @@ def test_gradient_clipping(context):
     assert model.weight.grad.item() == 100.0
 
 
+def test_a_linear_learning_rate_falls_to_zero_with_the_last_step(context):
+    # Adam moves a weight under a constant gradient by its learning rate: 0.1 * (1 + 3/4 + 2/4 + 1/4) in four steps
+    _, _, model = run_fit(context, [0.1, 0.2], steps=2, lr_schedule="linear")
+    assert model.weight.item() == pytest.approx(1 - 0.1 * 2.5, abs=1e-5)
+    _, _, model = run_fit(context, [0.1, 0.2], steps=2)
+    assert model.weight.item() == pytest.approx(1 - 0.1 * 4, abs=1e-5)
+
+
 def test_weight_decay_pulls_towards_zero(context):
     # The loss has no gradient, so only the decay moves the weight: one Adam step of lr against its sign.
     def objective(m, batch):

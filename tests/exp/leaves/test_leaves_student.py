@@ -80,6 +80,7 @@ EFFECTS: dict[str, Effect] = {
     "student.dropout": _other_training("student.dropout=0.5"),
     "student.batch_size": _other_training("student.batch_size=32"),
     "student.lr": _other_training("student.lr=1e-2"),
+    "student.lr_schedule": _other_training("student.lr_schedule=linear"),
     "student.num_epochs": _num_epochs,
     "student.weight_decay": _other_training("student.weight_decay=0.1"),
     "student.grad_clip": _other_training("student.grad_clip=1e-4"),
