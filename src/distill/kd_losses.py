@@ -58,7 +58,11 @@ class RankingWeights:
 
 
 def candidate_weights(
-    ranking: Tensor, confidence: Tensor, student_scores: Tensor, weights: RankingWeights, per_sequence: bool = False
+    ranking: Tensor,
+    confidence: Tensor,
+    student_scores: Tensor | None,
+    weights: RankingWeights,
+    per_sequence: bool = False,
 ) -> Tensor:
     """Importance of each candidate of the teacher.
 
@@ -69,7 +73,7 @@ def candidate_weights(
 
     Args:
         ranking: int64 [B, K] item ids; confidence: float [B, K] distances of those items, or [B, 1] of the row.
-        student_scores: float [B, num_items].
+        student_scores: float [B, num_items]; not read, and may be None, where the consistency weighs nothing.
         per_sequence: there is one distance per row.
 
     Returns:
@@ -78,13 +82,14 @@ def candidate_weights(
     top_k = ranking.shape[1]
     position = torch.exp(-torch.arange(1, top_k + 1, device=ranking.device, dtype=torch.float32))
     closeness = torch.exp(-confidence / weights.temperature) + _EPSILON
-    own = student_scores.detach().topk(top_k).indices  # [B, K]
-    consistent = (ranking[:, :, None] == own[:, None]).any(2).float() + _EPSILON  # [B, K]
     if not per_sequence:
         closeness = closeness / closeness.sum(1, keepdim=True)
-    mixed = (
-        weights.position * position / position.sum() + weights.confidence * closeness + weights.consistency * consistent
-    )
+    mixed = weights.position * position / position.sum() + weights.confidence * closeness
+    if weights.consistency > 0:
+        assert student_scores is not None
+        own = student_scores.detach().topk(top_k).indices  # [B, K]
+        consistent = (ranking[:, :, None] == own[:, None]).any(2).float() + _EPSILON  # [B, K]
+        mixed = mixed + weights.consistency * consistent
     return mixed if per_sequence else mixed / mixed.sum(1, keepdim=True)
 
 
@@ -102,13 +107,13 @@ def official_losses(candidate_scores: Tensor, negative: Tensor) -> Tensor:
     return positive_losses(candidate_scores) + F.softplus(negative - 1)[:, None]
 
 
-def softmax_losses(student_scores: Tensor, candidate_scores: Tensor) -> Tensor:
-    """Cross-entropy with each candidate as the target, -log softmax(s)_c: float [B, K].
+def softmax_losses(log_partition: Tensor, candidate_scores: Tensor) -> Tensor:
+    """Cross-entropy with each candidate as the target, -log softmax(s)_c = log sum_j exp(s_j) - s_c: float [B, K].
 
     Args:
-        student_scores: float [B, num_items]; candidate_scores: float [B, K], those of the candidates.
+        log_partition: float [B, 1], log sum_j exp(s_j) or an estimate; candidate_scores: float [B, K].
     """
-    return student_scores.logsumexp(1, keepdim=True) - candidate_scores
+    return log_partition - candidate_scores
 
 
 def average_over_batch(losses: Tensor, known: Tensor) -> Tensor:

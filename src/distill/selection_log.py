@@ -28,7 +28,7 @@ class LoggedPolicy(SelectionPolicy):
 
     def __init__(self, inner: SelectionPolicy, writer: TensorBoardWriter) -> None:
         super().__init__()
-        self.inner, self.writer = inner, writer
+        self.inner, self.writer, self.reads_scores = inner, writer, inner.reads_scores
 
     def start(self, dataset: SequenceDataset, seed: int) -> None:
         self.inner.start(dataset, seed)

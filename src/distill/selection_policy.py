@@ -48,7 +48,7 @@ class StudentInfo:
     """The student's view of a batch.
 
     Attributes:
-        scores: float [B, num_items], detached; target: int64 [B].
+        scores: float [B, num_items], detached, or [B, 0] for a policy with `reads_scores = False`; target: int64 [B].
         hidden: float [B, width], detached, the user representations that the output layer made the scores of.
         model: the student itself.
         score_gradient: d (sum_j l_j) / d scores_i of the rows' ranking losses, float [B, num_items]; computed when
@@ -78,7 +78,12 @@ class SelectionPolicy(ABC):
 
     A training starts it once; then each epoch shows it every training row exactly once, in batches of any size and
     order. Policies with memory override the two methods for a checkpoint.
+
+    Attributes:
+        reads_scores: whether `select` looks at the scores of all items, which are then made even where no loss does.
     """
+
+    reads_scores: bool = True
 
     def __init__(self, settings: Any = None) -> None:
         self.settings = settings
@@ -189,6 +194,8 @@ class MetaConfig(ActiveConfig):
 class SelectionPolicyAll(SelectionPolicy):
     """Distils every sample."""
 
+    reads_scores = False
+
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
         return torch.ones_like(batch.target, dtype=torch.bool)
 
@@ -230,6 +237,8 @@ def _top(values: Tensor, count: int) -> Tensor:
 
 class SelectionPolicyRandom(SelectionPolicy):
     """A uniformly drawn share of the rows, drawn anew each epoch from a generator of its own."""
+
+    reads_scores = False
 
     def start(self, dataset: SequenceDataset, seed: int) -> None:
         self.budget = Budget(self.settings.budget_ratio, len(dataset.train))

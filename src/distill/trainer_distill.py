@@ -1,7 +1,7 @@
 """Training with a teacher."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -72,9 +72,11 @@ class DistillObjective:
         scored = self.base_loss(model, batch, teacher_info.ranking if self.settings.needs_ranking else None)
         if not self.settings.needs_ranking and self.alignment is None:
             return scored.loss, scored.terms
-        scores = model.score(scored.hidden, scored.table) if scored.scores is None else scored.scores
-        terms = self._terms(model, batch, scored=scored, scores=scores, teacher_info=teacher_info)
-        student_info = _student_info(model, batch, scores=scores, hidden=scored.hidden, terms=terms)
+        if scored.scores is None and (self.policy.reads_scores or self.settings.gamma_consistency > 0):
+            with torch.no_grad():  # the losses of sampled_softmax do without
+                scored = replace(scored, scores=model.score(scored.hidden, scored.table))
+        terms = self._terms(model, batch, scored=scored, teacher_info=teacher_info)
+        student_info = self._student_info(model, batch, scored=scored, terms=terms, teacher_info=teacher_info)
         mask = self.policy.select(batch, teacher_info, student_info) * teacher_info.known
         kd_loss, kd_terms = kd_losses.compute(terms, mask=mask)
         return scored.loss + kd_loss, {**scored.terms, "selected": mask.float().mean(), **kd_terms}
@@ -87,22 +89,22 @@ class DistillObjective:
             return TeacherInfo(empty, empty.float(), known)
         return TeacherInfo(outputs.ranking[batch.row], outputs.confidence[batch.row], known)
 
-    def _terms(
-        self, model: Student, batch: Batch, *, scored: Scored, scores: Tensor, teacher_info: TeacherInfo
-    ) -> dict[str, Term]:
+    def _terms(self, model: Student, batch: Batch, *, scored: Scored, teacher_info: TeacherInfo) -> dict[str, Term]:
         """The distillation losses of each sample, before any is selected."""
         settings, terms = self.settings, {}
         if scored.candidates is not None:
-            losses = self._ranking(scored, teacher_info, scores=scores, candidates=scored.candidates)
+            losses = self._ranking(scored, teacher_info)
             terms["ranking"] = Term(weight=settings.kd_weight * settings.ranking_weight, losses=losses)
         if self.alignment is not None:
             losses = kd_losses.alignment_loss(model.item_embeddings(batch.target), self.alignment(batch.target))
             terms["alignment"] = Term(weight=settings.kd_weight * settings.ed_weight, losses=losses)
         return terms
 
-    def _ranking(self, scored: Scored, teacher_info: TeacherInfo, *, scores: Tensor, candidates: Tensor) -> Tensor:
-        """The ranking loss of each sample, float [B], from the scores of all items and of the teacher's."""
+    def _ranking(self, scored: Scored, teacher_info: TeacherInfo) -> Tensor:
+        """The ranking loss of each sample, float [B], from the scores of the teacher's items."""
         settings, ranking = self.settings, teacher_info.ranking
+        scores, candidates = scored.scores, scored.candidates
+        assert candidates is not None
         weights = kd_losses.candidate_weights(
             ranking,
             teacher_info.confidence,
@@ -111,7 +113,11 @@ class DistillObjective:
             settings.confidence == "per_sequence",
         )  # [B, K]
         if settings.candidate_loss == "softmax":
-            return (weights * kd_losses.softmax_losses(scores, candidates)).sum(1)
+            partition = scored.log_partition
+            if partition is None:
+                assert scores is not None
+                partition = scores.logsumexp(1, keepdim=True)
+            return (weights * kd_losses.softmax_losses(partition, candidates)).sum(1)
         if settings.candidate_loss == "paper":
             return (weights * kd_losses.positive_losses(candidates)).sum(1)
         assert scored.negative is not None  # `as_student` asks for a base loss with negatives
@@ -123,14 +129,27 @@ class DistillObjective:
             losses = losses + settings.alpha * robust
         return (weights * losses).sum(1)
 
+    def _student_info(
+        self,
+        model: Student,
+        batch: Batch,
+        *,
+        scored: Scored,
+        terms: Mapping[str, Term],
+        teacher_info: TeacherInfo,
+    ) -> StudentInfo:
+        scores = scored.hidden.new_zeros(len(batch.target), 0) if scored.scores is None else scored.scores
 
-def _student_info(
-    model: Student, batch: Batch, *, scores: Tensor, hidden: Tensor, terms: Mapping[str, Term]
-) -> StudentInfo:
-    def score_gradient() -> Tensor:
-        return torch.autograd.grad(terms["ranking"].losses.sum(), scores, retain_graph=True)[0]
+        def score_gradient() -> Tensor:
+            if scores.requires_grad:
+                return torch.autograd.grad(terms["ranking"].losses.sum(), scores, retain_graph=True)[0]
+            leaf = scores.detach().requires_grad_()  # of sampled_softmax: as if the sum over all items were taken
+            candidates = leaf.gather(1, teacher_info.ranking)
+            exact = replace(scored, scores=leaf, candidates=candidates, log_partition=None)
+            with torch.enable_grad():
+                return torch.autograd.grad(self._ranking(exact, teacher_info).sum(), leaf)[0]
 
-    return StudentInfo(scores.detach(), batch.target, hidden.detach(), model, score_gradient)
+        return StudentInfo(scores.detach(), batch.target, scored.hidden.detach(), model, score_gradient)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,11 @@ class Scored:
 
     Attributes:
         loss: scalar; terms: its named terms, detached.
-        hidden: float [B, width], the user representations; scores: float [B, num_items], None where not needed.
+        hidden: float [B, width], the user representations; scores: float [B, num_items], None with sampled_softmax.
         table: the item table that made them with a tied output, or None.
         candidates: float [B, K], the scores of the items that were asked for, or None.
         negative: float [B], the scores of the negatives of `bce`, or None; dros: what the DROS terms share, or None.
+        log_partition: float [B, 1], the estimate of log sum_j exp(s_j) by sampled_softmax, or None.
     """
 
     loss: Tensor
@@ -56,6 +57,7 @@ class Scored:
     candidates: Tensor | None = None
     negative: Tensor | None = None
     dros: "Dros | None" = None
+    log_partition: Tensor | None = None
 
 
 class BaseLoss:
@@ -90,13 +92,7 @@ class BaseLoss:
         table = model.shared_table()
         hidden = batch.encode(model, table)
         if self.settings.name == "sampled_softmax":
-            negatives, proposal = self._draw(hidden.device)
-            loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives, proposal)
-            scores = picked = None
-            if candidates is not None:
-                scores = model.score(hidden, table)
-                picked = scores.gather(1, candidates)
-            return Scored(loss, {"loss_sampled_softmax": loss.detach()}, hidden, scores, table, picked)
+            return self._sampled(model, batch, hidden=hidden, table=table, candidates=candidates)
         scores = model.score(hidden, table)
         if self.settings.name == "ce":
             loss = F.cross_entropy(scores, batch.target)
@@ -113,6 +109,20 @@ class BaseLoss:
         term = robust.term(batch.target[:, None], positive[:, None]).mean()
         loss, terms["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
         return Scored(loss, terms, hidden, scores, table, rest, negative, robust)
+
+    def _sampled(
+        self, model: Student, batch: Batch, *, hidden: Tensor, table: Tensor | None, candidates: Tensor | None
+    ) -> Scored:
+        """`sampled_softmax`, and the scores of the candidates alone."""
+        weight, bias = model.output_layer(table)
+        negatives, proposal = self._draw(hidden.device)
+        positive, partition = sampled_softmax(weight, bias, hidden, batch.target, negatives, proposal)
+        loss = (partition - positive).mean()
+        picked = None
+        if candidates is not None:  # [B, K, width] x [B, width]
+            picked = torch.einsum("bkd,bd->bk", F.embedding(candidates, weight), hidden) + bias[candidates]
+        terms = {"loss_sampled_softmax": loss.detach()}
+        return Scored(loss, terms, hidden, None, table, picked, log_partition=partition[:, None])
 
     def _draw(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Negatives int64 [n] with replacement, and the probability float [n] of each where they differ."""
@@ -203,8 +213,8 @@ def sampled_softmax(
     target: Tensor,
     negatives: Tensor,
     proposal: Tensor | None = None,
-) -> Tensor:
-    """Cross-entropy whose partition is estimated from negatives that the batch shares.
+) -> tuple[Tensor, Tensor]:
+    """The terms of a cross-entropy whose partition is estimated from negatives that the batch shares.
 
     exp(s_t) + sum over negatives other than the target of exp(s_j) / (n q_j), n of them, drawn with probability q_j:
     without bias for the sum over all items (Bengio and Senecal 2008). Uniform negatives know that the target is not
@@ -214,6 +224,9 @@ def sampled_softmax(
         weight: float [num_items, width] and bias float [num_items] of the output layer.
         hidden: float [B, width]; target: int64 [B]; negatives: int64 [n], drawn with replacement.
         proposal: float [n], the probability that each was drawn with; None: uniform.
+
+    Returns:
+        The targets' scores s_t and the estimates of log sum_j exp(s_j), both float [B].
     """
     positive = (hidden * weight[target]).sum(1) + bias[target]  # [B]
     others = hidden @ weight[negatives].T + bias[negatives]  # [B, n]
@@ -224,8 +237,7 @@ def sampled_softmax(
         others = others + torch.log((len(bias) - 1) / count)[:, None]
     else:
         others = others - torch.log(len(negatives) * proposal)
-    estimate = torch.cat([positive[:, None], others], 1).logsumexp(1)
-    return (estimate - positive).mean()
+    return positive, torch.cat([positive[:, None], others], 1).logsumexp(1)
 
 
 def sample_negatives(batch: Batch, num_items: int, random: torch.Generator) -> Tensor:

@@ -49,7 +49,9 @@ def train_baseline(
     commit = git_commit()
 
     def save_best(epoch: int, value: float) -> None:
-        info = CheckpointInfo(dataset.name, dataset.fingerprint, context.seed, commit, epoch, metrics.description, value)
+        info = CheckpointInfo(
+            dataset.name, dataset.fingerprint, context.seed, commit, epoch, metrics.description, value
+        )
         save_checkpoint(folder, model, model.state_dict(), info)
 
     return train_student(

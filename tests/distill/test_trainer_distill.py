@@ -23,7 +23,7 @@ from src.student.config import SASRecConfig
 from src.student.context import Resume
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
-from src.student.models import ItemEmbedding, ModelConfig, build_model
+from src.student.models import ItemEmbedding, ModelConfig, Student, build_model
 from src.student.objectives import BaseLoss, Dros, LossSettings, propensity
 from src.student.trainer_baseline import train_baseline
 
@@ -235,6 +235,62 @@ def test_a_policy_is_not_asked_where_there_is_nothing_to_gate():
         loss, parts = objective(settings, Never(), small_outputs())(FixedScores(SCORES), BATCH)
         assert loss.item() == pytest.approx(cross_entropy())
         assert list(parts) == ["loss_ce"]
+
+
+# --- sampled softmax ----------------------------------------------------------------------------------------
+
+
+def listwise_step(dataset, outputs, base, policy, monkeypatch, **changes):
+    """Loss, gradient of the item table, and terms of a softmax distillation; sampled negatives are all items once."""
+    torch.manual_seed(1)
+    model = build_model(student(tied_output=True, scores="cosine", temperature=0.1).model_config(dataset.num_items))
+    base_loss = BaseLoss(LossSettings(base), dataset, max_seq_len=5, seed=3, device=CPU)
+    monkeypatch.setattr(base_loss, "_draw", lambda device: (torch.arange(dataset.num_items), None))
+    settings = distill(candidate_loss="softmax", ed_weight=0.0, **changes)
+    rows = torch.tensor([3, 0, 17])
+    history, length, target = map(torch.from_numpy, dataset.train.windows(5, dataset.pad_id, rows.numpy()))
+    step = DistillObjective(settings=settings, base_loss=base_loss, policy=policy, outputs=outputs)
+    loss, terms = step(model.eval(), Batch(rows, history, length, target))
+    loss.backward()
+    return loss.item(), model.item_embeddings.weight.grad, terms["loss_ranking"].item()
+
+
+@pytest.mark.parametrize("consistency", [0.0, 0.1])
+def test_sampled_softmax_distils_by_its_own_estimate(tiny_dataset, outputs, monkeypatch, consistency):
+    def step(base):
+        policy = SelectionPolicyAll()
+        return listwise_step(tiny_dataset, outputs, base, policy, monkeypatch, gamma_consistency=consistency)
+
+    loss, gradient, ranking = step("sampled_softmax")
+    expected_loss, expected_gradient, expected_ranking = step("ce")
+
+    assert (loss, ranking) == (pytest.approx(expected_loss, rel=1e-5), pytest.approx(expected_ranking, rel=1e-5))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    assert gradient.abs().max() > 0.01
+
+
+def test_no_item_is_scored_that_nobody_asks_for(tiny_dataset, outputs, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("all items were scored")
+
+    monkeypatch.setattr(Student, "score", refuse)
+    listwise_step(tiny_dataset, outputs, "sampled_softmax", SelectionPolicyAll(), monkeypatch, gamma_consistency=0.0)
+
+
+def test_a_policy_sees_the_same_student_under_sampled_softmax(tiny_dataset, outputs, monkeypatch):
+    seen = []
+
+    class Spy(SelectionPolicy):
+        def select(self, batch, teacher_info, student_info):
+            seen.append((student_info.scores, student_info.score_gradient()))
+            return torch.ones(3)
+
+    for base in ("sampled_softmax", "ce"):
+        listwise_step(tiny_dataset, outputs, base, Spy(), monkeypatch)
+
+    for sampled, exact in zip(*seen, strict=True):
+        assert exact.abs().max() > 0.01
+        torch.testing.assert_close(sampled, exact, rtol=1e-4, atol=1e-6)
 
 
 class Masked(SelectionPolicy):
