@@ -185,10 +185,12 @@ def _print(comparison: Comparison) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
     dataset = comparison.dataset
-    table = Table(title=rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items"))
+    title = rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items")
+    table = Table(title=title, collapse_padding=True)
     table.add_column("metric")
     for label in frame.index:
-        table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
+        words = label.removeprefix("student, ").removeprefix("most ")
+        table.add_column("\n".join(words.rsplit(" ", 1)), justify="right")  # six models fit 80 characters
     for column in frame.columns:
         if column.startswith(("recall", "ndcg")):
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))

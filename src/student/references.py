@@ -162,7 +162,7 @@ class ChainWithTitles:
     def description(self, metrics: MetricsConfig) -> str:
         """The settings and how they were chosen, for a log or a page."""
         return (
-            f"titles weigh {self.weight:g}, {self.decay:g} per step back: the best of "
+            f"weight of titles {self.weight:g}, decay {self.decay:g}, the best of "
             f"{len(_TITLE_WEIGHTS) * len(_TITLE_DECAYS)} on {self.num_rows} validation rows "
             f"({metrics.description} {self.value:.4f})"
         )

@@ -246,7 +246,7 @@ def test_evaluating_again_gives_what_training_gave(pipeline, stage) -> None:
 def test_eval_prints_the_table_and_where_the_report_is(pipeline) -> None:
     out = pipeline.outcomes["eval"].out
     assert all(
-        word in out for word in ("popular", "Markov chain", "teacher", "baseline", "distilled", "ndcg@10 masked")
+        word in out for word in ("popular", "Markov", "TF-IDF", "teacher", "baseline", "distilled", "ndcg@10 masked")
     )
     value = read(pipeline.folder / "metrics" / "eval_distill.json")["metrics_masked"]["ndcg@20"]
     row = next(line for line in out.splitlines() if "ndcg@20 masked" in line)

@@ -106,7 +106,7 @@ def test_the_weight_of_titles_is_chosen_on_validation_rows_alone(make_dataset, h
 def test_the_choice_tells_what_it_found(make_dataset):
     model = ChainWithTitles.of(walks(make_dataset, 7, 8), MetricsConfig(monitor="recall@1", history="removed"))
     text = model.description(MetricsConfig(monitor="recall@1", history="removed"))
-    assert f"titles weigh {model.weight:g}, {model.decay:g} per step back" in text
+    assert f"weight of titles {model.weight:g}, decay {model.decay:g}, the best of 21" in text
     assert text.endswith("on 6 validation rows (recall@1 (history removed) 1.0000)")
 
 
