@@ -94,16 +94,19 @@ def _controls(comparison: Comparison, subject: str) -> str:
         return ""
     if not comparison.controls:
         return "; no control teacher was tried"
-    parts = []
-    for found, words in _AGAINST_CONTROLS.items():
-        named = [
-            f"{CONTROLS[name]} ({test.difference:+.4f}, 95 % interval {test.low:+.4f} to {test.high:+.4f})"
-            for name, test in comparison.controls.items()
-            if test.verdict == found
-        ]
-        if named:
-            parts.append(f"{words} control{'s' if len(named) > 1 else ''} {', '.join(named)}")
-    return f"; {subject} {', but '.join(parts)}"
+    parts = {found: _against(comparison.controls, found) for found in _AGAINST_CONTROLS}
+    others = " and ".join(filter(None, (parts["cannot tell"], parts["worse"])))
+    return f"; {subject} {', but '.join(filter(None, (parts['better'], others)))}"
+
+
+def _against(controls: dict[str, PairedTest], found: str) -> str:
+    """The controls with this verdict, in words; empty where there are none."""
+    named = [
+        f"{CONTROLS[name]} ({test.difference:+.4f}, 95 % interval {test.low:+.4f} to {test.high:+.4f})"
+        for name, test in controls.items()
+        if test.verdict == found
+    ]
+    return f"{_AGAINST_CONTROLS[found]} control{'s' * (len(named) > 1)} {', '.join(named)}" if named else ""
 
 
 def _whose_gain(comparison: Comparison) -> list[str]:

@@ -85,6 +85,12 @@ def test_where_no_student_wins_both_are_compared_with_the_references(tiny_datase
         ({"shuffled": AHEAD}, "qualified", "; it is worse than the control shuffled titles (-0.2000, "),
         ({"tfidf": BEATEN, "shuffled": BEATEN}, "better", "; it beats the controls TF-IDF (+0.2000, 95 % interval "),
         ({"tfidf": BEATEN, "random": EQUAL}, "qualified", "+0.3000), but does no better than the control random (+0.0"),
+        (
+            {"tfidf": AHEAD, "shuffled": EQUAL, "random": BEATEN},
+            "qualified",
+            "+0.3000), but does no better than the control shuffled titles (+0.0003, 95 % interval -0.0010 to +0.0020) "
+            "and is worse than the control TF-IDF (-0.2000, ",
+        ),
         (None, "better", "is better than the baseline."),
     ],
 )
