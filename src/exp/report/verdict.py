@@ -89,7 +89,7 @@ def _subject(students: list[str]) -> str:
 
 
 def _controls(comparison: Comparison, subject: str) -> str:
-    """Which control teachers' students are beaten, and which are not; each with its difference."""
+    """Which control teachers' students are beaten, and which are not; their intervals stand in a table."""
     if comparison.controls is None:
         return ""
     if not comparison.controls:
@@ -101,11 +101,7 @@ def _controls(comparison: Comparison, subject: str) -> str:
 
 def _against(controls: dict[str, PairedTest], found: str) -> str:
     """The controls with this verdict, in words; empty where there are none."""
-    named = [
-        f"{CONTROLS[name]} ({test.difference:+.4f}, 95 % interval {test.low:+.4f} to {test.high:+.4f})"
-        for name, test in controls.items()
-        if test.verdict == found
-    ]
+    named = [f"{CONTROLS[name]} ({test.difference:+.4f})" for name, test in controls.items() if test.verdict == found]
     return f"{_AGAINST_CONTROLS[found]} control{'s' * (len(named) > 1)} {', '.join(named)}" if named else ""
 
 
@@ -117,7 +113,7 @@ def _whose_gain(comparison: Comparison) -> list[str]:
     missing = [CONTROLS[name] for name in _OF_TEXT if name not in controls]
     equal = [CONTROLS[name] for name in _OF_TEXT if name in controls and controls[name].verdict != "better"]
     found = [
-        *([f"It does not beat {' and '.join(equal)}."] if equal else []),
+        *([f"It does not beat {' or '.join(equal)}."] if equal else []),
         *([f"Not tried: {' and '.join(missing)}; src.exp.run_study study=controls tries them."] if missing else []),
     ]
     return [" ".join(["Only what beats TF-IDF and shuffled titles is the LLM's.", *(found or ["It beats both."])])]

@@ -75,21 +75,25 @@ def test_where_no_student_wins_both_are_compared_with_the_references(tiny_datase
         (
             {"random": BEATEN},
             "better",
-            "baseline; it beats the control random (+0.2000, 95 % interval +0.1000 to +0.3000).",
+            "baseline; it beats the control random (+0.2000).",
         ),
         (
             {"tfidf": EQUAL},
             "qualified",
-            "baseline; it does no better than the control TF-IDF (+0.0003, 95 % interval -0.0010 to +0.0020).",
+            "baseline; it does no better than the control TF-IDF (+0.0003).",
         ),
-        ({"shuffled": AHEAD}, "qualified", "; it is worse than the control shuffled titles (-0.2000, "),
-        ({"tfidf": BEATEN, "shuffled": BEATEN}, "better", "; it beats the controls TF-IDF (+0.2000, 95 % interval "),
-        ({"tfidf": BEATEN, "random": EQUAL}, "qualified", "+0.3000), but does no better than the control random (+0.0"),
+        ({"shuffled": AHEAD}, "qualified", "; it is worse than the control shuffled titles (-0.2000)."),
+        ({"tfidf": BEATEN, "random": BEATEN}, "better", "; it beats the controls TF-IDF (+0.2000), random (+0.2000)."),
+        (
+            {"tfidf": BEATEN, "random": EQUAL},
+            "qualified",
+            "TF-IDF (+0.2000), but does no better than the control random (+0.0003).",
+        ),
         (
             {"tfidf": AHEAD, "shuffled": EQUAL, "random": BEATEN},
             "qualified",
-            "+0.3000), but does no better than the control shuffled titles (+0.0003, 95 % interval -0.0010 to +0.0020) "
-            "and is worse than the control TF-IDF (-0.2000, ",
+            "random (+0.2000), but does no better than the control shuffled titles (+0.0003) and is worse "
+            "than the control TF-IDF (-0.2000).",
         ),
         (None, "better", "is better than the baseline."),
     ],
@@ -125,7 +129,7 @@ def test_where_no_student_wins_the_controls_are_the_distilled_students(tiny_data
     models = {"popular": LATE, "markov": LATE, "baseline": HALF, "distill": HALF}
     found = judge(tmp_path, tiny_dataset, models, controls={"random": BEATEN})
     assert found.headline.startswith(
-        "Cannot tell whether distillation helps; the distilled student beats the control random (+0.2000, "
+        "Cannot tell whether distillation helps; the distilled student beats the control random (+0.2000)."
     )
 
 
