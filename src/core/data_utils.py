@@ -191,7 +191,7 @@ def _process(raw: Interactions | WindowSplits, config: DatasetConfig, logger: lo
     titles = make_titles(numbered.raw_titles, numbered.item_ids, logger)
     train, valid, test = numbered.rows
     if config.max_train_rows is not None:
-        num_rows, train = len(train), _sample_rows(train, config.max_train_rows)
+        num_rows, train = len(train), sample_rows(train, config.max_train_rows)
         logger.info("dataset.max_train_rows=%d: %d of %d rows", config.max_train_rows, len(train), num_rows)
     return Processed(
         num_users=numbered.num_users,
@@ -324,7 +324,7 @@ _NUMBER_AND_SPLIT: dict[str, Callable[..., _Numbered]] = {
 }
 
 
-def _sample_rows(rows: Rows, size: int) -> Rows:
+def sample_rows(rows: Rows, size: int) -> Rows:
     """A fixed random sample of `size` rows, in their order; all rows if there are no more."""
     # RandomState: its stream is frozen across NumPy versions, that of default_rng is not.
     chosen = np.random.RandomState(_SAMPLE_SEED).permutation(len(rows))[:size]

@@ -15,7 +15,9 @@ CONFIDENCES = ("per_candidate", "per_sequence")
 EMBEDDING_MODES = ("fuse", "align", "residual", "init")
 EMBEDDING_TRANSFORMS = ("none", "whiten")
 INITS = ("scratch", "baseline")
-TEACHERS = ("files", "recommender", "random")
+TEACHERS = ("files", "recommender", "random", "tfidf", "shuffled")
+_WITHOUT_FILES = ("recommender", "tfidf")
+EMBEDDING_FILES = (".npy", ".pt")
 TEACHER_TABLES = ("float32", "bfloat16", "cpu")
 ENGINES = ("native", "submodule")
 _LOSSES_WITH_NEGATIVES = ("bce", "bce_dros")
@@ -45,8 +47,10 @@ class DistillConfig:
 
     Attributes:
         engine: this framework, or the original program (`dllm2rec_wrapper`).
-        teacher: who teaches: the exported files of the LLM, the frozen recommender that it reads, or noise of the
-            shapes of its files (`control_teachers`).
+        teacher: who teaches: the exported files of the LLM, or a control (`control_teachers`): the frozen recommender
+            that it reads, noise of the shapes of its files, words of the titles without a language model, its files
+            with each item given another's text.
+        embeddings_file: item embeddings of the user's own, in place of those among the teacher's files.
         teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
         loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher.
@@ -64,6 +68,7 @@ class DistillConfig:
     name: str
     engine: str = "native"
     teacher: str = "files"
+    embeddings_file: str | None = field(default=None, metadata=NOTHING)
     alpha: float = 0.5
     ed_weight: float = 0.3
     kd_weight: float = field(default=0.7, metadata=key_of("lambda"))
@@ -102,6 +107,11 @@ class DistillConfig:
         self._check_together()
 
     def _check_together(self) -> None:
+        file = self.embeddings_file
+        named = file is None or file.endswith(EMBEDDING_FILES)
+        check(named, "distill.embeddings_file", file, f"null or a file {' or '.join(EMBEDDING_FILES)}")
+        allowed = f"null with distill.teacher={self.teacher}, which has its own"
+        check(file is None or self.reads_files, "distill.embeddings_file", file, allowed)
         allowed = "above 0 if the two other gammas are 0"
         gammas = self.gamma_position + self.gamma_confidence + self.gamma_consistency
         check(gammas > 0, "distill.gamma_position", self.gamma_position, allowed)
@@ -119,6 +129,11 @@ class DistillConfig:
         check(applies, "distill.init", self.init, allowed)
         applies = self.init == "baseline" or self.init_checkpoint is None
         check(applies, "distill.init_checkpoint", self.init_checkpoint, "null with distill.init=scratch")
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the teacher is made of exported files."""
+        return self.teacher not in _WITHOUT_FILES
 
     @property
     def ranking_weight(self) -> float:

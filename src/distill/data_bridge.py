@@ -16,6 +16,7 @@ from src.core.errors import UserError
 from src.core.files import sha256_file
 from src.core.foreign.arrays import read_array, read_arrays
 from src.core.foreign.tensors import read_tensors
+from src.core.paths import project_path
 from src.core.teacher_files import (
     CONFIDENCE_FILE,
     EMBEDDINGS_FILE,
@@ -69,7 +70,8 @@ def load_teacher_outputs(
 ) -> TeacherOutputs:
     """Read and check a teacher's files, those of them that the distillation needs.
 
-    The folder is locked meanwhile, so that nobody replaces one file after another has been read.
+    The folder is locked meanwhile, so that nobody replaces one file after another has been read. It need not be there
+    where `distill.embeddings_file` is all that is needed.
 
     Raises:
         UserError: a file is missing, does not fit the dataset, or holds impossible values.
@@ -79,10 +81,14 @@ def load_teacher_outputs(
             f"distill.top_k={settings.top_k}: must be at most {dataset.num_items}, the number of items of "
             f"{dataset.name}"
         )
+    own = settings.embeddings_file
+    if own is not None and not settings.needs_ranking:
+        return TeacherOutputs(embeddings=_own_embeddings(own, dataset) if settings.needs_embeddings else None)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no teacher outputs; run src.exp.run_teacher for dataset {dataset.name} first, "
             "or point paths.teacher_outputs_dir at existing files"
+            + (", or, as distill.embeddings_file holds no rankings, set distill.lambda=0" if own else "")
         )
     with _locked_for_reading(folder, logger):
         return _read_outputs(folder, dataset, settings, logger)
@@ -110,7 +116,9 @@ def _read_outputs(
         outputs = replace(outputs, selection=manifest.selection if manifest else None)
         logger.info("the teacher was asked for %d of %d training rows", len(rows), len(dataset.train))
     if settings.needs_embeddings:
-        outputs = replace(outputs, embeddings=_read_embeddings(folder / EMBEDDINGS_FILE, dataset))
+        own = settings.embeddings_file
+        embeddings = _own_embeddings(own, dataset) if own else _read_embeddings(folder / EMBEDDINGS_FILE, dataset)
+        outputs = replace(outputs, embeddings=embeddings)
     if not settings.needs_ranking:
         return outputs
     if manifest and not manifest.has_rankings:
@@ -199,12 +207,22 @@ def _check_manifest(folder: Path, dataset: SequenceDataset, logger: logging.Logg
     return manifest
 
 
+def _own_embeddings(given: str, dataset: SequenceDataset) -> Tensor:
+    """The embeddings in `distill.embeddings_file`, checked as those of an export are."""
+    try:
+        return _read_embeddings(project_path(given), dataset)
+    except UserError as error:
+        raise UserError(f"distill.embeddings_file={given}: {error}") from error
+
+
 def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
     if not path.is_file():
         raise UserError(f"{path}: missing file; it holds a float tensor [num_items, llm_dim]")
-    embeddings = read_tensors(path)
+    embeddings = _read_numpy(path) if path.suffix == ".npy" else read_tensors(path)
     if not isinstance(embeddings, Tensor) or embeddings.dim() != 2 or not embeddings.is_floating_point():
-        raise UserError(f"{path}: must hold a float tensor [num_items, llm_dim]")
+        is_array = isinstance(embeddings, Tensor | np.ndarray)
+        what = f"{embeddings.dtype} {list(embeddings.shape)}" if is_array else type(embeddings).__name__
+        raise UserError(f"{path}: holds {what}; must hold a float tensor [num_items, llm_dim]")
     if len(embeddings) != dataset.num_items:
         raise UserError(
             f"{path}: {len(embeddings)} embeddings, dataset {dataset.name} has {dataset.num_items} items; "
@@ -214,6 +232,12 @@ def _read_embeddings(path: Path, dataset: SequenceDataset) -> Tensor:
         item = int((~torch.isfinite(embeddings)).any(1).nonzero()[0])
         raise UserError(f"{path}: the embedding of item {item} holds NaN or infinity")
     return embeddings.float()
+
+
+def _read_numpy(path: Path) -> Tensor | np.ndarray:
+    """The array of a `.npy` file, as a tensor if it holds floats."""
+    values = read_array(path, max_bytes=path.stat().st_size, advice="save it with numpy.save")
+    return torch.from_numpy(values.astype(np.float32)) if values.dtype.kind == "f" else values
 
 
 def _read_matrix(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) -> np.ndarray:

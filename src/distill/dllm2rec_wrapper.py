@@ -120,6 +120,7 @@ def check_settings(
     if student.name == "gru4rec":
         only("student.dropout", student.dropout, 0)
     for key, wanted in (
+        ("teacher", "files"),
         ("candidate_loss", "official"),
         ("dros_average", "batch"),
         ("confidence", "per_candidate"),

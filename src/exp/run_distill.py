@@ -1,7 +1,7 @@
 """Train the student with a teacher's exported knowledge."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +10,14 @@ from src.core.files import write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
 from src.core.paths import teacher_outputs_dir
 from src.core.teacher_files import ROWS_FILE
-from src.distill.control_teachers import random_teacher, recommender_teacher
+from src.distill.control_teachers import (
+    random_teacher,
+    recommender_embeddings,
+    recommender_teacher,
+    shuffled_teacher,
+    title_embeddings,
+    title_ranking,
+)
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
 from src.distill.row_selection import select_rows
@@ -72,7 +79,7 @@ def plan(stage: Stage) -> list[Step]:
             stage,
             made_from=made_from,
             work=lambda: _train(stage, sources, files),
-            require=lambda: _require_files(cfg, files),
+            require=lambda: _require_teacher(stage, files, sources.recommender),
         )
     ]
 
@@ -80,20 +87,21 @@ def plan(stage: Stage) -> list[Step]:
 def require_trainable(stage: Stage) -> None:
     """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
     _require_settings(stage)
-    if stage.settings.distill.teacher == "recommender":
-        recommender_folder(stage, teacher_outputs_dir(stage.settings))
-    _require_files(stage.settings, _read_once(stage))
+    _require_teacher(stage, _read_once(stage), _recommender(stage))
 
 
 def _read_once(stage: Stage) -> _Read:
-    """The teacher's files, read when they are asked for first."""
+    """What is known of the teacher before training, read when it is asked for first."""
     return cache(lambda: teacher_outputs(stage))
 
 
-def _require_files(cfg: Settings, files: _Read) -> None:
-    if cfg.distill.teacher == "recommender":
-        return
-    embeddings = files().embeddings
+def _require_teacher(stage: Stage, files: _Read, recommender: Path | None) -> None:
+    """Refuse a teacher whose files cannot be read or whose embeddings cannot enter the student."""
+    cfg = stage.settings
+    if recommender is not None:
+        embeddings = recommender_embeddings(recommender, stage.dataset) if cfg.distill.needs_embeddings else None
+    else:
+        embeddings = _as_control(stage, replace(files(), ranking=None, confidence=None)).embeddings
     if embeddings is not None:
         entering_embeddings(embeddings, cfg.distill, cfg.student.emb_size)
 
@@ -106,14 +114,18 @@ def _require_settings(stage: Stage) -> None:
 
 def _find_sources(stage: Stage) -> _Sources:
     cfg = stage.settings
-    initial = recommender = chooser = None
+    initial = chooser = None
     if cfg.distill.init == "baseline":
         initial = baseline_folder(stage, "distill.init_checkpoint", cfg.distill.init_checkpoint)
-    if cfg.distill.teacher == "recommender":
-        recommender = recommender_folder(stage, teacher_outputs_dir(cfg))
     if _chooses_rows(cfg) and not _is_partial(teacher_outputs_dir(cfg)):
         chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
-    return _Sources(initial=initial, recommender=recommender, chooser=chooser)
+    return _Sources(initial=initial, recommender=_recommender(stage), chooser=chooser)
+
+
+def _recommender(stage: Stage) -> Path | None:
+    if stage.settings.distill.teacher != "recommender":
+        return None
+    return recommender_folder(stage, teacher_outputs_dir(stage.settings))
 
 
 def _require_something_to_select(cfg: Settings) -> None:
@@ -126,7 +138,10 @@ def _require_something_to_select(cfg: Settings) -> None:
 
 
 def _reads_teacher(cfg: Settings) -> bool:
-    return cfg.distill.teacher != "recommender" and (cfg.distill.needs_ranking or cfg.distill.needs_embeddings)
+    """Whether a part of the teacher's exported files is used."""
+    distill = cfg.distill
+    embeddings = distill.needs_embeddings and distill.embeddings_file is None
+    return distill.reads_files and (distill.needs_ranking or embeddings)
 
 
 def _chooses_rows(cfg: Settings) -> bool:
@@ -165,29 +180,42 @@ def _train(stage: Stage, sources: _Sources, files: _Read) -> float:
 
 def _teach(stage: Stage, sources: _Sources, files: _Read) -> TeacherOutputs:
     """The knowledge of the teacher that `distill.teacher` names."""
-    cfg, distill = stage.settings, stage.settings.distill
+    distill, dataset = stage.settings.distill, stage.dataset
+    top_k, per_sequence = distill.top_k, distill.confidence == "per_sequence"
     if sources.recommender is not None:
         return recommender_teacher(
-            sources.recommender,
-            stage.dataset,
-            top_k=distill.top_k,
-            per_sequence=distill.confidence == "per_sequence",
-            device=stage.device,
+            sources.recommender, dataset, top_k=top_k, per_sequence=per_sequence, device=stage.device
         )
-    if distill.teacher == "random":
-        return random_teacher(files(), stage.dataset.num_items, cfg.general.seed)
-    return files()
+    outputs = _as_control(stage, files())
+    if distill.teacher == "tfidf" and distill.needs_ranking:
+        ranked = title_ranking(
+            dataset, stage.settings.metrics, top_k=top_k, per_sequence=per_sequence, logger=stage.logger
+        )
+        return replace(ranked, embeddings=outputs.embeddings)
+    return outputs
+
+
+def _as_control(stage: Stage, outputs: TeacherOutputs) -> TeacherOutputs:
+    """What was read, mixed up as `distill.teacher` says."""
+    make = {"random": random_teacher, "shuffled": shuffled_teacher}.get(stage.settings.distill.teacher)
+    return make(outputs, stage.dataset.num_items, stage.settings.general.seed) if make else outputs
 
 
 def teacher_outputs(stage: Stage) -> TeacherOutputs:
-    """The teacher's files, or nothing where the settings use no part of them."""
+    """The teacher's files, or the titles' embeddings; nothing where the settings use no part of them."""
     distill = stage.settings.distill
     if not (distill.needs_ranking or distill.needs_embeddings):
         stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
         return TeacherOutputs()
+    if distill.teacher == "tfidf":
+        embeddings = title_embeddings(stage.dataset)
+        return TeacherOutputs(embeddings=embeddings if distill.needs_embeddings else None)
     folder = teacher_outputs_dir(stage.settings)
     outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
-    stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
+    if _reads_teacher(stage.settings):
+        stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
+    if distill.embeddings_file and distill.needs_embeddings:
+        stage.logger.info("item embeddings: %s", distill.embeddings_file)
     return outputs
 
 
@@ -234,7 +262,7 @@ def _plan_original(stage: Stage) -> list[Step]:
         artefact=stage.folder.artefact(name),
         made_from=lambda: made_from,
         work=lambda: _run_original(stage, files()),
-        require=lambda: _require_files(cfg, files),
+        require=lambda: _require_teacher(stage, files, None),
         files=lambda: stage.hashes(stage.folder.eval_file(name)),
         forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),
     )

@@ -1,7 +1,6 @@
 """Evaluate the checkpoints of a run again and write the comparison: table, plots, report."""
 
 import shutil
-from collections.abc import Callable
 from math import isnan
 
 import numpy as np
@@ -10,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from src.core.artefacts import locked
-from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
 from src.exp.report.comparison import STUDENTS, Comparison, summary_table
+from src.exp.report.references import evaluate_references
 from src.exp.report.run_report import write_report
 from src.exp.report.significance import Ranks, load_ranks
-from src.exp.report.sources import Sources, differ_besides_seed, find_sources, random_control
+from src.exp.report.sources import Sources, control_tests, differ_besides_seed, find_sources
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import weights_hash
@@ -27,9 +26,8 @@ from src.exp.stage.lookup import Found
 from src.exp.stage.stage import Stage, look, open_stage, run_folder
 from src.student.checkpoint import load_checkpoint
 from src.student.cost import answer_latency, parameter_counts, record_cost
-from src.student.evaluator import Evaluation, ScoreRows, evaluate_model, evaluate_scores, write_evaluation
+from src.student.evaluator import evaluate_model, write_evaluation
 from src.student.models import Student
-from src.student.references import markov_chain, popularity
 
 _TIMED_USERS = 200
 _UPSTREAM = "dllm2rec_upstream"
@@ -58,8 +56,10 @@ def _compare(stage: Stage, sources: Sources) -> Comparison:
     """Every model's evaluation: students and references anew, teacher and upstream's program as they were."""
     runs = sources.runs
     students = {name: _evaluate_student(stage, name, runs[name]) for name in STUDENTS if name in runs}
-    references = {"popular": _reference(stage, popularity), "markov": _reference(stage, markov_chain)}
-    evaluations = {name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in references.items()}
+    references = evaluate_references(stage)
+    evaluations = {
+        name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in references.evaluations.items()
+    }
     if "teacher" in runs:
         evaluations["teacher"] = _take_over(stage, "teacher", runs["teacher"].folder)
     evaluations |= students
@@ -68,7 +68,7 @@ def _compare(stage: Stage, sources: Sources) -> Comparison:
     ranks, seeds = _all_seeds(stage, students, sources)
     if "teacher" in runs:
         ranks["teacher"] = [load_ranks(stage.folder.ranks_file("teacher"))]
-    ranks |= {name: [e.ranks] for name, e in references.items()}
+    ranks |= {name: [e.ranks] for name, e in references.evaluations.items()}
     return Comparison(
         settings=stage.settings,
         commit=git_commit(),
@@ -81,7 +81,8 @@ def _compare(stage: Stage, sources: Sources) -> Comparison:
         seeds=seeds,
         unlike=sources.unlike,
         notes=sources.notes,
-        random_control=random_control(stage, runs["distill"]) if "distill" in runs else None,
+        controls=control_tests(stage, runs["distill"]) if "distill" in runs else None,
+        titles=references.titles,
     )
 
 
@@ -122,12 +123,6 @@ def _require_another_seed(
         raise UserError(
             f"eval.seed_dirs: {given} has seed {evaluation['seed']} once more; give runs of different seeds"
         )
-
-
-def _reference(stage: Stage, scorer: Callable[[SequenceDataset, Rows], ScoreRows]) -> Evaluation:
-    """A scorer without training, which every model has to beat."""
-    dataset = stage.dataset
-    return evaluate_scores(scorer(dataset, dataset.test), dataset.test, dataset.num_items, stage.settings.metrics.ks)
 
 
 def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
@@ -190,10 +185,12 @@ def _print(comparison: Comparison) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
     dataset = comparison.dataset
-    table = Table(title=rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items"))
+    title = rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items")
+    table = Table(title=title, collapse_padding=True)
     table.add_column("metric")
     for label in frame.index:
-        table.add_column(label.removeprefix("student, ").removeprefix("most "), justify="right")
+        words = label.removeprefix("student, ").removeprefix("most ")
+        table.add_column("\n".join(words.rsplit(" ", 1)), justify="right")  # six models fit 80 characters
     for column in frame.columns:
         if column.startswith(("recall", "ndcg")):
             table.add_row(column, *("-" if isnan(value) else f"{value:.4f}" for value in frame[column]))

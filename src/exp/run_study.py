@@ -18,6 +18,7 @@ from src.core.artefacts import Artefact, differences, locked
 from src.core.errors import UserError
 from src.core.logging import start_logging
 from src.core.paths import RunFolder
+from src.exp.report.references import evaluate_references
 from src.exp.report.significance import Ranks
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.entry import run_entry_point
@@ -35,8 +36,6 @@ from src.exp.study.plan import (
 )
 from src.exp.study.results import Result, result
 from src.exp.study.write import write_study
-from src.student.evaluator import evaluate_scores
-from src.student.references import popularity
 
 
 def run(cfg: Settings) -> None:
@@ -101,11 +100,12 @@ def _write(stage: Stage, found: list[Variant], source: RunFolder | None) -> list
         UserError: jobs have failed; which, and why.
     """
     results = {variant.name: _results(stage, variant) for variant in found}
-    beside: dict[str, Ranks] = {"most popular": _popular(stage)}
+    references = evaluate_references(stage)
+    beside: dict[str, Ranks] = references.ranks()
     teacher = result("teacher", source) if source is not None else None
     if teacher is not None:
         beside["teacher"] = teacher.ranks
-    return write_study(stage, found, results, beside)
+    return write_study(stage, found, results, beside, titles=references.titles)
 
 
 def _results(stage: Stage, variant: Variant) -> list[Result]:
@@ -124,11 +124,6 @@ def _results(stage: Stage, variant: Variant) -> list[Result]:
             f"the same command with hydra.run.dir={stage.folder.root} trains only what is missing"
         )
     return results
-
-
-def _popular(stage: Stage) -> Ranks:
-    rows, dataset = stage.dataset.test, stage.dataset
-    return evaluate_scores(popularity(dataset, rows), rows, dataset.num_items, stage.settings.metrics.ks).ranks
 
 
 def main() -> None:

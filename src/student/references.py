@@ -1,14 +1,25 @@
-"""Reference models, which every student is compared with: the most popular items, and a Markov chain."""
+"""Reference models, which every student is compared with: popularity, a Markov chain, and the chain with titles."""
+
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
 
-from src.core.data_utils import Rows, SequenceDataset
-from src.student.evaluator import ScoreRows
+from src.core.data_utils import Rows, SequenceDataset, sample_rows
+from src.core.metrics import MetricsConfig, metric_per_row, rank_counts
+from src.student.evaluator import ScoreRows, history_mask
 
 # From a grid on MovieLens-100K (NDCG@10): benchmarks/RESULTS.md says how they were chosen.
 _WINDOW, _LAST, _DECAY, _NORMALISATION = 10, 5, 0.7, 0.5
+# Tried on validation rows, smaller weights first: of equals the first is taken.
+_TITLE_WEIGHTS, _TITLE_DECAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), (0.5, 0.7, 0.9)
+_LAST_TITLES, _CHOSEN_ON, _CHUNK = 10, 3000, 512
+# Runs of two or more letters or digits, katakana apart; Chinese characters, which no space divides, one by one.
+_WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]{2,}|[\u30a1-\u30fa\u30fc-\u30ff]{2,}|[\u3400-\u9fff]"
 
 
 def popularity(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
@@ -18,22 +29,143 @@ def popularity(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
 
 
 def markov_chain(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
-    """Scores of `rows` by a first-order Markov chain over the training rows.
+    """Scores of `rows` by a first-order Markov chain over the training rows (`Transitions`)."""
+    transitions = Transitions.of(dataset)
+    return lambda index: torch.from_numpy(transitions.scores(rows.select(index))).float()
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """A first-order Markov chain over the training rows.
 
     A transition from an item to a target `gap` steps later counts 1 / gap, up to 10 steps. An item's counts are
     divided by the square root of their sum, and a row's score is the sum over its last 5 items, each 0.7 times the
     one behind it.
+
+    Attributes:
+        counts: float64 [num_items, num_items], from item to target.
+        strength: float64 [num_items], their sums.
     """
-    num_items = dataset.num_items
-    row, item, gap = _last_items(dataset.train, _WINDOW)
-    targets = dataset.train.targets[row]
-    counts = sparse.csr_matrix((1.0 / gap, (item, targets)), shape=(num_items, num_items))
-    strength = np.asarray(counts.sum(1)).ravel()
-    scale = np.divide(1.0, strength**_NORMALISATION, out=np.zeros(num_items), where=strength > 0)
-    transitions = sparse.diags(scale) @ counts
-    row, item, gap = _last_items(rows, _LAST)
-    weights = sparse.csr_matrix((_DECAY ** (gap - 1.0), (row, item)), shape=(len(rows), num_items))
-    return lambda index: torch.from_numpy((weights[index] @ transitions).toarray()).float()
+
+    counts: sparse.csr_matrix
+    strength: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: SequenceDataset) -> "Transitions":
+        row, item, gap = _last_items(dataset.train, _WINDOW)
+        shape = (dataset.num_items, dataset.num_items)
+        counts = sparse.csr_matrix((1.0 / gap, (item, dataset.train.targets[row])), shape=shape)
+        return cls(counts, np.asarray(counts.sum(1)).ravel())
+
+    def scores(self, rows: Rows, *, leave_one_out: bool = False) -> np.ndarray:
+        """Scores of all items: float64 [N, num_items].
+
+        Args:
+            leave_one_out: these are training rows, and each is scored as if its own transitions had not been counted,
+                so that it cannot tell its target.
+        """
+        row, item, gap = _last_items(rows, _LAST)
+        own = _entries(self._own_counts(rows), row, item) if leave_one_out else np.zeros(len(row))
+        rest = (self.strength[item] - own).round(9)  # exactly 0 where nothing else was counted
+        scale = np.divide(1.0, rest**_NORMALISATION, out=np.zeros(len(rest)), where=rest > 0)
+        weight = _DECAY ** (gap - 1.0) * scale
+        scores = (self._by_item(weight, row, item, len(rows)) @ self.counts).toarray()
+        if leave_one_out:
+            counts = (_entries(self.counts, item, rows.targets[row]) - own).round(9)
+            scores[np.arange(len(rows)), rows.targets] = np.bincount(row, weight * counts, len(rows))
+        return scores
+
+    def _own_counts(self, rows: Rows) -> sparse.csr_matrix:
+        """What each row has added to the counts from each item to its target: [N, num_items]."""
+        row, item, gap = _last_items(rows, _WINDOW)
+        return self._by_item(1.0 / gap, row, item, len(rows))
+
+    def _by_item(self, values: np.ndarray, row: np.ndarray, item: np.ndarray, num_rows: int) -> sparse.csr_matrix:
+        return sparse.csr_matrix((values, (row, item)), shape=(num_rows, len(self.strength)))
+
+
+def title_vectors(dataset: SequenceDataset) -> sparse.csr_matrix | None:
+    """TF-IDF of the titles' words: float32 [num_items, num_terms], rows of length 1, or 0 without a word that counts.
+
+    A word counts that two titles have and no more than half of them. None where there is none, as where items are
+    called "item <id>" or all the same.
+    """
+    names = zip(dataset.titles, dataset.item_ids, strict=True)
+    texts = ["" if title == f"item {item_id}" else title for title, item_id in names]
+    try:
+        return TfidfVectorizer(
+            token_pattern=_WORD, min_df=2, max_df=0.5, sublinear_tf=True, dtype=np.float32
+        ).fit_transform(texts)
+    except ValueError:  # scikit-learn's word for an empty vocabulary
+        return None
+
+
+def title_scores(vectors: sparse.csr_matrix, rows: Rows, decay: float) -> np.ndarray:
+    """How like an item's title is to those of a row's last 10 items: float32 [N, num_items].
+
+    The sum of the cosines, each `decay` times the one behind it. An item is not compared with itself.
+
+    Args:
+        vectors: of length 1 or 0, [num_items, num_terms].
+    """
+    row, item, gap = _last_items(rows, _LAST_TITLES)
+    weights = sparse.csr_matrix(((decay ** (gap - 1.0)), (row, item)), shape=(len(rows), vectors.shape[0]))
+    weights = weights.astype(np.float32)
+    itself = np.asarray(vectors.multiply(vectors).sum(1)).ravel()
+    return (weights @ vectors @ vectors.T - weights.multiply(itself)).toarray()
+
+
+@dataclass(frozen=True)
+class ChainWithTitles:
+    """The Markov chain's score + `weight` * `title_scores`: what titles are worth without a language model.
+
+    Attributes:
+        value: the metric that decides on the validation rows that `weight` and `decay` were chosen on.
+        num_rows: how many those were.
+    """
+
+    transitions: Transitions
+    vectors: sparse.csr_matrix
+    weight: float
+    decay: float
+    value: float
+    num_rows: int
+
+    @classmethod
+    def of(cls, dataset: SequenceDataset, metrics: MetricsConfig) -> "ChainWithTitles | None":
+        """Count transitions on the training rows, choose on validation rows; None where titles say nothing."""
+        vectors = title_vectors(dataset)
+        if vectors is None:
+            return None
+        transitions, rows = Transitions.of(dataset), sample_rows(dataset.valid, _CHOSEN_ON)
+        totals = dict.fromkeys(product(_TITLE_WEIGHTS, _TITLE_DECAYS), 0.0)
+        for index in np.array_split(np.arange(len(rows)), -(-len(rows) // _CHUNK)):
+            part = rows.select(index)
+            seen = history_mask(part, dataset.num_items) if metrics.masked else None
+            chain, targets = transitions.scores(part).astype(np.float32), torch.from_numpy(part.targets)
+            titles = {decay: title_scores(vectors, part, decay) for decay in _TITLE_DECAYS}
+            for weight, decay in totals:
+                scores = torch.from_numpy(chain + weight * titles[decay])
+                better, equal = rank_counts(scores, targets, seen)
+                totals[weight, decay] += metric_per_row(metrics.monitor, better.numpy(), equal.numpy()).sum()
+        weight, decay = max(totals, key=totals.__getitem__)
+        return cls(transitions, vectors, weight, decay, totals[weight, decay] / len(rows), len(rows))
+
+    def scores(self, rows: Rows, *, leave_one_out: bool = False) -> Tensor:
+        """Scores of all items: float32 [N, num_items]; arguments as in `Transitions.scores`."""
+        chain = self.transitions.scores(rows, leave_one_out=leave_one_out)
+        return torch.from_numpy(chain + self.weight * title_scores(self.vectors, rows, self.decay)).float()
+
+    def of_rows(self, rows: Rows) -> ScoreRows:
+        return lambda index: self.scores(rows.select(index))
+
+    def description(self, metrics: MetricsConfig) -> str:
+        """The settings and how they were chosen, for a log or a page."""
+        return (
+            f"weight of titles {self.weight:g}, decay {self.decay:g}, the best of "
+            f"{len(_TITLE_WEIGHTS) * len(_TITLE_DECAYS)} on {self.num_rows} validation rows "
+            f"({metrics.description} {self.value:.4f})"
+        )
 
 
 def _last_items(rows: Rows, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -43,3 +175,8 @@ def _last_items(rows: Rows, count: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     inside = place >= rows.start[:, None]
     row, gap = (np.broadcast_to(a, place.shape)[inside] for a in (np.arange(len(rows))[:, None], back))
     return row, rows.items[place[inside]].astype(np.int64), gap
+
+
+def _entries(matrix: sparse.csr_matrix, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """The entries at the places (row, column): float [M]."""
+    return np.asarray(matrix[row, column]).ravel()

@@ -103,10 +103,16 @@ def rank_unseen(model: Student, rows: Rows, index: np.ndarray, *, count: int, ke
     Raises:
         UserError: a row's history leaves fewer than `count` items.
     """
-    num_items, device = model.config.num_items, model.item_embeddings.weight.device
-    history, length, _ = rows.windows(model.config.max_seq_len, num_items, index)
+    device = model.item_embeddings.weight.device
+    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items, index)
     scores = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
-    seen = history_mask(rows.select(index), num_items).to(device)
+    return best_unseen(scores, rows.select(index), count=count, key=key)
+
+
+def best_unseen(scores: Tensor, rows: Rows, *, count: int, key: str) -> tuple[Tensor, Tensor]:
+    """As `rank_unseen`, from the rows' scores of all items, float [B, num_items]."""
+    num_items = scores.shape[1]
+    seen = history_mask(rows, num_items).to(scores.device)
     free = num_items - int(seen.sum(1).max())
     if free < count:
         raise UserError(f"{key}={count}: the longest history leaves {free} items; use at most {free}")

@@ -1,16 +1,26 @@
-"""Teachers that are no LLM: the frozen recommender itself, and noise."""
+"""Control teachers: the frozen recommender itself, the words of the titles, other items' texts, and noise."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src.core.errors import UserError
-from src.distill.control_teachers import random_teacher, recommender_teacher
+from src.core.metrics import MetricsConfig
+from src.distill.control_teachers import (
+    random_teacher,
+    recommender_embeddings,
+    recommender_teacher,
+    shuffled_teacher,
+    title_embeddings,
+    title_ranking,
+)
 from src.distill.data_bridge import TeacherOutputs
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
 from src.student.evaluator import history_mask
 from src.student.models import ModelConfig, build_model
+from src.student.references import ChainWithTitles
 
 CPU = torch.device("cpu")
 
@@ -41,6 +51,7 @@ def test_the_recommender_teaches_its_own_ranking_and_items(recommender, teach, t
     gaps = expected.values[:, :1] - expected.values  # of scores: the normalisation of a row cancels
     assert torch.allclose(outputs.confidence, gaps / gaps[:, -1:], atol=1e-5)
     assert torch.equal(outputs.embeddings, recommender.model.item_embeddings.weight[:-1])
+    assert torch.equal(outputs.embeddings, recommender_embeddings(recommender.folder, tiny_dataset))
 
     per_row = teach(per_sequence=True).confidence
     log_p = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).log_softmax(1)
@@ -73,3 +84,88 @@ def test_a_random_teacher_has_the_shapes_and_nothing_else() -> None:
     assert torch.equal(one.ranking, again.ranking) and torch.equal(one.embeddings, again.embeddings)
     assert not torch.equal(one.ranking, other.ranking)
     assert random_teacher(TeacherOutputs(), 50, 1) == TeacherOutputs()
+    some = replace(like, known=torch.arange(30) < 7)  # an export of some rows
+    assert torch.equal(random_teacher(some, 50, 1).known, some.known)
+
+
+# --- words of the titles ------------------------------------------------------------------------------------
+
+PAIRS = [word for word in "ace bat cup dog".split() for _ in range(2)]  # items 2 i and 2 i + 1 have one title
+
+
+def test_title_embeddings_have_the_cosines_of_the_words(make_dataset) -> None:
+    titles = ["red lamp", "red chair", "blue lamp", "blue chair"]
+    embeddings = title_embeddings(make_dataset([[0, 1, 2, 3]], num_items=4, titles=titles))
+    assert embeddings.shape == (4, 3) and embeddings.dtype == torch.float32  # of four words one is what is left
+    cosines = torch.tensor([[1, 0.5, 0.5, 0], [0.5, 1, 0, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]])
+    assert torch.allclose(embeddings @ embeddings.T, cosines, atol=1e-5)
+
+
+def test_titles_without_a_word_in_common_do_not_teach(tiny_dataset) -> None:
+    with pytest.raises(UserError, match="distill.teacher=tfidf: no word stands in two titles of tiny and in at most"):
+        title_embeddings(tiny_dataset)  # Title 0, Title 1, ...
+
+
+@pytest.fixture
+def walks(make_dataset):
+    """Users who walk over the even items; the last two items are the validation's and the test's."""
+    return make_dataset([[0, 2, 4, 5, 1], [4, 6, 0, 1, 5], [2, 4, 6, 7, 1]], num_items=8, titles=PAIRS)
+
+
+def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None:
+    metrics, rows = MetricsConfig(), walks.train
+    outputs = title_ranking(walks, metrics, top_k=3, per_sequence=False, logger=logger)
+    scores = ChainWithTitles.of(walks, metrics).scores(rows, leave_one_out=True)
+    free = scores.masked_fill(history_mask(rows, 8), float("-inf"))
+    assert outputs.embeddings is None and outputs.ranking.shape == outputs.confidence.shape == (len(rows), 3)
+    best = free.gather(1, outputs.ranking)
+    assert torch.equal(best, free.topk(3).values)
+    assert torch.allclose(
+        outputs.confidence, (best[:, :1] - best) / (best[:, :1] - best[:, -1:]).clamp(min=1e-12), atol=1e-6
+    )
+
+    per_row = title_ranking(walks, metrics, top_k=3, per_sequence=True, logger=logger).confidence
+    assert torch.allclose(per_row, scores.logsumexp(1, keepdim=True) - best[:, :1])
+
+
+def test_titles_do_not_see_the_target(make_dataset, logger) -> None:
+    """Each training row has a transition of its own, which nothing else tells; it would stand first."""
+    dataset = make_dataset([[0, 5, 1, 2], [6, 3, 7, 2]], num_items=8, titles=PAIRS)
+    ranking = title_ranking(dataset, MetricsConfig(), top_k=1, per_sequence=False, logger=logger).ranking
+    assert dataset.train.targets.tolist() == [5, 3]
+    assert ranking.tolist() == [[1], [7]]  # the other item of the same title
+
+
+# --- shuffled titles ----------------------------------------------------------------------------------------
+
+
+def test_every_item_gets_the_text_of_another_in_one_circle() -> None:
+    like = TeacherOutputs(embeddings=torch.eye(7), manifest_sha256="m" * 64)
+    text = shuffled_teacher(like, 7, 1).embeddings.argmax(1).tolist()  # item -> whose text it has
+    visited = [0]
+    while text[visited[-1]] != 0:
+        visited.append(text[visited[-1]])
+    assert sorted(visited) == list(range(7))
+    assert shuffled_teacher(like, 7, 1).embeddings.argmax(1).tolist() == text
+    assert shuffled_teacher(like, 7, 2).embeddings.argmax(1).tolist() != text
+    assert shuffled_teacher(like, 7, 1).manifest_sha256 is None
+
+
+def test_a_shuffled_ranking_names_the_items_that_have_the_texts_now() -> None:
+    ranking = torch.tensor([[3, 0, 6], [1, 2, 5]])
+    like = TeacherOutputs(
+        embeddings=torch.arange(14.0).view(7, 2),
+        ranking=ranking,
+        confidence=torch.tensor([[0.0, 0.3, 1.0], [0.0, 0.1, 1.0]]),
+        known=torch.tensor([True, False]),
+    )
+    shuffled = shuffled_teacher(like, 7, 1)
+    assert torch.equal(shuffled.embeddings[shuffled.ranking], like.embeddings[ranking])
+    assert not (shuffled.ranking == ranking).any()
+    assert torch.equal(shuffled.confidence, like.confidence) and torch.equal(shuffled.known, like.known)
+    assert torch.equal(shuffled_teacher(replace(like, embeddings=None), 7, 1).ranking, shuffled.ranking)
+
+
+def test_one_embedding_for_all_cannot_be_shuffled() -> None:
+    with pytest.raises(UserError, match="distill.teacher=shuffled: the teacher has one embedding for all items"):
+        shuffled_teacher(TeacherOutputs(embeddings=torch.ones(5, 3)), 5, 1)

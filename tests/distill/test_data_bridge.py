@@ -355,9 +355,9 @@ def test_confidences_of_another_width(refused):
     [
         (torch.zeros(5, 3), "5 embeddings, dataset tiny has 6 items"),
         (torch.zeros(7, 3), "7 embeddings, dataset tiny has 6 items"),
-        (torch.zeros(6), r"must hold a float tensor \[num_items, llm_dim\]"),
-        (torch.zeros(6, 3, dtype=torch.int64), "must hold a float tensor"),
-        ({"weight": torch.zeros(6, 3)}, "must hold a float tensor"),
+        (torch.zeros(6), r"holds torch.float32 \[6\]; must hold a float tensor \[num_items, llm_dim\]"),
+        (torch.zeros(6, 3, dtype=torch.int64), "holds torch.int64 .*; must hold a float tensor"),
+        ({"weight": torch.zeros(6, 3)}, "holds dict; must hold a float tensor"),
         (EMBEDDINGS.clone().index_fill(0, torch.tensor([4]), torch.nan), "the embedding of item 4 holds NaN"),
         (EMBEDDINGS.clone().index_fill(0, torch.tensor([2]), torch.inf), "the embedding of item 2 holds NaN or inf"),
     ],
@@ -367,6 +367,78 @@ def test_embeddings_that_do_not_fit(load, folder, content, message):
     torch.save(content, folder / EMBEDDINGS_FILE)
     with pytest.raises(UserError, match=message):
         load()
+
+
+# --- embeddings of one's own ---------------------------------------------------------------------------------
+
+
+def save_own(folder: Path, array: object, ending: str) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"own{ending}"
+    if ending == ".npy":
+        np.save(path, array, allow_pickle=True)
+    else:
+        torch.save(torch.from_numpy(array), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "ending, kind", [(".npy", "float16"), (".npy", ">f8"), (".npy", "float32"), (".pt", "float16"), (".pt", "float64")]
+)
+def test_own_embeddings_take_the_place_of_the_exported_ones(load, tmp_path, ending, kind):
+    own = (EMBEDDINGS.numpy() + 100).astype(kind)
+    outputs = load(embeddings_file=save_own(tmp_path, own, ending))
+    assert torch.equal(outputs.embeddings, EMBEDDINGS + 100) and outputs.embeddings.dtype == torch.float32
+    assert outputs.ranking.tolist() == [[5, 4, 3], [0, 1, 2], [3, 0, 5]]  # still the teacher's
+    assert load(embeddings=False, embeddings_file="nowhere.npy").embeddings is None
+
+
+def test_own_embeddings_alone_need_no_export(dataset, logger, tmp_path):
+    file = save_own(tmp_path, EMBEDDINGS.numpy(), ".npy")
+    alone = settings(ranking=False, embeddings_file=file)
+    outputs = load_teacher_outputs(tmp_path / "nowhere", dataset, alone, logger=logger)
+    assert torch.equal(outputs.embeddings, EMBEDDINGS) and outputs.ranking is None
+    with pytest.raises(UserError, match="nowhere: no teacher outputs; .*holds no rankings, set distill.lambda=0"):
+        load_teacher_outputs(tmp_path / "nowhere", dataset, settings(embeddings_file=file), logger=logger)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".pt"])
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((5, 3)), "5 embeddings, dataset tiny has 6 items; one row per item in the order of the item ids"),
+        (np.zeros(6), r"holds torch.float(32|64) \[6\]; must hold a float tensor"),
+        (np.zeros((6, 3), dtype=np.int64), r"holds (torch.)?int64 \[6, 3\]; must hold a float tensor"),
+        (np.where(np.arange(6)[:, None] == 4, np.nan, np.zeros((6, 3))), "the embedding of item 4 holds NaN"),
+    ],
+)
+def test_own_embeddings_that_do_not_fit(load, tmp_path, ending, array, message):
+    file = save_own(tmp_path, array, ending)
+    with pytest.raises(UserError, match=f"^distill.embeddings_file={file}: {file}: {message}"):
+        load(embeddings_file=file)
+
+
+def test_own_embeddings_that_are_not_there_or_hold_objects(load, tmp_path):
+    with pytest.raises(UserError, match=r"distill.embeddings_file=no.npy: /.*no.npy: missing file"):
+        load(embeddings_file="no.npy")
+    objects = save_own(tmp_path, np.full((6, 3), print), ".npy")
+    with pytest.raises(UserError, match="own.npy: not an array file, or a damaged one .*it holds object"):
+        load(embeddings_file=objects)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"embeddings_file": "own.npz"}, "distill.embeddings_file='own.npz': must be null or a file .npy or .pt"),
+        (
+            {"embeddings_file": "own.npy", "teacher": "tfidf"},
+            "distill.embeddings_file='own.npy': must be null with distill.teacher=tfidf, which has its own",
+        ),
+    ],
+)
+def test_own_embeddings_where_they_cannot_be(options, message):
+    with pytest.raises(UserError, match=message):
+        settings(**options)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensor at all", b"PK\x03\x04 half a zip file"])

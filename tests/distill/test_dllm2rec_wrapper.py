@@ -108,6 +108,7 @@ def test_embeddings_that_are_too_wide(tiny_dataset, outputs, tmp_path):
         ({"grad_clip": 1.0}, {}, {}, "student.grad_clip=1.0: must be 0"),
         ({"num_blocks": 2}, {}, {}, "student.num_blocks=2: must be 1"),
         ({"num_heads": 2}, {}, {}, "student.num_heads=2: must be 1"),
+        ({}, {"teacher": "tfidf"}, {}, "distill.teacher='tfidf': must be files with distill.engine=submodule"),
         ({"norm": "pre"}, {}, {}, "student.norm='pre': must be dllm2rec"),
         ({"tied_output": True}, {}, {}, "student.tied_output=True: must be False"),
         ({"batching": "packed"}, {}, {}, "student.batching='packed': must be rows"),

@@ -228,7 +228,8 @@ def test_plots_are_images_with_something_in_them(pipeline) -> None:
 
 def test_the_summary_holds_every_model_and_metric(pipeline) -> None:
     summary = pd.read_csv(pipeline.folder / "metrics" / "summary.csv", index_col="model")
-    assert list(summary.index) == ["most popular", "Markov chain", "teacher", "student, baseline", "student, distilled"]
+    references = ["most popular", "Markov chain", "chain + TF-IDF"]
+    assert list(summary.index) == [*references, "teacher", "student, baseline", "student, distilled"]
     assert set(summary.columns) == METRICS | {f"{name} masked" for name in METRICS}
     evaluation = read(pipeline.folder / "metrics" / "eval_distill.json")
     assert summary.loc["student, distilled", "mrr"] == pytest.approx(evaluation["metrics"]["mrr"], abs=1e-6)
@@ -245,7 +246,7 @@ def test_evaluating_again_gives_what_training_gave(pipeline, stage) -> None:
 def test_eval_prints_the_table_and_where_the_report_is(pipeline) -> None:
     out = pipeline.outcomes["eval"].out
     assert all(
-        word in out for word in ("popular", "Markov chain", "teacher", "baseline", "distilled", "ndcg@10 masked")
+        word in out for word in ("popular", "Markov", "TF-IDF", "teacher", "baseline", "distilled", "ndcg@10 masked")
     )
     value = read(pipeline.folder / "metrics" / "eval_distill.json")["metrics_masked"]["ndcg@20"]
     row = next(line for line in out.splitlines() if "ndcg@20 masked" in line)
@@ -425,7 +426,7 @@ def test_the_original_programs_result_stands_beside_ours_with_its_protocol(pipel
     assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={folder}", f"eval.run_dir={folder}") == 0
 
     summary = pd.read_csv(folder / "metrics" / "summary.csv", index_col="model")
-    models = ["most popular", "Markov chain", "teacher", "student, baseline", "DLLM2Rec's program"]
+    models = ["most popular", "Markov chain", "chain + TF-IDF", "teacher", "student, baseline", "DLLM2Rec's program"]
     assert list(summary.index) == models
     assert summary.loc["DLLM2Rec's program", "ndcg@10"] == 0.4321
     report = (folder / "report.md").read_text(encoding="utf-8")

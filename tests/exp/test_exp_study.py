@@ -1,5 +1,6 @@
 """Studies: variants x seeds beside a finished distillation, one table, and going on after an interruption."""
 
+import re
 import shutil
 
 import pandas as pd
@@ -13,7 +14,9 @@ from src.exp import run_eval_all, run_study
 from src.exp.study.config import StudyConfig
 from src.exp.study.plan import _combined, variants
 
-CONTROLS = ["distilled", "recommender_teaches", "random_teaches", "ranking_only", "embedding_only"]
+TEACHERS = ["recommender_teaches", "random_teaches", "tfidf_teaches", "shuffled_teaches"]
+CONTROLS = ["distilled", *TEACHERS, "ranking_only", "embedding_only"]
+REFERENCES = ["most popular", "Markov chain", "chain + TF-IDF"]
 
 
 def call(pipeline, folder, *overrides: str) -> int:
@@ -42,9 +45,9 @@ def table(folder, name: str = "controls") -> pd.DataFrame:
 
 def test_the_table_has_the_baseline_every_variant_and_what_needs_no_student(controls) -> None:
     lines = table(controls)
-    assert list(lines.index) == ["baseline", *CONTROLS, "most popular", "teacher"]
-    assert list(lines["seeds"]) == [2] * 6 + [1, 1]
-    assert list(lines["users"]) == [300] * 7 + [20]  # the teacher was tested on a sample of the users
+    assert list(lines.index) == ["baseline", *CONTROLS, *REFERENCES, "teacher"]
+    assert list(lines["seeds"]) == [2] * 8 + [1] * 4
+    assert list(lines["users"]) == [300] * 11 + [20]  # the teacher was tested on a sample of the users
     assert lines.loc["baseline", ["difference", "low", "high", "verdict"]].isna().all()
     others = lines.drop("baseline")
     assert (others["low"] <= others["difference"]).all() and (others["difference"] <= others["high"]).all()
@@ -69,15 +72,23 @@ def test_the_pipelines_own_seed_gives_its_own_students(pipeline, controls) -> No
 def test_no_two_variants_are_the_same_student(controls) -> None:
     folders = [controls / "runs" / variant / "seed_1" for variant in CONTROLS]
     outputs = [load_file(f / "models" / "distill" / "model.safetensors")["output.weight"] for f in folders]
-    assert not any(torch.equal(outputs[i], outputs[j]) for i in range(5) for j in range(i))
+    assert not any(torch.equal(outputs[i], outputs[j]) for i in range(len(outputs)) for j in range(i))
 
 
-def test_the_report_of_the_distillation_knows_its_random_control(pipeline, controls, tmp_path) -> None:
+def test_the_report_of_the_distillation_knows_its_controls(pipeline, controls, tmp_path) -> None:
     assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
     log = (tmp_path / "run" / "logs" / "eval_all.log").read_text()
     assert f"taking distill of {pipeline.folder} (complete" in log  # not the study's newer variants
+    assert re.search(
+        r"chain \+ TF-IDF: weight of titles [\d.]+, decay [\d.]+, the best of 21 on 300 validation rows", log
+    )
     report = (tmp_path / "run" / "report.md").read_text()
-    assert "a random teacher" in report.splitlines()[2] and "no control with a random teacher" not in report
+    names = ["TF-IDF", "shuffled titles", "frozen recommender", "random"]
+    assert all(f"{name} (" in report.splitlines()[2] for name in names)  # with its difference
+    assert "Only what beats TF-IDF and shuffled titles is the LLM's." in report and "Not tried" not in report
+    table = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("| distilled - ")]
+    assert table[-4:] == [f"distilled - {name}" for name in names]
+    assert "own embeddings" not in report
 
 
 def test_started_again_only_what_is_missing_is_trained(pipeline, controls, tmp_path) -> None:
@@ -87,7 +98,7 @@ def test_started_again_only_what_is_missing_is_trained(pipeline, controls, tmp_p
     assert call(pipeline, folder, "study.seeds=[42,1]") == 0
     again = snapshot(folder)
     assert {name: again[name] for name in weights} == weights
-    assert len([name for name in again if name.endswith(".safetensors")]) == len(weights) + 1 == 12
+    assert len([name for name in again if name.endswith(".safetensors")]) == len(weights) + 1 == 16
     assert (folder / "metrics" / "controls.csv").read_bytes() == (controls / "metrics" / "controls.csv").read_bytes()
 
 
@@ -104,7 +115,7 @@ def test_the_ablations_train_and_a_variant_may_start_from_its_seeds_baseline(pip
     policy = ("active=random", "active.budget_ratio=0.5")  # without a ranking loss it has nothing to choose
     folder = pipeline.result_root / "ablations"
     assert call(pipeline, folder, "study=ablations", "study.seeds=[5]", *one_step, *policy) == 0
-    assert len(table(folder, "ablations")) == 1 + 8 + 2
+    assert len(table(folder, "ablations")) == 1 + 8 + 4
     start = load_file(folder / "runs" / "baseline" / "seed_5" / "models" / "baseline" / "model.safetensors")
     there = load_file(folder / "runs" / "starts_from_baseline" / "seed_5" / "models" / "distill" / "model.safetensors")
     assert torch.equal(start["output.weight"], there["output.weight"])
@@ -157,13 +168,13 @@ def test_a_curve_asks_for_shares_and_started_again_only_new_points_are_trained(p
     folder = pipeline.result_root / "curve"
     assert curve(pipeline, folder, "study.grid.share.values=[0.2]") == 0
     first = table(folder, "selection_curve")
-    assert list(first.index) == ["baseline", "no_row", "all_rows", "random_0.2", "most popular"]
+    assert list(first.index) == ["baseline", "no_row", "all_rows", "random_0.2", *REFERENCES]
     job = folder / "runs" / "random_0.2" / "seed_42"
     assert "as if the teacher had been asked for 120 of 600 rows" in (job / "logs" / "train_distill.log").read_text()
     weights = snapshot(job / "models")
     assert curve(pipeline, folder, "study.grid.share.values=[0.2,0.5]") == 0
     again = table(folder, "selection_curve")
-    assert list(again.index) == ["baseline", "no_row", "all_rows", "random_0.2", "random_0.5", "most popular"]
+    assert list(again.index) == ["baseline", "no_row", "all_rows", "random_0.2", "random_0.5", *REFERENCES]
     assert again.loc[first.index, "mean"].tolist() == first["mean"].tolist()
     assert snapshot(job / "models") == weights
     assert read(folder / "records" / "study.json")["completed"] is not None

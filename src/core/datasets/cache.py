@@ -76,6 +76,7 @@ def load_or_make(
     folder = parent / _key(made_from)
     processed, _ = _load(folder, made_from)
     if processed is not None:
+        logger.info("processed data: %s", folder)
         return processed
     with _locked_if_writable(parent, logger) as is_writable:
         processed, damage = _load(folder, made_from)  # whoever held the lock may have made it
@@ -134,6 +135,7 @@ def _keep(processed: Processed, folder: Path, made_from: dict[str, Any], logger:
         _write(processed, temporary)
         artefact.complete(files={name: sha256_file(temporary / name) for name in (ROWS_FILE, ITEMS_FILE)})
         os.replace(temporary, folder)
+        logger.info("processed data: %s", folder)
     except (OSError, UserError) as error:
         logger.warning("could not keep the processed data in %s: %s", folder, error)
         shutil.rmtree(temporary, ignore_errors=True)

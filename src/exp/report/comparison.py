@@ -12,15 +12,23 @@ from src.exp.report.significance import PairedTest, Ranks, paired_tests
 from src.exp.settings import Settings
 
 STUDENTS = ("baseline", "distill")
-REFERENCES = ("popular", "markov")  # rankings without training
+REFERENCES = ("popular", "markov", "markov_titles")  # rankings without training
 
 LABELS = {
     "popular": "most popular",
     "markov": "Markov chain",
+    "markov_titles": "chain + TF-IDF",
     "teacher": "teacher",
     "baseline": "student, baseline",
     "distill": "student, distilled",
     "dllm2rec_upstream": "DLLM2Rec's program",
+}
+CONTROLS = {  # by `distill.teacher`; `own` has `distill.embeddings_file`
+    "tfidf": "TF-IDF",
+    "shuffled": "shuffled titles",
+    "own": "own embeddings",
+    "recommender": "frozen recommender",
+    "random": "random",
 }
 DIFFERENCE = "distilled - baseline"  # the name of the test that the report is about
 
@@ -40,7 +48,9 @@ class Comparison:
         unlike: what differs between baseline and distilled student besides the distillation, in words; where it is not
             empty the two are not compared.
         notes: sentences that a reader of the verdict has to know.
-        random_control: the distilled student against one taught by a random teacher; None where none was trained.
+        controls: the distilled student against those of control teachers, by their key in `CONTROLS`, as far as they
+            were trained; None where its own teacher is one.
+        titles: how the reference that reads titles was set; empty where there is none.
         extra_plots: title and file of plots that other commands have put into the run folder; the report links them.
     """
 
@@ -55,7 +65,8 @@ class Comparison:
     seeds: dict[str, list[dict]]
     unlike: str = ""
     notes: list[str] = field(default_factory=list)
-    random_control: PairedTest | None = None
+    controls: dict[str, PairedTest] | None = None
+    titles: str = ""
     extra_plots: list[tuple[str, Path]] = field(default_factory=list)
 
     @property

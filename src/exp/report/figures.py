@@ -41,6 +41,7 @@ class Colour:
 COLOURS = {
     "popular": Colour("#8c8c8c", "#8f98a3"),
     "markov": Colour("#4d4d4d", "#d0d5db"),
+    "markov_titles": Colour("#32a64f", "#79f297"),
     "teacher": Colour("#7a1fd6", "#8463f7"),
     "baseline": Colour("#d55e00", "#f08a3c"),
     "distill": Colour("#0072b2", "#4fa8e8"),

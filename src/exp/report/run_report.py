@@ -29,6 +29,7 @@ from src.exp.report.plots import (
 from src.exp.report.provenance import repeat_command
 from src.exp.report.significance import PairedTest, bootstrap_interval, user_metric
 from src.exp.report.tables import (
+    controls_table,
     cost_table,
     facts,
     metrics_table,
@@ -111,6 +112,7 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
         "difference": main_difference_panel(tests[DIFFERENCE], comparison.metric) if DIFFERENCE in tests else None,
         "tests": tests_table(tests),
         "num_tests": len(tests),
+        "controls": controls_table(comparison),
         "seeds": ", ".join(f"{short_label(name)}: {len(runs)}" for name, runs in comparison.seeds.items()),
         "seeds_table": seeds_table(comparison),
         "num_items": comparison.dataset.num_items,

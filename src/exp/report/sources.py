@@ -7,9 +7,9 @@ from typing import Any
 from src.core.artefacts import Record, unlike
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
-from src.exp.report.comparison import STUDENTS
-from src.exp.report.significance import PairedTest, load_ranks, paired_tests
-from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
+from src.exp.report.comparison import CONTROLS, STUDENTS
+from src.exp.report.significance import PairedTest, Ranks, load_ranks, paired_tests
+from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, OWN_EMBEDDINGS, TEACHER_FILES, differ_besides_distillation
 from src.exp.stage.lookup import Found, Misfit, complete_runs, find, of_data, run_that_exported
 from src.exp.stage.multirun import is_multirun
 from src.exp.stage.stage import Stage
@@ -17,6 +17,7 @@ from src.exp.stage.stage import Stage
 SEED, TEACHER, HISTORY = "general.seed", "distill.teacher", "metrics.history"
 _OF_A_SEED = (SEED, TEACHER_FILES, INITIAL_WEIGHTS, "the frozen recommender", "the student that chose the rows")
 _UPSTREAM = "dllm2rec_upstream"
+_ITSELF = "itself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,9 @@ def _notes(runs: Mapping[str, Found]) -> list[str]:
         if other.made_from.get("distill.init") == "baseline":
             notes.append("The distilled student started from a baseline's weights, so it was trained for longer.")
         if other.made_from.get(TEACHER, "files") != "files":
-            notes.append(f"The distilled student's teacher was a control: {other.made_from[TEACHER]}.")
+            notes.append(f"The distilled student's teacher was a control: {CONTROLS[other.made_from[TEACHER]]}.")
+        if OWN_EMBEDDINGS in other.made_from:
+            notes.append("Its item embeddings were those of distill.embeddings_file, not the teacher's.")
     teacher = _training_of_teacher(runs["teacher"].folder) if "teacher" in runs else {}
     if engine := teacher.get("teacher.engine"):
         notes.append(f"The teacher's engine was {engine} (teacher.engine); another engine gives another teacher.")
@@ -195,16 +198,36 @@ def differ_besides_seed(one: Record, other: Record, *also: str) -> str:
     return unlike(left, right)
 
 
-def random_control(stage: Stage, distilled: Found) -> PairedTest | None:
-    """The distilled student against one that was taught by a random teacher, over the seeds that both were run for."""
-    alike: dict[str, dict[int, Found]] = {"files": {}, "random": {}}
-    for run in _all(stage, "distill"):
-        teacher = run.record.made_from.get(TEACHER, "files")
-        if teacher in alike and not differ_besides_seed(distilled.record, run.record, TEACHER):
-            alike[teacher].setdefault(run.record.made_from[SEED], run)
-    seeds = sorted(alike["files"].keys() & alike["random"].keys())
-    if not seeds:
+def control_tests(stage: Stage, distilled: Found) -> dict[str, PairedTest] | None:
+    """The distilled student against those of each control teacher, over the seeds that both were run for.
+
+    None where the distilled student's own teacher is a control.
+    """
+    if _taught_by(distilled.record, distilled.record) != _ITSELF:
         return None
-    ranks = [[load_ranks(alike[t][seed].folder.ranks_file("distill")) for seed in seeds] for t in ("files", "random")]
+    alike: dict[str, dict[int, Found]] = {name: {} for name in (_ITSELF, *CONTROLS)}
+    for run in _all(stage, "distill"):
+        teacher = _taught_by(run.record, distilled.record)
+        if teacher in alike and not differ_besides_seed(distilled.record, run.record, TEACHER, OWN_EMBEDDINGS):
+            alike[teacher].setdefault(run.record.made_from[SEED], run)
+    own, pairs = alike.pop(_ITSELF), {}
+    for name, runs in alike.items():
+        if seeds := sorted(own.keys() & runs.keys()):
+            pairs[name] = (_ranks_of(own, seeds), _ranks_of(runs, seeds))
     metrics = stage.settings.metrics
-    return paired_tests({"control": (ranks[0], ranks[1])}, metrics.monitor, metrics.masked)["control"]
+    return paired_tests(pairs, metrics.monitor, metrics.masked)
+
+
+def _taught_by(run: Record, distilled: Record) -> str:
+    """A run's teacher as a control of the distilled student: a key of `CONTROLS`, `_ITSELF`, or empty where neither."""
+    teacher: str = run.made_from.get(TEACHER, "files")
+    own = run.made_from.get(OWN_EMBEDDINGS)
+    if teacher in ("tfidf", "recommender"):  # they read no files that could be others
+        return teacher
+    if own == distilled.made_from.get(OWN_EMBEDDINGS):
+        return _ITSELF if teacher == "files" else teacher
+    return "own" if teacher == "files" and own is not None else ""
+
+
+def _ranks_of(runs: Mapping[int, Found], seeds: list[int]) -> list[Ranks]:
+    return [load_ranks(runs[seed].folder.ranks_file("distill")) for seed in seeds]

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from src.core.files import read_json
-from src.exp.report.comparison import LABELS, Comparison, metric_label
+from src.exp.report.comparison import CONTROLS, LABELS, Comparison, metric_label
 from src.exp.report.pages import MISSING, Table
 from src.exp.report.provenance import changed_settings
 from src.exp.report.significance import PairedTest
@@ -37,6 +37,12 @@ def decimals(frame: pd.DataFrame, first: str) -> Table:
     rows = [[str(name), *(MISSING if pd.isna(v) else f"{v:.4f}" for v in line)] for name, line in frame.iterrows()]
     columns = [str(column) for column in frame.columns]
     return Table(columns=[first, *columns], rows=rows, numbers=columns)
+
+
+def controls_table(comparison: Comparison) -> Table | None:
+    """The distilled student against those of the control teachers; None where none was trained."""
+    controls = comparison.controls or {}
+    return tests_table({f"distilled - {CONTROLS[name]}": test for name, test in controls.items()}) if controls else None
 
 
 def tests_table(tests: dict[str, PairedTest]) -> Table:
@@ -132,6 +138,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
         f"{len(dataset.valid)} validation, {len(dataset.test)} test",
         "dataset fingerprint": dataset.fingerprint[:16],
         "student": f"{student.name}, {student.emb_size} dimensions",
+        **({LABELS["markov_titles"]: comparison.titles} if comparison.titles else {}),
         "commit": comparison.commit,
         "hardware": f"{device_name(comparison.device)}, {os.cpu_count()} cores, PyTorch {torch.__version__}",
         **{f"{LABELS[name]} from": _origin(comparison, name) for name in comparison.sources},

@@ -3,11 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from src.exp.report.comparison import DIFFERENCE, LABELS, STUDENTS, Comparison
+from src.exp.report.comparison import CONTROLS, DIFFERENCE, LABELS, STUDENTS, Comparison
 from src.exp.report.significance import PairedTest
 
 _STUDENT_NAMES = {"baseline": "the baseline", "distill": "the distilled student"}
+_REFERENCE_NAMES = {"popular": "the most popular items", "markov_titles": "chain + TF-IDF of the titles"}
 _SIGNIFICANT = ("better", "worse")
+_AGAINST_CONTROLS = {"better": "beats the", "cannot tell": "does no better than the", "worse": "is worse than the"}
+_OF_TEXT = ("tfidf", "shuffled")
 _HOW_TO_COMPARE = (
     "To compare them, train the baseline like the distilled student: src.exp.run_student_baseline with the same "
     "settings in the same folder (hydra.run.dir), then src.exp.run_eval_all again."
@@ -19,8 +22,8 @@ class Verdict:
     """The first lines of a report.
 
     Attributes:
-        tone: `better` (and better than every reference and than a random teacher, if one was tried), `qualified`,
-            `worse`, `cannot tell`, `not comparable` or `one student`.
+        tone: `better` (and better than every reference and than every control that was tried), `qualified`, `worse`,
+            `cannot tell`, `not comparable` or `one student`.
         headline: the verdict and what qualifies it, one sentence.
         numbers: the difference and the two students' values; empty where they are not compared.
         surroundings: further sentences.
@@ -45,6 +48,7 @@ def verdict(comparison: Comparison, tests: dict[str, PairedTest]) -> Verdict:
         found = tests[DIFFERENCE]
         tone = "qualified" if found.verdict == "better" and _is_qualified(comparison) else found.verdict
         headline, numbers = _headline(comparison, found.verdict), _numbers(comparison, found)
+        surroundings = [*_whose_gain(comparison), *surroundings]
     return Verdict(tone=tone, headline=headline, numbers=numbers, surroundings=surroundings)
 
 
@@ -52,14 +56,14 @@ def _headline(comparison: Comparison, found: str) -> str:
     claim = "Cannot tell whether distillation helps"
     if found in _SIGNIFICANT:
         claim = f"The distilled student is {found} than the baseline"
-    return f"{claim}{_below(comparison, found)}; {_control(comparison.random_control)}."
+    controls = _controls(comparison, "it" if found in _SIGNIFICANT else "the distilled student")
+    return f"{claim}{_below(comparison, found)}{controls}."
 
 
 def _is_qualified(comparison: Comparison) -> bool:
     """Whether something simpler does as well as the distilled student."""
-    control = comparison.random_control
     below = any(_students_below(comparison, reference, ["distill"]) for reference in comparison.references)
-    return below or (control is not None and control.verdict != "better")
+    return below or any(control.verdict != "better" for control in (comparison.controls or {}).values())
 
 
 def _students_below(comparison: Comparison, reference: str, students: Iterable[str]) -> list[str]:
@@ -77,23 +81,42 @@ def _below(comparison: Comparison, found: str) -> str:
 
 
 def _reference_name(reference: str) -> str:
-    return "the most popular items" if reference == "popular" else f"the {LABELS[reference]}"
+    return _REFERENCE_NAMES.get(reference, f"the {LABELS[reference]}")
 
 
 def _subject(students: list[str]) -> str:
     return f"{_STUDENT_NAMES[students[0]]} is" if len(students) == 1 else "both students are"
 
 
-def _control(test: PairedTest | None) -> str:
-    if test is None:
-        return "no control with a random teacher was run"
-    found = f"({test.difference:+.4f}, 95 % interval {test.low:+.4f} to {test.high:+.4f})"
-    words = {
-        "better": "it is better than with a random teacher",
-        "worse": "a random teacher does even better",
-        "cannot tell": "a random teacher does as well",
-    }
-    return f"{words[test.verdict]} {found}"
+def _controls(comparison: Comparison, subject: str) -> str:
+    """Which control teachers' students are beaten, and which are not; their intervals stand in a table."""
+    if comparison.controls is None:
+        return ""
+    if not comparison.controls:
+        return "; no control teacher was tried"
+    parts = {found: _against(comparison.controls, found) for found in _AGAINST_CONTROLS}
+    others = " and ".join(filter(None, (parts["cannot tell"], parts["worse"])))
+    return f"; {subject} {', but '.join(filter(None, (parts['better'], others)))}"
+
+
+def _against(controls: dict[str, PairedTest], found: str) -> str:
+    """The controls with this verdict, in words; empty where there are none."""
+    named = [f"{CONTROLS[name]} ({test.difference:+.4f})" for name, test in controls.items() if test.verdict == found]
+    return f"{_AGAINST_CONTROLS[found]} control{'s' * (len(named) > 1)} {', '.join(named)}" if named else ""
+
+
+def _whose_gain(comparison: Comparison) -> list[str]:
+    """Whether the gain is the LLM's; nothing where the teacher is no LLM."""
+    controls = comparison.controls
+    if controls is None:
+        return []
+    missing = [CONTROLS[name] for name in _OF_TEXT if name not in controls]
+    equal = [CONTROLS[name] for name in _OF_TEXT if name in controls and controls[name].verdict != "better"]
+    found = [
+        *([f"It does not beat {' or '.join(equal)}."] if equal else []),
+        *([f"Not tried: {' and '.join(missing)}; src.exp.run_study study=controls tries them."] if missing else []),
+    ]
+    return [" ".join(["Only what beats TF-IDF and shuffled titles is the LLM's.", *(found or ["It beats both."])])]
 
 
 def _numbers(comparison: Comparison, test: PairedTest) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from src.core.artefacts import Record, unlike
 from src.core.data_utils import SequenceDataset
 from src.core.files import sha256_file
+from src.core.paths import project_path
 from src.core.settings import flat_settings
 from src.core.teacher_files import DATA_FILES, MANIFEST_FILE, ROWS_FILE
 from src.exp.settings import Settings
@@ -14,6 +15,7 @@ from src.student.checkpoint import WEIGHTS_FILE
 from src.student.config import StudentConfig
 
 DATA, TEACHER_FILES, INITIAL_WEIGHTS = "the data set", "the teacher's files", "the initial weights"
+OWN_EMBEDDINGS = "the embeddings file"  # a key only where there is one
 
 
 def student_inputs(cfg: Settings, dataset: SequenceDataset, student: StudentConfig | None = None) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def distillation_inputs(
     cfg: Settings, dataset: SequenceDataset, *, teacher_files: str | None, initial_weights: str | None
 ) -> dict[str, Any]:
     """All that decides a distilled student. `student.*` holds its budget and loss as it is really trained."""
+    own = cfg.distill.embeddings_file if cfg.distill.needs_embeddings else None
     return {
         **student_inputs(cfg, dataset, cfg.distill.as_student(cfg.student)),
         **flat_settings(cfg.distill, "distill"),
@@ -42,6 +45,7 @@ def distillation_inputs(
         "teacher.export.rows": cfg.teacher.export.rows,
         TEACHER_FILES: teacher_files,
         INITIAL_WEIGHTS: initial_weights,
+        **({OWN_EMBEDDINGS: weights_hash(project_path(own))} if own is not None else {}),
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 
 from src.core.git_info import git_commit
-from src.exp.report.comparison import metric_label
+from src.exp.report.comparison import LABELS, metric_label
 from src.exp.report.figures import Plot
 from src.exp.report.significance import Ranks
 from src.exp.stage.stage import Stage
@@ -23,13 +23,19 @@ X, SERIES = "x", "series"
 
 
 def write_study(
-    stage: Stage, found: Sequence[Variant], results: Mapping[str, Sequence[Result]], beside: Mapping[str, Ranks]
+    stage: Stage,
+    found: Sequence[Variant],
+    results: Mapping[str, Sequence[Result]],
+    beside: Mapping[str, Ranks],
+    *,
+    titles: str = "",
 ) -> list[Path]:
     """Write `metrics/<name>.{csv,md,html,png}` of a study; returns the files.
 
     Args:
         results: the runs of each variant, one for each seed.
         beside: what needs no student, by its name for people.
+        titles: how the reference among it that reads titles was set.
     """
     config, metrics = stage.settings.study, stage.settings.metrics
     require_metric(results, metrics)
@@ -54,6 +60,7 @@ def write_study(
         facts={
             "dataset": f"{stage.dataset.name}, {stage.dataset.num_items} items, {len(stage.dataset.test)} test rows",
             "student": stage.settings.student.name,
+            **({LABELS["markov_titles"]: titles} if titles else {}),
             "seeds": ", ".join(map(str, config.seeds)),
             "commit": git_commit(),
             "runs": f"{stage.folder.root.name}/runs/<variant>/seed_<seed>",

@@ -1,12 +1,17 @@
 """`conf/distill`: every key of every preset distils another student."""
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 import torch
+from harness import read
 from leaves_bench import Bench, same
 from leaves_table import LEAVES, Effect, cases, refused
 from safetensors.torch import load_file
 
 from src.distill import trainer_distill
+from src.distill.config import TEACHERS
 from src.distill.fusion import TeacherTable
 from src.exp import run_distill, run_student_baseline
 
@@ -44,10 +49,28 @@ def _teacher(bench: Bench) -> None:
             / "distill"
             / "model.safetensors"
         )
-        for teacher in ("files", "recommender", "random")
+        for teacher in TEACHERS
     ]
-    assert not any(same(one, other) for one, other in zip(students, students[1:] + students[:1], strict=True))
-    refused("distill.teacher=oracle", "distill.teacher='oracle': must be one of files, recommender, random")(bench)
+    assert not any(same(one, other) for one, other in combinations(students, 2))
+    refused("distill.teacher=oracle", "distill.teacher='oracle': must be one of files, recommender, random, tfidf,")(
+        bench
+    )
+
+
+def _embeddings_file(bench: Bench) -> None:
+    """Other embeddings, another student; the record knows them by their content, and a file that lacks is refused."""
+    names, folders = ("one.npy", "other.npy", "one_again.npy"), []
+    for name, seed in zip(names, (1, 2, 1), strict=True):
+        np.save(bench.tmp / name, np.random.default_rng(seed).normal(size=(200, 6)).astype(np.float32))
+        words = ("distill.num_epochs=1", "distill.lambda=0", f"distill.embeddings_file={bench.tmp / name}")
+        folders.append(bench.stage(run_distill.run, bench.choice, *words))
+    one, other, again = (load_file(folder / "models" / "distill" / "model.safetensors") for folder in folders)
+    assert same(one, again) and not same(one, other)
+    first, second, third = (read(folder / "records" / "distill.json")["made_from"] for folder in folders)
+    assert first == third and first["the embeddings file"] != second["the embeddings file"]
+    assert first["the teacher's files"] is None
+    missing = f"distill.embeddings_file={bench.tmp}/no.pt"
+    assert bench.refused_stage(run_distill.run, bench.choice, missing).startswith(missing)
 
 
 def _teacher_table(bench: Bench) -> None:
@@ -104,6 +127,7 @@ EFFECTS: dict[str, Effect] = {
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
     "distill.engine": _engine,
     "distill.teacher": _teacher,
+    "distill.embeddings_file": _embeddings_file,
     "distill.teacher_table": _teacher_table,
     "distill.alpha": _other_distillation("distill.alpha=2"),
     "distill.ed_weight": _other_distillation("distill.ed_weight=2"),

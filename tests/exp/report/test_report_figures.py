@@ -15,7 +15,7 @@ DEUTERANOPIA = np.array(
 )
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])  # of linear sRGB
 WHITE = XYZ.sum(axis=1)
-MODELS = ("popular", "markov", "teacher", "baseline", "distill", "dllm2rec_upstream")
+MODELS = ("popular", "markov", "markov_titles", "teacher", "baseline", "distill", "dllm2rec_upstream")
 VERDICTS = ("better", "worse", "cannot tell")
 
 

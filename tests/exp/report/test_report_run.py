@@ -118,8 +118,10 @@ def test_the_report_tests_the_differences_and_says_what_it_can(report) -> None:
         "distilled - baseline",
         "distilled - most popular",
         "distilled - Markov chain",
+        "distilled - chain + TF-IDF",
         "baseline - most popular",
         "baseline - Markov chain",
+        "baseline - chain + TF-IDF",
     ]
     assert all(row[-1] in ("better", "worse", "cannot tell") for row in rows)
     assert report.splitlines()[2].startswith(("**Cannot tell whether", "**The distilled student is "))

@@ -10,7 +10,9 @@ from src.exp.report.verdict import verdict
 FIRST, LATE = ranks([0] * 8), ranks([5] * 8)  # recall@1 of 8 users: 1 and 0
 SECOND = ranks([1] * 8)  # reciprocal rank 0.5
 HALF = ranks([0] * 4 + [5] * 4)  # 0.5
-CONTROL = PairedTest(0.0003, -0.001, 0.002, 0.4, 8)
+EQUAL = PairedTest(0.0003, -0.001, 0.002, 0.4, 8)
+BEATEN = PairedTest(0.2, 0.1, 0.3, 0.001, 8)
+AHEAD = PairedTest(-0.2, -0.3, -0.1, 0.001, 8)
 
 
 def judge(folder, dataset, models, **changes):
@@ -30,23 +32,21 @@ def distilled_first(tiny_dataset, tmp_path):
 
 
 def test_a_better_student_is_called_better(distilled_first) -> None:
-    found = distilled_first()
+    found = distilled_first(controls={})
     assert found.tone == "better"
-    assert found.headline == (
-        "The distilled student is better than the baseline; no control with a random teacher was run."
-    )
+    assert found.headline == "The distilled student is better than the baseline; no control teacher was tried."
     assert found.numbers == (
         "Difference +1.0000 test Recall@1, history shown, 95 % interval +1.0000 to +1.0000. "
         "Baseline 0.0000, distilled 1.0000."
     )
-    assert found.surroundings[0] == "References without training: most popular 0.0000, Markov chain 0.0000."
+    assert found.surroundings[1] == "References without training: most popular 0.0000, Markov chain 0.0000."
 
 
 def test_a_better_student_below_a_reference_is_said_to_be_below(tiny_dataset, tmp_path) -> None:
     models = {"popular": LATE, "markov": FIRST, "baseline": LATE, "distill": SECOND}
     found = judge(tmp_path, tiny_dataset, models, settings=settings(monitor="mrr"))
     assert found.headline.startswith(
-        "The distilled student is better than the baseline, but below the Markov chain (1.0000);"
+        "The distilled student is better than the baseline, but below the Markov chain (1.0000)."
     )
     assert found.tone == "qualified"
     assert "Below Markov chain: student, baseline; student, distilled." in found.surroundings[0]
@@ -56,7 +56,7 @@ def test_the_winner_is_compared_with_the_references_even_where_it_is_the_baselin
     models = {"popular": LATE, "markov": FIRST, "baseline": SECOND, "distill": LATE}
     found = judge(tmp_path, tiny_dataset, models, settings=settings(monitor="mrr"))
     assert found.tone == "worse"
-    assert "is worse than the baseline, and the baseline is below the Markov chain (1.0000);" in found.headline
+    assert "is worse than the baseline, and the baseline is below the Markov chain (1.0000)." in found.headline
 
 
 def test_where_no_student_wins_both_are_compared_with_the_references(tiny_dataset, tmp_path) -> None:
@@ -64,22 +64,83 @@ def test_where_no_student_wins_both_are_compared_with_the_references(tiny_datase
     found = judge(tmp_path, tiny_dataset, models)
     assert found.tone == "cannot tell"
     assert found.headline.startswith(
-        "Cannot tell whether distillation helps, and both students are below the Markov chain (1.0000);"
+        "Cannot tell whether distillation helps, and both students are below the Markov chain (1.0000)."
     )
     assert "Baseline 0.5000, distilled 0.5000, +0.0 %." in found.numbers
 
 
 @pytest.mark.parametrize(
-    ("control", "tone", "words"),
+    ("controls", "tone", "words"),
     [
-        (CONTROL, "qualified", "; a random teacher does as well (+0.0003, 95 % interval -0.0010 to +0.0020)."),
-        (PairedTest(-0.2, -0.3, -0.1, 0.001, 8), "qualified", "; a random teacher does even better (-0.2000, "),
-        (PairedTest(0.2, 0.1, 0.3, 0.001, 8), "better", "; it is better than with a random teacher (+0.2000, "),
+        (
+            {"random": BEATEN},
+            "better",
+            "baseline; it beats the control random (+0.2000).",
+        ),
+        (
+            {"tfidf": EQUAL},
+            "qualified",
+            "baseline; it does no better than the control TF-IDF (+0.0003).",
+        ),
+        ({"shuffled": AHEAD}, "qualified", "; it is worse than the control shuffled titles (-0.2000)."),
+        ({"tfidf": BEATEN, "random": BEATEN}, "better", "; it beats the controls TF-IDF (+0.2000), random (+0.2000)."),
+        (
+            {"tfidf": BEATEN, "random": EQUAL},
+            "qualified",
+            "TF-IDF (+0.2000), but does no better than the control random (+0.0003).",
+        ),
+        (
+            {"tfidf": AHEAD, "shuffled": EQUAL, "random": BEATEN},
+            "qualified",
+            "random (+0.2000), but does no better than the control shuffled titles (+0.0003) and is worse "
+            "than the control TF-IDF (-0.2000).",
+        ),
+        (None, "better", "is better than the baseline."),
     ],
 )
-def test_a_random_teacher_qualifies_the_verdict(distilled_first, control, tone, words) -> None:
-    found = distilled_first(random_control=control)
+def test_every_control_is_told_and_qualifies_the_verdict(distilled_first, controls, tone, words) -> None:
+    found = distilled_first(controls=controls)
     assert found.tone == tone and words in found.headline
+
+
+@pytest.mark.parametrize(
+    ("controls", "words"),
+    [
+        ({}, "the LLM's. Not tried: TF-IDF and shuffled titles; src.exp.run_study study=controls tries them."),
+        ({"tfidf": BEATEN, "random": EQUAL}, "the LLM's. Not tried: shuffled titles; src.exp.run_study"),
+        ({"tfidf": BEATEN, "shuffled": EQUAL}, "the LLM's. It does not beat shuffled titles."),
+        ({"tfidf": AHEAD}, "the LLM's. It does not beat TF-IDF. Not tried: shuffled titles;"),
+        (
+            {"tfidf": BEATEN, "shuffled": BEATEN},
+            "Only what beats TF-IDF and shuffled titles is the LLM's. It beats both.",
+        ),
+    ],
+)
+def test_whose_gain_it_is(distilled_first, controls, words) -> None:
+    assert words in distilled_first(controls=controls).surroundings[0]
+
+
+def test_of_a_control_nobody_asks_for_controls(distilled_first) -> None:
+    found = distilled_first(controls=None)
+    assert "LLM" not in " ".join([found.headline, *found.surroundings])
+
+
+def test_where_no_student_wins_the_controls_are_the_distilled_students(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov": LATE, "baseline": HALF, "distill": HALF}
+    found = judge(tmp_path, tiny_dataset, models, controls={"random": BEATEN})
+    assert found.headline.startswith(
+        "Cannot tell whether distillation helps; the distilled student beats the control random (+0.2000)."
+    )
+
+
+def test_chain_with_titles_is_a_reference_like_the_others(tiny_dataset, tmp_path) -> None:
+    models = {"popular": LATE, "markov_titles": FIRST, "baseline": LATE, "distill": SECOND}
+    found = judge(tmp_path, tiny_dataset, models, settings=settings(monitor="mrr"), controls={})
+    assert found.tone == "qualified"
+    assert "better than the baseline, but below chain + TF-IDF of the titles (1.0000);" in found.headline
+    assert (
+        "chain + TF-IDF 1.0000. Below chain + TF-IDF: student, baseline; student, distilled." in found.surroundings[1]
+    )
 
 
 def test_unlike_students_are_not_compared(distilled_first, tiny_dataset, tmp_path) -> None:
@@ -87,7 +148,7 @@ def test_unlike_students_are_not_compared(distilled_first, tiny_dataset, tmp_pat
     models = {"popular": LATE, "markov": LATE, "baseline": LATE, "distill": FIRST}
     tests = comparison_tests(comparison(tmp_path, tiny_dataset, models, unlike=words))
     assert DIFFERENCE not in tests and len(tests) == 2 * 2  # each student and each reference
-    found = distilled_first(unlike=words, random_control=CONTROL)
+    found = distilled_first(unlike=words, controls={"random": EQUAL})
     assert found.tone == "not comparable" and found.numbers == ""
     assert found.headline == f"Baseline and distilled student are not comparable: {words}"
     assert "src.exp.run_student_baseline with the same settings in the same folder" in found.surroundings[0]
