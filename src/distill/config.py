@@ -18,6 +18,7 @@ INITS = ("scratch", "baseline")
 TEACHERS = ("files", "recommender", "random", "tfidf", "shuffled")
 _WITHOUT_FILES = ("recommender", "tfidf")
 EMBEDDING_FILES = (".npy", ".pt")
+RANKINGS = ("exported", "similarity")
 TEACHER_TABLES = ("float32", "bfloat16", "cpu")
 ENGINES = ("native", "submodule")
 _LOSSES_WITH_NEGATIVES = ("bce", "bce_dros")
@@ -25,6 +26,7 @@ _CHOICES = {
     "name": PRESETS,
     "engine": ENGINES,
     "teacher": TEACHERS,
+    "ranking": RANKINGS,
     "candidate_loss": CANDIDATE_LOSSES,
     "dros_average": DROS_AVERAGES,
     "confidence": CONFIDENCES,
@@ -51,6 +53,8 @@ class DistillConfig:
             that it reads, noise of the shapes of its files, words of the titles without a language model, its files
             with each item given another's text.
         embeddings_file: item embeddings of the user's own, in place of those among the teacher's files.
+        ranking: `exported`, or `similarity`: the Markov chain of the training rows and the similarity of the teacher's
+            embeddings; similarity_weight: of the second beside the first, None: chosen on validation rows.
         teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
         loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher.
@@ -69,6 +73,8 @@ class DistillConfig:
     engine: str = "native"
     teacher: str = "files"
     embeddings_file: str | None = field(default=None, metadata=NOTHING)
+    ranking: str = "exported"
+    similarity_weight: float | None = None
     alpha: float = 0.5
     ed_weight: float = 0.3
     kd_weight: float = field(default=0.7, metadata=key_of("lambda"))
@@ -118,6 +124,10 @@ class DistillConfig:
         applies = self.candidate_loss == "official" or self.dros_average == "batch"
         allowed = f"batch with distill.candidate_loss={self.candidate_loss}, which has no DROS"
         check(applies, "distill.dros_average", self.dros_average, allowed)
+        weight = self.similarity_weight
+        check(weight is None or weight >= 0, "distill.similarity_weight", weight, "null or a number >= 0")
+        allowed = "null with distill.ranking=exported"
+        check(weight is None or self.ranking == "similarity", "distill.similarity_weight", weight, allowed)
         dims, whitens = self.embedding_dims, self.embedding_transform == "whiten"
         check(dims is None or dims >= 1, "distill.embedding_dims", dims, "null (student.emb_size) or an integer >= 1")
         check(whitens or dims is None, "distill.embedding_dims", dims, "null with distill.embedding_transform=none")
@@ -150,7 +160,22 @@ class DistillConfig:
         return self.kd_weight * self.ranking_weight > 0
 
     @property
+    def reads_ranking(self) -> bool:
+        """Whether the teacher's own rankings are used."""
+        return self.needs_ranking and self.ranking == "exported"
+
+    @property
+    def ranks_by_similarity(self) -> bool:
+        return self.needs_ranking and (self.ranking == "similarity" or self.teacher == "tfidf")
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether the teacher's embeddings are used, in the model or for rankings."""
+        return self.needs_embeddings or (self.ranks_by_similarity and self.teacher != "tfidf")
+
+    @property
     def needs_embeddings(self) -> bool:
+        """Whether the teacher's embeddings enter the model or its loss."""
         return self.ed_weight > 0 and (self.embedding != "align" or self.kd_weight > 0)
 
     @property

@@ -82,13 +82,17 @@ def load_teacher_outputs(
             f"{dataset.name}"
         )
     own = settings.embeddings_file
-    if own is not None and not settings.needs_ranking:
-        return TeacherOutputs(embeddings=_own_embeddings(own, dataset) if settings.needs_embeddings else None)
+    if own is not None and not settings.reads_ranking:
+        return TeacherOutputs(embeddings=_own_embeddings(own, dataset) if settings.reads_embeddings else None)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no teacher outputs; run src.exp.run_teacher for dataset {dataset.name} first, "
             "or point paths.teacher_outputs_dir at existing files"
-            + (", or, as distill.embeddings_file holds no rankings, set distill.lambda=0" if own else "")
+            + (
+                ", or, as distill.embeddings_file holds no rankings, set distill.ranking=similarity or distill.lambda=0"
+                if own
+                else ""
+            )
         )
     with _locked_for_reading(folder, logger):
         return _read_outputs(folder, dataset, settings, logger)
@@ -115,17 +119,17 @@ def _read_outputs(
         outputs = outputs.restricted_to(rows, len(dataset.train))
         outputs = replace(outputs, selection=manifest.selection if manifest else None)
         logger.info("the teacher was asked for %d of %d training rows", len(rows), len(dataset.train))
-    if settings.needs_embeddings:
+    if settings.reads_embeddings:
         own = settings.embeddings_file
         embeddings = _own_embeddings(own, dataset) if own else _read_embeddings(folder / EMBEDDINGS_FILE, dataset)
         outputs = replace(outputs, embeddings=embeddings)
-    if not settings.needs_ranking:
+    if not settings.reads_ranking:
         return outputs
     if manifest and not manifest.has_rankings:
         raise UserError(
             f"{folder / RANKING_FILE}: missing file; the export holds embeddings alone "
-            "(teacher.export.rankings=false): export rankings, too, or do without them, distill.lambda=0 or "
-            "distill.alpha=0"
+            "(teacher.export.rankings=false): export rankings, too, make them from the embeddings, "
+            "distill.ranking=similarity, or do without them, distill.lambda=0 or distill.alpha=0"
         )
     ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, settings.top_k)
     confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset, rows)

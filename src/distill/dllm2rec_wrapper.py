@@ -121,6 +121,7 @@ def check_settings(
         only("student.dropout", student.dropout, 0)
     for key, wanted in (
         ("teacher", "files"),
+        ("ranking", "exported"),
         ("candidate_loss", "official"),
         ("dros_average", "batch"),
         ("confidence", "per_candidate"),

@@ -245,14 +245,24 @@ def _objective(
     )
 
 
+def transformed(embeddings: Tensor, settings: DistillConfig, emb_size: int) -> Tensor:
+    """The teacher's embeddings [num_items, llm_dim] after `distill.embedding_transform`: float32 [num_items, width].
+
+    Raises:
+        UserError: they cannot be whitened.
+    """
+    if settings.embedding_transform == "whiten":
+        return whiten(embeddings, settings.embedding_dims or emb_size)
+    return embeddings
+
+
 def entering_embeddings(embeddings: Tensor, settings: DistillConfig, emb_size: int) -> Tensor:
     """The teacher's embeddings [num_items, llm_dim] as they enter a student: float32 [num_items, width].
 
     Raises:
         UserError: they cannot be whitened, or are to be the item table and have another width.
     """
-    if settings.embedding_transform == "whiten":
-        embeddings = whiten(embeddings, settings.embedding_dims or emb_size)
+    embeddings = transformed(embeddings, settings, emb_size)
     if settings.embedding in ("residual", "init") and embeddings.shape[1] != emb_size:
         raise UserError(
             f"distill.embedding={settings.embedding}: the teacher's embeddings have {embeddings.shape[1]} columns, the "

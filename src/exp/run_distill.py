@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import torch.nn.functional as F
+
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
@@ -14,16 +16,17 @@ from src.distill.control_teachers import (
     random_teacher,
     recommender_embeddings,
     recommender_teacher,
+    required_title_vectors,
     shuffled_teacher,
     title_embeddings,
-    title_ranking,
 )
 from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
 from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled
+from src.distill.similarity import similarity_ranking
+from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled, transformed
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
@@ -32,6 +35,7 @@ from src.exp.stage.stage import Stage, Step, run_stage
 from src.exp.stage.students import about, finish, student_step
 from src.student.checkpoint import load_checkpoint_of
 from src.student.datamodule import require_full_batch
+from src.student.references import Vectors
 from src.student.training import FitResult, require_enough_data, save_history
 
 _CHOOSER_KEY = "teacher.export.student_checkpoint"
@@ -99,11 +103,12 @@ def _require_teacher(stage: Stage, files: _Read, recommender: Path | None) -> No
     """Refuse a teacher whose files cannot be read or whose embeddings cannot enter the student."""
     cfg = stage.settings
     if recommender is not None:
-        embeddings = recommender_embeddings(recommender, stage.dataset) if cfg.distill.needs_embeddings else None
+        embeddings = recommender_embeddings(recommender, stage.dataset) if cfg.distill.reads_embeddings else None
     else:
         embeddings = _as_control(stage, replace(files(), ranking=None, confidence=None)).embeddings
     if embeddings is not None:
-        entering_embeddings(embeddings, cfg.distill, cfg.student.emb_size)
+        take = entering_embeddings if cfg.distill.needs_embeddings else transformed
+        take(embeddings, cfg.distill, cfg.student.emb_size)
 
 
 def _require_settings(stage: Stage) -> None:
@@ -140,8 +145,8 @@ def _require_something_to_select(cfg: Settings) -> None:
 def _reads_teacher(cfg: Settings) -> bool:
     """Whether a part of the teacher's exported files is used."""
     distill = cfg.distill
-    embeddings = distill.needs_embeddings and distill.embeddings_file is None
-    return distill.reads_files and (distill.needs_ranking or embeddings)
+    embeddings = distill.reads_embeddings and distill.embeddings_file is None
+    return distill.reads_files and (distill.reads_ranking or embeddings)
 
 
 def _chooses_rows(cfg: Settings) -> bool:
@@ -183,16 +188,32 @@ def _teach(stage: Stage, sources: _Sources, files: _Read) -> TeacherOutputs:
     distill, dataset = stage.settings.distill, stage.dataset
     top_k, per_sequence = distill.top_k, distill.confidence == "per_sequence"
     if sources.recommender is not None:
-        return recommender_teacher(
+        outputs = recommender_teacher(
             sources.recommender, dataset, top_k=top_k, per_sequence=per_sequence, device=stage.device
         )
-    outputs = _as_control(stage, files())
-    if distill.teacher == "tfidf" and distill.needs_ranking:
-        ranked = title_ranking(
-            dataset, stage.settings.metrics, top_k=top_k, per_sequence=per_sequence, logger=stage.logger
-        )
-        return replace(ranked, embeddings=outputs.embeddings)
-    return outputs
+    else:
+        outputs = _as_control(stage, files())
+    if not distill.ranks_by_similarity:
+        return outputs
+    made = similarity_ranking(
+        dataset,
+        _item_vectors(stage, outputs),
+        weight=distill.similarity_weight,
+        metrics=stage.settings.metrics,
+        top_k=top_k,
+        per_sequence=per_sequence,
+        logger=stage.logger,
+    )
+    return replace(outputs, ranking=made.ranking, confidence=made.confidence)
+
+
+def _item_vectors(stage: Stage, outputs: TeacherOutputs) -> Vectors:
+    """What the teacher says of each item, of length 1: its embeddings, or the words of the titles themselves."""
+    if stage.settings.distill.teacher == "tfidf":
+        return required_title_vectors(stage.dataset)
+    assert outputs.embeddings is not None  # whoever reads the files reads what the settings need
+    embeddings = transformed(outputs.embeddings, stage.settings.distill, stage.settings.student.emb_size)
+    return F.normalize(embeddings.float(), dim=1).numpy()
 
 
 def _as_control(stage: Stage, outputs: TeacherOutputs) -> TeacherOutputs:
@@ -204,7 +225,7 @@ def _as_control(stage: Stage, outputs: TeacherOutputs) -> TeacherOutputs:
 def teacher_outputs(stage: Stage) -> TeacherOutputs:
     """The teacher's files, or the titles' embeddings; nothing where the settings use no part of them."""
     distill = stage.settings.distill
-    if not (distill.needs_ranking or distill.needs_embeddings):
+    if not (distill.needs_ranking or distill.reads_embeddings):
         stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
         return TeacherOutputs()
     if distill.teacher == "tfidf":
@@ -214,7 +235,7 @@ def teacher_outputs(stage: Stage) -> TeacherOutputs:
     outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
     if _reads_teacher(stage.settings):
         stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
-    if distill.embeddings_file and distill.needs_embeddings:
+    if distill.embeddings_file and distill.reads_embeddings:
         stage.logger.info("item embeddings: %s", distill.embeddings_file)
     return outputs
 

@@ -22,6 +22,9 @@ _LAST_TITLES, _CHOSEN_ON, _CHUNK = 10, 3000, 512
 _WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]{2,}|[\u30a1-\u30fa\u30fc-\u30ff]{2,}|[\u3400-\u9fff]"
 
 
+Vectors = sparse.csr_matrix | np.ndarray
+
+
 def popularity(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
     """Scores of `rows`: how often each item is a training target."""
     scores = torch.from_numpy(np.bincount(dataset.train.targets, minlength=dataset.num_items)).float()
@@ -100,61 +103,66 @@ def title_vectors(dataset: SequenceDataset) -> sparse.csr_matrix | None:
         return None
 
 
-def title_scores(vectors: sparse.csr_matrix, rows: Rows, decay: float) -> np.ndarray:
-    """How like an item's title is to those of a row's last 10 items: float32 [N, num_items].
+def similarity_scores(vectors: Vectors, rows: Rows, decay: float) -> np.ndarray:
+    """How like an item is to a row's last 10 items by what is said of them: float32 [N, num_items].
 
     The sum of the cosines, each `decay` times the one behind it. An item is not compared with itself.
 
     Args:
-        vectors: of length 1 or 0, [num_items, num_terms].
+        vectors: of length 1 or 0, [num_items, width].
     """
     row, item, gap = _last_items(rows, _LAST_TITLES)
     weights = sparse.csr_matrix(((decay ** (gap - 1.0)), (row, item)), shape=(len(rows), vectors.shape[0]))
     weights = weights.astype(np.float32)
-    itself = np.asarray(vectors.multiply(vectors).sum(1)).ravel()
-    return (weights @ vectors @ vectors.T - weights.multiply(itself)).toarray()
+    squares = vectors.multiply(vectors) if sparse.issparse(vectors) else vectors * vectors
+    scores = weights @ vectors @ vectors.T
+    scores = scores.toarray() if sparse.issparse(scores) else scores
+    return scores - weights.multiply(np.asarray(squares.sum(1)).ravel()).toarray()
 
 
 @dataclass(frozen=True)
-class ChainWithTitles:
-    """The Markov chain's score + `weight` * `title_scores`: what titles are worth without a language model.
+class ChainWithSimilarity:
+    """The Markov chain's score + `weight` * `similarity_scores`.
+
+    With the words of the titles: what they are worth without a language model. With a teacher's embeddings: a ranking
+    that knows the log and the teacher.
 
     Attributes:
         value: the metric that decides on the validation rows that `weight` and `decay` were chosen on.
-        num_rows: how many those were.
+        num_rows: how many those were; num_tried: out of how many pairs.
     """
 
     transitions: Transitions
-    vectors: sparse.csr_matrix
+    vectors: Vectors
     weight: float
     decay: float
     value: float
     num_rows: int
+    num_tried: int
 
     @classmethod
-    def of(cls, dataset: SequenceDataset, metrics: MetricsConfig) -> "ChainWithTitles | None":
-        """Count transitions on the training rows, choose on validation rows; None where titles say nothing."""
-        vectors = title_vectors(dataset)
-        if vectors is None:
-            return None
+    def of(
+        cls, dataset: SequenceDataset, metrics: MetricsConfig, vectors: Vectors, weight: float | None = None
+    ) -> "ChainWithSimilarity":
+        """Count transitions on training rows; choose the decay, and the weight if it is None, on validation rows."""
         transitions, rows = Transitions.of(dataset), sample_rows(dataset.valid, _CHOSEN_ON)
-        totals = dict.fromkeys(product(_TITLE_WEIGHTS, _TITLE_DECAYS), 0.0)
+        totals = dict.fromkeys(product(_TITLE_WEIGHTS if weight is None else (weight,), _TITLE_DECAYS), 0.0)
         for index in np.array_split(np.arange(len(rows)), -(-len(rows) // _CHUNK)):
             part = rows.select(index)
             seen = history_mask(part, dataset.num_items) if metrics.masked else None
             chain, targets = transitions.scores(part).astype(np.float32), torch.from_numpy(part.targets)
-            titles = {decay: title_scores(vectors, part, decay) for decay in _TITLE_DECAYS}
-            for weight, decay in totals:
-                scores = torch.from_numpy(chain + weight * titles[decay])
+            similar = {decay: similarity_scores(vectors, part, decay) for decay in _TITLE_DECAYS}
+            for tried, decay in totals:
+                scores = torch.from_numpy(chain + tried * similar[decay])
                 better, equal = rank_counts(scores, targets, seen)
-                totals[weight, decay] += metric_per_row(metrics.monitor, better.numpy(), equal.numpy()).sum()
-        weight, decay = max(totals, key=totals.__getitem__)
-        return cls(transitions, vectors, weight, decay, totals[weight, decay] / len(rows), len(rows))
+                totals[tried, decay] += metric_per_row(metrics.monitor, better.numpy(), equal.numpy()).sum()
+        (best, decay), total = max(totals.items(), key=lambda entry: entry[1])
+        return cls(transitions, vectors, best, decay, total / len(rows), len(rows), len(totals))
 
     def scores(self, rows: Rows, *, leave_one_out: bool = False) -> Tensor:
         """Scores of all items: float32 [N, num_items]; arguments as in `Transitions.scores`."""
         chain = self.transitions.scores(rows, leave_one_out=leave_one_out)
-        return torch.from_numpy(chain + self.weight * title_scores(self.vectors, rows, self.decay)).float()
+        return torch.from_numpy(chain + self.weight * similarity_scores(self.vectors, rows, self.decay)).float()
 
     def of_rows(self, rows: Rows) -> ScoreRows:
         return lambda index: self.scores(rows.select(index))
@@ -162,8 +170,8 @@ class ChainWithTitles:
     def description(self, metrics: MetricsConfig) -> str:
         """The settings and how they were chosen, for a log or a page."""
         return (
-            f"weight of titles {self.weight:g}, decay {self.decay:g}, the best of "
-            f"{len(_TITLE_WEIGHTS) * len(_TITLE_DECAYS)} on {self.num_rows} validation rows "
+            f"similarity of weight {self.weight:g}, decay {self.decay:g}, the best of {self.num_tried} on "
+            f"{self.num_rows} validation rows "
             f"({metrics.description} {self.value:.4f})"
         )
 

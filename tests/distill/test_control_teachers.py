@@ -14,13 +14,13 @@ from src.distill.control_teachers import (
     recommender_teacher,
     shuffled_teacher,
     title_embeddings,
-    title_ranking,
 )
 from src.distill.data_bridge import TeacherOutputs
+from src.distill.similarity import similarity_ranking
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
 from src.student.evaluator import history_mask
 from src.student.models import ModelConfig, build_model
-from src.student.references import ChainWithTitles
+from src.student.references import ChainWithSimilarity, title_vectors
 
 CPU = torch.device("cpu")
 
@@ -112,10 +112,16 @@ def walks(make_dataset):
     return make_dataset([[0, 2, 4, 5, 1], [4, 6, 0, 1, 5], [2, 4, 6, 7, 1]], num_items=8, titles=PAIRS)
 
 
+def title_ranking(dataset, top_k, logger, per_sequence=False) -> TeacherOutputs:
+    vectors = title_vectors(dataset)
+    settings = {"weight": None, "metrics": MetricsConfig(), "top_k": top_k, "per_sequence": per_sequence}
+    return similarity_ranking(dataset, vectors, **settings, logger=logger)
+
+
 def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None:
     metrics, rows = MetricsConfig(), walks.train
-    outputs = title_ranking(walks, metrics, top_k=3, per_sequence=False, logger=logger)
-    scores = ChainWithTitles.of(walks, metrics).scores(rows, leave_one_out=True)
+    outputs = title_ranking(walks, 3, logger)
+    scores = ChainWithSimilarity.of(walks, metrics, title_vectors(walks)).scores(rows, leave_one_out=True)
     free = scores.masked_fill(history_mask(rows, 8), float("-inf"))
     assert outputs.embeddings is None and outputs.ranking.shape == outputs.confidence.shape == (len(rows), 3)
     best = free.gather(1, outputs.ranking)
@@ -124,14 +130,14 @@ def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None
         outputs.confidence, (best[:, :1] - best) / (best[:, :1] - best[:, -1:]).clamp(min=1e-12), atol=1e-6
     )
 
-    per_row = title_ranking(walks, metrics, top_k=3, per_sequence=True, logger=logger).confidence
+    per_row = title_ranking(walks, 3, logger, per_sequence=True).confidence
     assert torch.allclose(per_row, scores.logsumexp(1, keepdim=True) - best[:, :1])
 
 
 def test_titles_do_not_see_the_target(make_dataset, logger) -> None:
     """Each training row has a transition of its own, which nothing else tells; it would stand first."""
     dataset = make_dataset([[0, 5, 1, 2], [6, 3, 7, 2]], num_items=8, titles=PAIRS)
-    ranking = title_ranking(dataset, MetricsConfig(), top_k=1, per_sequence=False, logger=logger).ranking
+    ranking = title_ranking(dataset, 1, logger).ranking
     assert dataset.train.targets.tolist() == [5, 3]
     assert ranking.tolist() == [[1], [7]]  # the other item of the same title
 

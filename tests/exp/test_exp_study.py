@@ -80,7 +80,7 @@ def test_the_report_of_the_distillation_knows_its_controls(pipeline, controls, t
     log = (tmp_path / "run" / "logs" / "eval_all.log").read_text()
     assert f"taking distill of {pipeline.folder} (complete" in log  # not the study's newer variants
     assert re.search(
-        r"chain \+ TF-IDF: weight of titles [\d.]+, decay [\d.]+, the best of 21 on 300 validation rows", log
+        r"chain \+ TF-IDF: similarity of weight [\d.]+, decay [\d.]+, the best of 21 on 300 validation rows", log
     )
     report = (tmp_path / "run" / "report.md").read_text()
     names = ["TF-IDF", "shuffled titles", "frozen recommender", "random"]

@@ -5,11 +5,18 @@ from math import sqrt
 
 import numpy as np
 import pytest
+import torch
 
 from src.core.metrics import MetricsConfig
-from src.student.references import ChainWithTitles, Transitions, markov_chain, popularity, title_vectors
+from src.student.references import ChainWithSimilarity, Transitions, markov_chain, popularity, title_vectors
 
 RED_AND_BLUE = ["red lamp", "Red chair", "blue lamp", "blue chair"]  # cosine 1/2 with one word in common
+
+
+def with_titles(dataset, metrics=None, **changes) -> ChainWithSimilarity:
+    vectors = title_vectors(dataset)
+    assert vectors is not None
+    return ChainWithSimilarity.of(dataset, metrics or MetricsConfig(), vectors, **changes)
 
 
 def test_popularity_counts_training_targets(make_dataset):
@@ -47,7 +54,9 @@ def test_markov_chain_looks_ten_steps_back_when_it_counts_and_five_when_it_score
 def test_the_chain_with_titles_by_hand(make_dataset):
     dataset = make_dataset([[0, 1, 2, 0, 3]], num_items=4, titles=RED_AND_BLUE)
     vectors = title_vectors(dataset)
-    model = ChainWithTitles(Transitions.of(dataset), vectors, weight=2.0, decay=0.5, value=0.0, num_rows=0)
+    model = ChainWithSimilarity(
+        Transitions.of(dataset), vectors, weight=2.0, decay=0.5, value=0.0, num_rows=0, num_tried=1
+    )
 
     (scores,) = model.of_rows(dataset.test)(np.array([0])).tolist()  # history [0, 1, 2, 0]
 
@@ -70,7 +79,6 @@ def test_titles_without_a_word_in_common_say_nothing(make_dataset, titles, ids):
     dataset = make_dataset([[0, 1, 2, 3]], num_items=len(titles), titles=titles)
     dataset = replace(dataset, item_ids=ids or dataset.item_ids)
     assert title_vectors(dataset) is None
-    assert ChainWithTitles.of(dataset, MetricsConfig()) is None
 
 
 def test_titles_without_spaces_have_words_too(make_dataset):
@@ -95,7 +103,7 @@ def test_the_weight_of_titles_is_chosen_on_validation_rows_alone(make_dataset, h
     metrics = MetricsConfig(monitor="recall@1", history=history)
     like_last, next_of_chain = 7, 8  # after 6: the other item of its pair, and what followed it in training
     weights = {
-        (valid, test): ChainWithTitles.of(walks(make_dataset, valid, test), metrics).weight
+        (valid, test): with_titles(walks(make_dataset, valid, test), metrics).weight
         for valid in (like_last, next_of_chain)
         for test in (like_last, next_of_chain)
     }
@@ -104,10 +112,27 @@ def test_the_weight_of_titles_is_chosen_on_validation_rows_alone(make_dataset, h
 
 
 def test_the_choice_tells_what_it_found(make_dataset):
-    model = ChainWithTitles.of(walks(make_dataset, 7, 8), MetricsConfig(monitor="recall@1", history="removed"))
+    model = with_titles(walks(make_dataset, 7, 8), MetricsConfig(monitor="recall@1", history="removed"))
     text = model.description(MetricsConfig(monitor="recall@1", history="removed"))
-    assert f"weight of titles {model.weight:g}, decay {model.decay:g}, the best of 21" in text
+    assert f"similarity of weight {model.weight:g}, decay {model.decay:g}, the best of 21" in text
     assert text.endswith("on 6 validation rows (recall@1 (history removed) 1.0000)")
+
+
+def test_a_given_weight_is_taken_and_0_is_the_chain(make_dataset):
+    dataset = walks(make_dataset, 7, 8)
+    model = with_titles(dataset, weight=0.0)
+    assert (model.weight, model.num_tried) == (0.0, 3)
+    index = np.arange(len(dataset.test))
+    assert torch.equal(model.of_rows(dataset.test)(index), markov_chain(dataset, dataset.test)(index))
+
+
+def test_dense_vectors_score_as_sparse_ones(make_dataset):
+    dataset = walks(make_dataset, 7, 8)
+    vectors = title_vectors(dataset)
+    dense = ChainWithSimilarity.of(dataset, MetricsConfig(), vectors.toarray())
+    sparse = with_titles(dataset)
+    assert dense.description(MetricsConfig()) == sparse.description(MetricsConfig())
+    torch.testing.assert_close(dense.scores(dataset.test), sparse.scores(dataset.test))
 
 
 # --- leave one out ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from src.exp.report.comparison import LABELS
 from src.exp.stage.stage import Stage
 from src.student.evaluator import Evaluation, evaluate_scores
-from src.student.references import ChainWithTitles, markov_chain, popularity
+from src.student.references import ChainWithSimilarity, markov_chain, popularity, title_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,11 @@ def evaluate_references(stage: Stage) -> References:
     """Evaluate the references; what titles weigh is chosen on validation rows, by the metric that decides."""
     dataset, rows, metrics = stage.dataset, stage.dataset.test, stage.settings.metrics
     scorers = {"popular": popularity(dataset, rows), "markov": markov_chain(dataset, rows)}
-    with_titles, titles = ChainWithTitles.of(dataset, metrics), ""
-    if with_titles is None:
+    vectors, titles = title_vectors(dataset), ""
+    if vectors is None:
         stage.logger.info("no reference with titles: no word stands in two titles of %s", dataset.name)
     else:
+        with_titles = ChainWithSimilarity.of(dataset, metrics, vectors)
         scorers["markov_titles"], titles = with_titles.of_rows(rows), with_titles.description(metrics)
         stage.logger.info("%s: %s", LABELS["markov_titles"], titles)
     found = {name: evaluate_scores(scorer, rows, dataset.num_items, metrics.ks) for name, scorer in scorers.items()}

@@ -37,7 +37,7 @@ def distillation_inputs(
     cfg: Settings, dataset: SequenceDataset, *, teacher_files: str | None, initial_weights: str | None
 ) -> dict[str, Any]:
     """All that decides a distilled student. `student.*` holds its budget and loss as it is really trained."""
-    own = cfg.distill.embeddings_file if cfg.distill.needs_embeddings else None
+    own = cfg.distill.embeddings_file if cfg.distill.reads_embeddings else None
     return {
         **student_inputs(cfg, dataset, cfg.distill.as_student(cfg.student)),
         **flat_settings(cfg.distill, "distill"),

@@ -57,6 +57,29 @@ def _teacher(bench: Bench) -> None:
     )
 
 
+def _ranking(bench: Bench) -> None:
+    """Rankings by the embeddings alone: the exported ones are not read, and the weight decides what is taught."""
+    taught: list[torch.Tensor] = []
+    original = run_distill.train_distilled
+
+    def keep(*args, distillation, **kwargs):  # type: ignore[no-untyped-def]
+        taught.append(distillation.outputs.ranking)
+        return original(*args, distillation=distillation, **kwargs)
+
+    bench.patch.setattr(run_distill, "train_distilled", keep)
+    by_likeness = ("distill.num_epochs=1", "distill.ranking=similarity")
+    for words in (("distill.num_epochs=1",), (*by_likeness, "distill.similarity_weight=0"), by_likeness):
+        bench.stage(run_distill.run, bench.choice, *words)
+    exported, chain, likeness = taught
+    assert exported.shape == chain.shape == likeness.shape
+    assert not torch.equal(exported, chain) and not torch.equal(chain, likeness)
+    refused("distill.ranking=none", "distill.ranking='none': must be one of exported, similarity")(bench)
+
+
+def _similarity_weight(bench: Bench) -> None:
+    refused("distill.similarity_weight=1", "distill.similarity_weight=1.0: must be null with distill.ranking=")(bench)
+
+
 def _embeddings_file(bench: Bench) -> None:
     """Other embeddings, another student; the record knows them by their content, and a file that lacks is refused."""
     names, folders = ("one.npy", "other.npy", "one_again.npy"), []
@@ -129,6 +152,8 @@ EFFECTS: dict[str, Effect] = {
     "distill.teacher": _teacher,
     "distill.embeddings_file": _embeddings_file,
     "distill.teacher_table": _teacher_table,
+    "distill.ranking": _ranking,
+    "distill.similarity_weight": _similarity_weight,
     "distill.alpha": _other_distillation("distill.alpha=2"),
     "distill.ed_weight": _other_distillation("distill.ed_weight=2"),
     "distill.lambda": _other_distillation("distill.lambda=2"),
