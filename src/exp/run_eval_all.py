@@ -185,8 +185,8 @@ def _print(comparison: Comparison) -> None:
     """The table (metrics down, models across, so that it fits a terminal) and where everything is."""
     frame = summary_table(comparison)
     dataset = comparison.dataset
-    title = rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items")
-    table = Table(title=title, collapse_padding=True)
+    heading = rich_text(f"{dataset.name}, test, ranked over all {dataset.num_items} items")
+    table = Table(title=heading, collapse_padding=True)
     table.add_column("metric")
     for label in frame.index:
         words = label.removeprefix("student, ").removeprefix("most ")
