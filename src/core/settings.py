@@ -53,11 +53,12 @@ def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], 
 
 
 def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict[str, Any], name: str, by: str = "name") -> Any:
-    """`parse_section` with the schema that the section's `name` (or another key, `by`) chooses.
+    """`parse_section` with the schema that the section's `name` (or another key, `by`, where it is there) chooses.
 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
+    by = by if by in section else "name"
     choice = section.get(by)
     if not isinstance(choice, str) or choice not in schemas:
         raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")

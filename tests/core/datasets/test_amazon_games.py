@@ -5,8 +5,11 @@ import json
 
 import pytest
 
-from src.core.datasets.amazon_games import METADATA_FILE, REVIEWS_FILE, AmazonGames, AmazonGamesConfig
+from src.core.datasets.amazon import Amazon, AmazonConfig
 from src.core.errors import UserError
+
+REVIEWS_FILE, METADATA_FILE = "Video_Games_5.json", "meta_Video_Games.json"
+GAMES = AmazonConfig(name="amazon_games", category="Video_Games", release=2018, interactions_file=REVIEWS_FILE)
 
 REVIEWS = [
     {"reviewerID": "A1", "asin": "B2", "unixReviewTime": 20, "reviewText": 'quoted "asin": "no"'},
@@ -30,7 +33,7 @@ def test_amazon(tmp_path, zipped):
     for name, values in ((REVIEWS_FILE, REVIEWS), (METADATA_FILE, PRODUCTS)):
         data = json_lines(values)
         (tmp_path / (name + zipped * ".gz")).write_bytes(gzip.compress(data) if zipped else data)
-    log = AmazonGames().read(AmazonGamesConfig(), tmp_path)
+    log = Amazon().read(GAMES, tmp_path)
     assert log.users.tolist() == ["A1", "A2"]
     assert log.items.tolist() == ["B2", "B1"]
     assert log.timestamps.tolist() == [20, 10]
@@ -57,7 +60,7 @@ def test_malformed_review_names_its_line(tmp_path, review, message):
     (tmp_path / REVIEWS_FILE).write_bytes(json_lines(REVIEWS) + review)
     (tmp_path / METADATA_FILE).write_bytes(json_lines(PRODUCTS))
     with pytest.raises(UserError, match=message):
-        AmazonGames().read(AmazonGamesConfig(), tmp_path)
+        Amazon().read(GAMES, tmp_path)
 
 
 def test_damaged_gzip_is_named(tmp_path):
@@ -65,4 +68,4 @@ def test_damaged_gzip_is_named(tmp_path):
     (tmp_path / (REVIEWS_FILE + ".gz")).write_bytes(data[: len(data) // 2])
     (tmp_path / METADATA_FILE).write_bytes(json_lines(PRODUCTS))
     with pytest.raises(UserError, match=r"Video_Games_5\.json\.gz: damaged after line \d"):
-        AmazonGames().read(AmazonGamesConfig(), tmp_path)
+        Amazon().read(GAMES, tmp_path)
