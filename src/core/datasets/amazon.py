@@ -202,7 +202,7 @@ def _read_titles(path: Path, field: str) -> tuple[dict[str, str], tuple[str, ...
             continue
         given = product.get("title")
         titles[item] = _title(given)
-        resolved += isinstance(given, str) and titles[item] not in ("", given)
+        resolved += bool(titles[item]) and isinstance(given, str) and html.unescape(given) != given
         unusable += given not in (None, "") and not titles[item]
     notes = {f"{path.name}: resolved HTML entities in %d titles": resolved}
     notes[f"{path.name}: dropped %d titles that are no text, or a piece of script"] = unusable

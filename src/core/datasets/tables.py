@@ -206,9 +206,11 @@ def _texts(column: Any, path: Path, name: str) -> np.ndarray:
 
 
 def _times(column: Any, path: Path, name: str) -> np.ndarray:
-    """Integers, points in time (in the column's own unit) and days as int64 [N], fractions as float64, text as it is."""
+    """Integers, points in time (in the column's unit) and days as int64 [N], fractions as float64, text as it is."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
     if column.null_count:
         row = next(i for i, value in enumerate(column) if not value.is_valid)

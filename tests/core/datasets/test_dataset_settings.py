@@ -35,7 +35,9 @@ def test_a_yaml_holds_every_key_and_the_defaults_of_its_settings(source):
 
 
 def test_a_yaml_of_before_the_source_names_it_by_its_name():
-    assert parse_choice(SCHEMAS, {"name": "csv", "separator": ";"}, "dataset", by="source") == parse("csv", separator=";")
+    assert parse_choice(SCHEMAS, {"name": "csv", "separator": ";"}, "dataset", by="source") == parse(
+        "csv", separator=";"
+    )
 
 
 def test_movielens_yaml_has_the_keys_of_the_specification():

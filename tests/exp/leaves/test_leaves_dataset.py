@@ -123,7 +123,9 @@ def _release(bench: Bench) -> None:
         words = ("dataset.category=Beauty", f"dataset.release={release}", *_ANY_FILE)
         assert bench.load(*words, raw=raw).num_users == users
     message = refusal(lambda: bench.load("dataset.category=Beauty", "dataset.release=null", *_ANY_FILE, raw=raw))
-    assert "reviews_Beauty_5.json with meta_Beauty.json (2014) and Beauty_5.json with meta_Beauty.json (2018)" in message
+    assert (
+        "reviews_Beauty_5.json with meta_Beauty.json (2014) and Beauty_5.json with meta_Beauty.json (2018)" in message
+    )
 
 
 def _amazon_file(bench: Bench) -> None:
