@@ -38,7 +38,8 @@ from src.student.context import RunContext
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
-from src.teacher.llm import load_llm, positions
+from src.teacher.llm.load import load_llm
+from src.teacher.llm.texts import positions
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBatch, PromptBuilder
 from src.teacher.recommender import load_recommender, recommender_config, train_recommender

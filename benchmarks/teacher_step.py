@@ -21,9 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.ilora_submodule import add_submodule_lora, find_code
-from src.teacher.adapter.moe_lora import TARGET_MODULES, add_gated_lora
+from src.teacher.adapter.moe_lora import add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
+from src.teacher.llm.load import TARGET_MODULES
 from src.teacher.prompt.builder import IGNORED, PromptBatch
 
 BATCH_SIZE, LENGTH, ANSWER, REC_SIZE, VOCAB, NUM_LAYERS = 4, 256, 12, 64, 2000, 2

@@ -5,10 +5,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from benchmarks import data_processing, distillation, epoch, kd_step, quality, teacher_export, teacher_step
+from benchmarks import (
+    data_processing,
+    distillation,
+    embeddings,
+    epoch,
+    kd_step,
+    quality,
+    teacher_export,
+    teacher_step,
+)
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample" / "interactions.csv"
 
@@ -64,6 +75,42 @@ def test_distillation(printed, raw_dir, one_epoch, monkeypatch) -> None:
     monkeypatch.setattr(distillation, "DistillConfig", lambda *a, **options: config(*a, num_epochs=1, **options))
     result = printed(distillation, "--raw_dir", raw_dir, "--seeds", "1")
     assert set(distillation.VARIANTS) < result.keys()
+
+
+def test_embeddings(printed, tmp_path, monkeypatch) -> None:
+    """Of embeddings that say which items follow one another, hidden under what all have in common."""
+    monkeypatch.setattr(embeddings, "LAST", 1)
+    chosen = ["dataset=sample", f"dataset.raw_dir={SAMPLE.parent}", f"paths.data_dir={tmp_path}"]
+    dataset = embeddings.chosen_dataset(chosen)
+    test = dataset.test
+    last, vectors = test.items[test.pos - 1], torch.eye(dataset.num_items)
+    for one, other in zip(last, test.targets, strict=True):
+        vectors[one, other] = vectors[other, one] = 1
+    for name, shift in (("plain", 0.0), ("shifted", 5.0)):
+        (tmp_path / name).mkdir()
+        torch.save(vectors + shift, tmp_path / name / "all_embeddings.pt")
+    folders = [str(tmp_path / name) for name in ("plain", "shifted")]
+    result = printed(embeddings, *chosen, "--exports", *folders, "--dims", "16", "32", "9999")
+    plain, shifted = (result["exports"][folder] for folder in folders)
+    assert plain.keys() == {"embedding", "width", "raw", "centred", "whitened_16", "whitened_32"}
+    assert plain["raw"] > 2 * result["random"]
+    assert shifted["raw"] < plain["raw"] and shifted["centred"] == pytest.approx(plain["centred"], abs=0.01)
+    assert result["users"] == len(test) and result["tf_idf"] > 0
+
+
+def test_embeddings_of_other_data_are_refused(printed, tmp_path) -> None:
+    torch.save(torch.ones(3, 2), tmp_path / "all_embeddings.pt")
+    chosen = ["dataset=sample", f"dataset.raw_dir={SAMPLE.parent}", f"paths.data_dir={tmp_path}"]
+    with pytest.raises(SystemExit, match=r"error: .*all_embeddings.pt: 3 embeddings, dataset sample has \d+ items"):
+        printed(embeddings, *chosen, "--exports", str(tmp_path))
+
+
+def test_tf_idf_is_what_its_formula_says() -> None:
+    rows = embeddings.tf_idf(["red red lamp", "The RED door", "a"]).toarray()  # words: door, lamp, red, the
+    rare, common = np.log(4 / 2) + 1, np.log(4 / 3) + 1
+    assert rows[0] == pytest.approx(np.array([0, rare, 2 * common, 0]) / np.hypot(rare, 2 * common))
+    assert rows[1] == pytest.approx(np.array([rare, 0, common, rare]) / (2 * rare**2 + common**2) ** 0.5)
+    assert not rows[2].any()
 
 
 def test_teacher_export(printed, monkeypatch) -> None:

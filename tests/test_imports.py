@@ -110,7 +110,7 @@ MOST_LEVELS = 6
 # Wings of a layer: each may import itself and those before it.
 WINGS = {
     "core": [{"foreign"}, {"datasets"}],
-    "teacher": [{"prompt"}, {"tiny"}, {"scoring"}, {"adapter"}],
+    "teacher": [{"prompt"}, {"llm"}, {"tiny"}, {"scoring"}, {"adapter"}],
     "exp": [{"stage"}, {"report"}, {"study"}],
 }
 

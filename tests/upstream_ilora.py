@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from src.teacher.adapter.ilora_submodule import raise_swallowed_errors, scoped_imports, stock_peft_with_config_module
-from src.teacher.adapter.moe_lora import TARGET_MODULES
 from src.teacher.adapter.upstream_weights import from_adapter
 from src.teacher.config import LoraSettings
+from src.teacher.llm.load import TARGET_MODULES
 
 _TOP_NAMES = ("model", "data", "optims", "recommender", "SASRecModules_ori", "pytorch_lightning")
 _MODULES = {

@@ -15,14 +15,22 @@ from src.core.errors import UserError, check
 from src.core.settings import EVALUATION
 
 _NAMES = ("recall", "ndcg", "hit_ratio")
+HISTORIES = ("shown", "removed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsConfig:
-    """`conf/metrics`: cut-offs and the validation metric that picks the best epoch."""
+    """`conf/metrics`: cut-offs, and which metric decides: picks the best epoch, is tested and stands in headlines.
+
+    Attributes:
+        monitor: the metric.
+        history: whether items of a row's history are ranked, too (`shown`), or left out (`removed`), as is usual for
+            data in which nobody takes an item twice. Both are always reported.
+    """
 
     ks: list[int] = field(default_factory=lambda: [1, 5, 10, 20], metadata=EVALUATION)
     monitor: str = "ndcg@10"
+    history: str = "shown"
 
     def __post_init__(self) -> None:
         check(
@@ -33,6 +41,22 @@ class MetricsConfig:
         )
         allowed = [f"{name}@{k}" for k in self.ks for name in _NAMES] + ["mrr"]
         check(self.monitor in allowed, "metrics.monitor", self.monitor, f"one of {', '.join(allowed)}")
+        check(self.history in HISTORIES, "metrics.history", self.history, f"one of {', '.join(HISTORIES)}")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the ranking that decides leaves the history's items out."""
+        return self.history == "removed"
+
+    @property
+    def part(self) -> str:
+        """The part of an `eval_*.json` that decides."""
+        return "metrics_masked" if self.masked else "metrics"
+
+    @property
+    def description(self) -> str:
+        """The metric that decides, for the log: `ndcg@10`, or `ndcg@10 (history removed)`."""
+        return f"{self.monitor} (history removed)" if self.masked else self.monitor
 
 
 def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:

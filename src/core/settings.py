@@ -117,7 +117,7 @@ def flat_settings(settings: Any, prefix: str, decides: Collection[str] = (RESULT
 
     >>> from src.core.metrics import MetricsConfig
     >>> flat_settings(MetricsConfig(ks=[5, 10], monitor="ndcg@10"), "metrics")
-    {'metrics.monitor': 'ndcg@10'}
+    {'metrics.monitor': 'ndcg@10', 'metrics.history': 'shown'}
     >>> flat_settings(MetricsConfig(ks=[5, 10], monitor="ndcg@10"), "metrics", ["evaluation"])
     {'metrics.ks': [5, 10]}
     """

@@ -8,9 +8,12 @@
 | `row_stats.npz` | per row: raw best distance, answer log-probability, valid flag, whether it is in-sample |
 | `rows_train.npy` | only if not all training rows were exported: int64 [num_rows], the training row of each line |
 | `manifest.json` | what the files belong to and how they were made |
+
+An export of embeddings alone has none of the files by row.
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +39,15 @@ class Manifest:
     """Where a teacher's files come from.
 
     Attributes:
-        num_rows: rows exported; selection: how they were chosen, None if they are all training rows.
+        num_rows: rows exported, 0 if the export has no rankings; selection: how they were chosen, None if they are all
+            training rows.
         leaks_target: whether the target was among the candidates that the teacher chose from.
         in_sample_rows: rows among the exported ones that the teacher was trained on: their rankings are in-sample.
         sha256: hash of each data file.
-        made_with: all settings that the rankings depend on.
+        made_with: all settings that the files depend on.
+        embedding_pooling: `last` or `mean`, over the tokens of an item's title.
+        embedding_layer: an index into the LLM's hidden states, -1 the last one.
+        embedding_text: the wording around the title.
     """
 
     format_version: int
@@ -63,6 +70,13 @@ class Manifest:
     leaks_target: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
     selection: str | None = None
+    embedding_pooling: str = "last"
+    embedding_layer: int = -1
+    embedding_text: str = "{title}"
+
+    @property
+    def has_rankings(self) -> bool:
+        return self.num_rows > 0
 
 
 @dataclass(frozen=True)
@@ -108,9 +122,9 @@ def write_teacher_files(
     folder: Path,
     *,
     embeddings: torch.Tensor,
-    ranking: np.ndarray,
-    distances: np.ndarray,
-    row_stats: dict[str, np.ndarray],
+    ranking: np.ndarray | None = None,
+    distances: np.ndarray | None = None,
+    row_stats: dict[str, np.ndarray] | None = None,
     about: dict[str, Any],
     rows: ChosenRows | None = None,
 ) -> dict[str, str]:
@@ -120,7 +134,8 @@ def write_teacher_files(
 
     Args:
         embeddings: float32 [num_items, llm_dim].
-        ranking: int [num_rows, top_n]; distances: float [num_rows, top_n].
+        ranking: int [num_rows, top_n]; distances: float [num_rows, top_n]. None, as `row_stats`, where the embeddings
+            are all.
         row_stats: arrays of length num_rows.
         about: the remaining fields of `Manifest`.
         rows: the training row of each line; None if they are all of them.
@@ -128,28 +143,31 @@ def write_teacher_files(
     Returns:
         SHA-256 of every file as it was written, by its name.
     """
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    (folder / ROWS_FILE).unlink(missing_ok=True)
-    written = {
-        EMBEDDINGS_FILE: write_hashed(folder / EMBEDDINGS_FILE, lambda path: _write_tensor(path, embeddings)),
-        RANKING_FILE: write_hashed(folder / RANKING_FILE, lambda path: np.savetxt(path, ranking, fmt="%d")),
-        CONFIDENCE_FILE: write_hashed(folder / CONFIDENCE_FILE, lambda path: np.savetxt(path, distances, fmt="%.6g")),
-    }
+    for name in (MANIFEST_FILE, RANKING_FILE, CONFIDENCE_FILE, ROW_STATS_FILE, ROWS_FILE):
+        (folder / name).unlink(missing_ok=True)
+    writers: dict[str, Callable[[Path], None]] = {EMBEDDINGS_FILE: lambda path: _write_tensor(path, embeddings)}
+    if ranking is not None and distances is not None:
+        writers[RANKING_FILE] = lambda path: np.savetxt(path, ranking, fmt="%d")
+        writers[CONFIDENCE_FILE] = lambda path: np.savetxt(path, distances, fmt="%.6g")
     if rows is not None:
-        written[ROWS_FILE] = write_hashed(folder / ROWS_FILE, lambda path: _write_npy(path, rows.index))
-    row_stats_sha256 = write_hashed(folder / ROW_STATS_FILE, lambda path: _write_npz(path, row_stats))
+        writers[ROWS_FILE] = lambda path: _write_npy(path, rows.index)
+    written = {name: write_hashed(folder / name, write) for name, write in writers.items()}
+    unlisted = {}
+    if row_stats is not None:
+        unlisted[ROW_STATS_FILE] = write_hashed(folder / ROW_STATS_FILE, lambda path: _write_npz(path, row_stats))
+    num_rows, top_n = (0, 0) if ranking is None else ranking.shape
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        num_rows=len(ranking),
+        num_rows=num_rows,
         num_items=len(embeddings),
-        top_n=ranking.shape[1],
+        top_n=top_n,
         llm_dim=embeddings.shape[1],
         selection=rows.how if rows is not None else None,
         sha256=written,
         **about,
     )
-    manifest_sha256 = write_hashed(folder / MANIFEST_FILE, lambda path: write_json(path, asdict(manifest)))
-    return {**written, ROW_STATS_FILE: row_stats_sha256, MANIFEST_FILE: manifest_sha256}
+    unlisted[MANIFEST_FILE] = write_hashed(folder / MANIFEST_FILE, lambda path: write_json(path, asdict(manifest)))
+    return written | unlisted
 
 
 def _write_tensor(path: Path, tensor: torch.Tensor) -> None:

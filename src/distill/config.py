@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from src.core.errors import UserError, check
 from src.core.settings import IN_STUDENT, NOTHING, key_of
+from src.distill.kd_losses import RankingWeights
 from src.student.config import StudentConfig
 from src.student.objectives import LOSSES
 
@@ -11,7 +12,8 @@ PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
 CANDIDATE_LOSSES = ("paper", "official", "softmax")
 DROS_AVERAGES = ("batch", "row")
 CONFIDENCES = ("per_candidate", "per_sequence")
-EMBEDDING_MODES = ("fuse", "align")
+EMBEDDING_MODES = ("fuse", "align", "residual", "init")
+EMBEDDING_TRANSFORMS = ("none", "whiten")
 INITS = ("scratch", "baseline")
 TEACHERS = ("files", "recommender", "random")
 TEACHER_TABLES = ("float32", "bfloat16", "cpu")
@@ -25,9 +27,11 @@ _CHOICES = {
     "dros_average": DROS_AVERAGES,
     "confidence": CONFIDENCES,
     "embedding": EMBEDDING_MODES,
+    "embedding_transform": EMBEDDING_TRANSFORMS,
     "teacher_table": TEACHER_TABLES,
     "init": INITS,
 }
+_IN_THE_STUDENTS_WIDTH = ("residual", "init")
 _WEIGHTS = ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_consistency")
 
 
@@ -35,9 +39,9 @@ _WEIGHTS = ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_c
 class DistillConfig:
     """The keys of `conf/distill/*.yaml`; `kd_weight` stands for the key `lambda`, a reserved word.
 
-    total = base loss + lambda * (alpha * ranking [+ ed_weight * alignment]); with `embedding=fuse`, ed_weight
-    scales the projected teacher embedding inside the model instead. With `candidate_loss=official`, alpha is
-    upstream's: the weight of DROS, in the base loss and for each candidate, and the ranking's own weight is 1.
+    total = base loss + lambda * (alpha * ranking [+ ed_weight * alignment]), the alignment with `embedding=align` only:
+    otherwise ed_weight scales the teacher's embeddings inside the model (`fusion`). With `candidate_loss=official`,
+    alpha is upstream's: the weight of DROS, in the base loss and for each candidate; the ranking's own weight is 1.
 
     Attributes:
         engine: this framework, or the original program (`dllm2rec_wrapper`).
@@ -48,7 +52,12 @@ class DistillConfig:
         candidate_loss: loss of one candidate of the teacher.
         dros_average: of `candidate_loss=official`: over what its DROS terms are averaged before they are weighted, the
             rows of the batch, as upstream's code comes to do, or the row alone (`kd_losses.average_over_batch`).
-        confidence: a distance per candidate or one per row.
+        confidence: a distance per candidate or one per row; confidence_temperature divides it, so that a small one
+            trusts the nearest candidates alone.
+        embedding: how the teacher's embeddings enter: projected and added (`fuse`), as a loss (`align`), fixed with a
+            learnt ID vector added (`residual`), or as the tables' start (`init`).
+        embedding_transform: what is done to them once, before training (`fusion.whiten`).
+        embedding_dims: their width after whitening; None: the student's `emb_size`.
         init_checkpoint: folder of the student that `init=baseline` starts from; None: the caller finds one.
     """
 
@@ -69,7 +78,10 @@ class DistillConfig:
     candidate_loss: str = "paper"
     dros_average: str = "batch"
     confidence: str = "per_candidate"
+    confidence_temperature: float = 1.0
     embedding: str = "fuse"
+    embedding_transform: str = "none"
+    embedding_dims: int | None = None
     teacher_table: str = "float32"
     init: str = "scratch"
     init_checkpoint: str | None = field(default=None, metadata=NOTHING)
@@ -85,6 +97,8 @@ class DistillConfig:
         for key in ("batch_size", "num_epochs", "top_k"):
             check(getattr(self, key) >= 1, f"distill.{key}", getattr(self, key), "an integer >= 1")
         check(self.lr > 0, "distill.lr", self.lr, "a number > 0")
+        temperature = self.confidence_temperature
+        check(temperature > 0, "distill.confidence_temperature", temperature, "a number > 0")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -94,6 +108,15 @@ class DistillConfig:
         applies = self.candidate_loss == "official" or self.dros_average == "batch"
         allowed = f"batch with distill.candidate_loss={self.candidate_loss}, which has no DROS"
         check(applies, "distill.dros_average", self.dros_average, allowed)
+        dims, whitens = self.embedding_dims, self.embedding_transform == "whiten"
+        check(dims is None or dims >= 1, "distill.embedding_dims", dims, "null (student.emb_size) or an integer >= 1")
+        check(whitens or dims is None, "distill.embedding_dims", dims, "null with distill.embedding_transform=none")
+        applies = self.teacher_table == "float32" or self.embedding not in _IN_THE_STUDENTS_WIDTH
+        allowed = f"float32 with distill.embedding={self.embedding}, which has the student's own table"
+        check(applies, "distill.teacher_table", self.teacher_table, allowed)
+        applies = self.init == "scratch" or self.embedding not in _IN_THE_STUDENTS_WIDTH
+        allowed = f"scratch with distill.embedding={self.embedding}, which says how the item table starts"
+        check(applies, "distill.init", self.init, allowed)
         applies = self.init == "baseline" or self.init_checkpoint is None
         check(applies, "distill.init_checkpoint", self.init_checkpoint, "null with distill.init=scratch")
 
@@ -102,24 +125,35 @@ class DistillConfig:
         return 1.0 if self.candidate_loss == "official" else self.alpha
 
     @property
+    def ranking_weights(self) -> RankingWeights:
+        return RankingWeights(
+            self.gamma_position, self.gamma_confidence, self.gamma_consistency, self.confidence_temperature
+        )
+
+    @property
     def needs_ranking(self) -> bool:
         return self.kd_weight * self.ranking_weight > 0
 
     @property
     def needs_embeddings(self) -> bool:
-        return self.ed_weight > 0 and (self.embedding == "fuse" or self.kd_weight > 0)
+        return self.ed_weight > 0 and (self.embedding != "align" or self.kd_weight > 0)
 
     @property
     def gates_samples(self) -> bool:
-        """Whether a loss of its own distils each sample; `fuse` alone is part of the model."""
+        """Whether a loss of its own distils each sample; what enters the model is there for all."""
         return self.needs_ranking or (self.embedding == "align" and self.needs_embeddings)
 
     def as_student(self, student: StudentConfig) -> StudentConfig:
         """The student's settings as the distillation trains them: its own budget and base loss, the rest the student's.
 
         Raises:
-            UserError: the candidates' loss needs negatives and the base loss draws none.
+            UserError: the candidates' loss needs negatives and the base loss draws none; the embeddings are to be the
+                item table's and will have another width.
         """
+        if self.needs_embeddings and self.embedding in _IN_THE_STUDENTS_WIDTH:
+            dims = student.emb_size if self.embedding_dims is None else self.embedding_dims
+            allowed = f"null or student.emb_size={student.emb_size} with distill.embedding={self.embedding}"
+            check(dims == student.emb_size, "distill.embedding_dims", dims, allowed)
         loss = self.loss or student.loss
         if self.candidate_loss == "official" and loss not in _LOSSES_WITH_NEGATIVES:
             raise UserError(

@@ -113,6 +113,12 @@ def _read_outputs(
         outputs = replace(outputs, embeddings=_read_embeddings(folder / EMBEDDINGS_FILE, dataset))
     if not settings.needs_ranking:
         return outputs
+    if manifest and not manifest.has_rankings:
+        raise UserError(
+            f"{folder / RANKING_FILE}: missing file; the export holds embeddings alone "
+            "(teacher.export.rankings=false): export rankings, too, or do without them, distill.lambda=0 or "
+            "distill.alpha=0"
+        )
     ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, settings.top_k)
     confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset, rows)
     if confidence.shape != ranking.shape:

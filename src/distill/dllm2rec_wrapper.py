@@ -26,6 +26,7 @@ from src.core.foreign.frames import read_pickled_frame
 from src.core.foreign.tensors import read_tensors
 from src.core.git_info import PROJECT_ROOT
 from src.core.logging import progress_bar
+from src.core.metrics import MetricsConfig
 from src.core.teacher_files import CONFIDENCE_FILE, EMBEDDINGS_FILE, RANKING_FILE
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
@@ -85,7 +86,9 @@ def find_program() -> Path:
     return folder
 
 
-def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, policy: str, monitor: str) -> None:
+def check_settings(
+    settings: DistillConfig, student: StudentConfig, seed: int, policy: str, metrics: MetricsConfig
+) -> None:
     """Refuse, by name, what the program hard-codes otherwise.
 
     Raises:
@@ -106,6 +109,7 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
         ("num_blocks", 1),
         ("num_heads", 1),
         ("norm", "dllm2rec"),
+        ("scores", "dot"),
         ("tied_output", False),
         ("batching", "rows"),
         ("mixed_precision", False),
@@ -118,14 +122,22 @@ def check_settings(settings: DistillConfig, student: StudentConfig, seed: int, p
         ("candidate_loss", "official"),
         ("dros_average", "batch"),
         ("confidence", "per_candidate"),
+        ("confidence_temperature", 1),
         ("embedding", "fuse"),
+        ("embedding_transform", "none"),
         ("init", "scratch"),
     ):
         only(f"distill.{key}", getattr(settings, key), wanted)
     only("distill.loss", settings.as_student(student).loss, "bce_dros")
     only("active.strategy", policy, "all")
     allowed = [f"{name}@{k}" for name in ("ndcg", "recall", "hit_ratio") for k in KS]
-    check(monitor in allowed, "metrics.monitor", monitor, f"one of {', '.join(allowed)} (engine=submodule)")
+    only("metrics.history", metrics.history, "shown")
+    check(
+        metrics.monitor in allowed,
+        "metrics.monitor",
+        metrics.monitor,
+        f"one of {', '.join(allowed)} (engine=submodule)",
+    )
 
 
 def write_files(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs) -> None:

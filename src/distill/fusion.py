@@ -1,9 +1,15 @@
-"""Embedding distillation inside the model, and its removal after training."""
+"""Embedding distillation inside the model, and its removal after training.
+
+Three ways in: `fuse` (DLLM2Rec), `residual` (text stays fixed, learnt ID vectors are added; AlphaFuse, arXiv
+2504.19218, learns them in the text's null space), and `init` (tables start from text, as in LLMInit). The student that
+is kept is a plain one, whichever was taken.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.core.errors import UserError
 from src.student.models import ItemEmbedding, Student
 
 
@@ -18,6 +24,39 @@ def make_projection(llm_dim: int, emb_size: int, generator: torch.Generator, zer
     nn.init.uniform_(projection.weight, -bound, bound, generator=generator)
     nn.init.uniform_(projection.bias, -bound, bound, generator=generator)
     return projection
+
+
+_SMALLEST_VARIANCE = 1e-10  # relative to the largest: below it, float32 embeddings hold rounding noise
+_ID_START = 1e-3  # deviation of the ID vectors that `residual` adds: small beside text of length 1
+
+
+def whiten(embeddings: Tensor, dims: int) -> Tensor:
+    """Centred, the `dims` directions of most variance, each with variance 1, and then every row of length 1.
+
+    Raw states of an LLM share one large direction and differ in many small ones; whitened, all of them count.
+
+    Args:
+        embeddings: float [num_items, llm_dim].
+
+    Returns:
+        float32 [num_items, dims]; an item exactly at the centre stays 0.
+
+    Raises:
+        UserError: the embeddings vary in fewer directions.
+    """
+    centred = embeddings.double()
+    centred = centred - centred.mean(0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+    rank = int((variance > _SMALLEST_VARIANCE * variance[-1].clamp(min=torch.finfo(torch.float64).tiny)).sum())
+    if dims > rank:
+        raise UserError(
+            f"distill.embedding_dims={dims}: the teacher's embeddings of {len(embeddings)} items vary in {rank} "
+            f"directions only{' (are all titles equal?)' if rank < 2 else ''}; at most {rank} dimensions can be "
+            "whitened (with distill.embedding=residual or init also lower student.emb_size), or take "
+            "distill.embedding_transform=none"
+        )
+    scale = directions[:, -dims:].flip(1) / variance[-dims:].flip(0).sqrt()
+    return F.normalize(centred @ scale, dim=1).float()
 
 
 _CHUNK = 4096  # rows of the teacher's table that are made float32 at a time
@@ -89,6 +128,41 @@ class FusedItemEmbedding(nn.Module):
         return F.embedding(place, self.items(used) + self.ed_weight * projected)
 
 
+class ResidualItemEmbedding(nn.Module):
+    """Item embedding = ed_weight * the teacher's, which stays as it is, + a learnt ID vector that starts near 0."""
+
+    text: Tensor
+
+    def __init__(self, items: ItemEmbedding, text: Tensor, ed_weight: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.items = items
+        nn.init.normal_(items.weight, 0.0, _ID_START, generator=generator)
+        padded = torch.cat([ed_weight * text, text.new_zeros(1, text.shape[1])])
+        self.register_buffer("text", padded, persistent=False)  # [num_items + 1, emb_size]
+
+    def table(self) -> Tensor:
+        """The table in use: float [num_items + 1, emb_size]."""
+        return self.items.weight + self.text
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.items(ids) + F.embedding(ids, self.text)
+
+
+def add_ids_to_text(model: Student, text: Tensor, ed_weight: float, generator: torch.Generator) -> None:
+    """Let `model` read the teacher's embeddings, float [num_items, emb_size], plus learnt ID vectors; in place."""
+    assert isinstance(model.item_embeddings, ItemEmbedding)
+    model.item_embeddings = ResidualItemEmbedding(model.item_embeddings, text, ed_weight, generator)
+
+
+@torch.no_grad()
+def start_from_text(model: Student, text: Tensor, ed_weight: float) -> None:
+    """Let the item table, and an output layer of its width, start as ed_weight * text [num_items, emb_size]."""
+    assert isinstance(model.item_embeddings, ItemEmbedding)
+    model.item_embeddings.weight[:-1] = ed_weight * text
+    if isinstance(model.output, nn.Linear) and model.output.weight.shape == text.shape:
+        model.output.weight.copy_(ed_weight * text)
+
+
 def fuse_teacher(model: Student, teacher: TeacherTable, projection: nn.Linear, ed_weight: float) -> None:
     """Let `model` read item embeddings that carry the teacher's; in place."""
     assert isinstance(model.item_embeddings, ItemEmbedding)
@@ -97,10 +171,10 @@ def fuse_teacher(model: Student, teacher: TeacherTable, projection: nn.Linear, e
 
 @torch.no_grad()
 def folded_state(model: Student) -> dict[str, Tensor]:
-    """Weights of the plain student that computes the same: the projection is added into the item table."""
+    """Weights of the plain student that computes the same: the teacher's part is added into the item table."""
     prefix = "item_embeddings."
     embedding = model.item_embeddings
-    if not isinstance(embedding, FusedItemEmbedding):
+    if not isinstance(embedding, FusedItemEmbedding | ResidualItemEmbedding):
         return model.state_dict()
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}
     state[prefix + "weight"] = embedding.table()

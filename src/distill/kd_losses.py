@@ -46,11 +46,15 @@ def compute(terms: Mapping[str, Term], *, mask: Tensor) -> tuple[Tensor, dict[st
 
 @dataclass(frozen=True)
 class RankingWeights:
-    """How the three weights of a teacher's candidate are mixed (gamma in the upstream code)."""
+    """How the three weights of a teacher's candidate are mixed (gamma in the upstream code).
+
+    `temperature` divides the distances; upstream has 1.
+    """
 
     position: float
     confidence: float
     consistency: float
+    temperature: float = 1.0
 
 
 def candidate_weights(
@@ -58,10 +62,10 @@ def candidate_weights(
 ) -> Tensor:
     """Importance of each candidate of the teacher.
 
-    position_k = exp(-k) over its sum (k = 1..K); confidence_k = exp(-distance_k) over its sum; consistency_k
-    = 1 if the student has the item among its own top K now. The weighted sum is divided by its row sum. With one
-    distance per row (the paper) confidence = exp(-distance) says how far to trust the row as a whole, so nothing is
-    divided by sums over the row.
+    position_k = exp(-k) over its sum (k = 1..K); confidence_k = exp(-distance_k / temperature) over its sum;
+    consistency_k = 1 if the student has the item among its own top K now. The weighted sum is divided by its row sum.
+    With one distance per row (the paper) confidence = exp(-distance / temperature) says how far to trust the row as a
+    whole, so nothing is divided by sums over the row.
 
     Args:
         ranking: int64 [B, K] item ids; confidence: float [B, K] distances of those items, or [B, 1] of the row.
@@ -73,7 +77,7 @@ def candidate_weights(
     """
     top_k = ranking.shape[1]
     position = torch.exp(-torch.arange(1, top_k + 1, device=ranking.device, dtype=torch.float32))
-    closeness = torch.exp(-confidence) + _EPSILON
+    closeness = torch.exp(-confidence / weights.temperature) + _EPSILON
     own = student_scores.detach().topk(top_k).indices  # [B, K]
     consistent = (ranking[:, :, None] == own[:, None]).any(2).float() + _EPSILON  # [B, K]
     if not per_sequence:

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
 from src.core.git_info import git_commit
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator, set_seed
 from src.distill import kd_losses
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.fusion import TeacherTable, folded_state, fuse_teacher, make_projection
-from src.distill.kd_losses import RankingWeights, Term
+from src.distill.fusion import (
+    TeacherTable,
+    add_ids_to_text,
+    folded_state,
+    fuse_teacher,
+    make_projection,
+    start_from_text,
+    whiten,
+)
+from src.distill.kd_losses import Term
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, StudentInfo, TeacherInfo
 from src.student.checkpoint import CheckpointInfo, load_checkpoint_of, load_weights, save_checkpoint
 from src.student.config import StudentConfig
@@ -98,7 +107,7 @@ class DistillObjective:
             ranking,
             teacher_info.confidence,
             scores,
-            RankingWeights(settings.gamma_position, settings.gamma_confidence, settings.gamma_consistency),
+            settings.ranking_weights,
             settings.confidence == "per_sequence",
         )  # [B, K]
         if settings.candidate_loss == "softmax":
@@ -202,18 +211,52 @@ def _objective(
     if init is not None:
         load_checkpoint_of(init, dataset, "distill.init_checkpoint")
         load_weights(model, init)
-    outputs, alignment = distillation.outputs.to(device), None
+    alignment = None
     if settings.needs_embeddings:
-        assert outputs.embeddings is not None  # whoever reads the teacher's files reads what the settings need
-        table = TeacherTable(outputs.embeddings, settings.teacher_table, device)
-        starts_at_zero = init is not None and settings.embedding == "fuse"
-        random = generator(context.seed, "projection")
-        projection = make_projection(table.width, student.emb_size, random, zero=starts_at_zero)
-        if settings.embedding == "fuse":
-            fuse_teacher(model, table, projection, settings.ed_weight)
-        else:
-            alignment = model.alignment = Alignment(table, projection)
+        assert distillation.outputs.embeddings is not None  # whoever reads the files reads what the settings need
+        embeddings = entering_embeddings(distillation.outputs.embeddings, settings, student.emb_size)
+        alignment = _enter(model, embeddings, distillation=distillation, context=context)
     distillation.policy.start(dataset, context.seed)
     return DistillObjective(
-        settings=settings, base_loss=base_loss, policy=distillation.policy, outputs=outputs, alignment=alignment
+        settings=settings,
+        base_loss=base_loss,
+        policy=distillation.policy,
+        outputs=distillation.outputs.to(device),
+        alignment=alignment,
     )
+
+
+def entering_embeddings(embeddings: Tensor, settings: DistillConfig, emb_size: int) -> Tensor:
+    """The teacher's embeddings [num_items, llm_dim] as they enter a student: float32 [num_items, width].
+
+    Raises:
+        UserError: they cannot be whitened, or are to be the item table and have another width.
+    """
+    if settings.embedding_transform == "whiten":
+        embeddings = whiten(embeddings, settings.embedding_dims or emb_size)
+    if settings.embedding in ("residual", "init") and embeddings.shape[1] != emb_size:
+        raise UserError(
+            f"distill.embedding={settings.embedding}: the teacher's embeddings have {embeddings.shape[1]} columns, the "
+            f"item table student.emb_size={emb_size}; set distill.embedding_transform=whiten"
+        )
+    return embeddings
+
+
+def _enter(model: Student, embeddings: Tensor, *, distillation: Distillation, context: RunContext) -> Alignment | None:
+    """Bring the embeddings into the model as `distill.embedding` says; returns what `align` trains."""
+    settings, device = distillation.settings, context.device
+    if settings.embedding == "init":
+        start_from_text(model, embeddings, settings.ed_weight)
+        return None
+    random = generator(context.seed, "projection")
+    if settings.embedding == "residual":
+        add_ids_to_text(model, embeddings, settings.ed_weight, random)
+        return None
+    table = TeacherTable(embeddings, settings.teacher_table, device)
+    starts_at_zero = distillation.init_checkpoint is not None and settings.embedding == "fuse"
+    projection = make_projection(table.width, model.config.emb_size, random, zero=starts_at_zero)
+    if settings.embedding == "fuse":
+        fuse_teacher(model, table, projection, settings.ed_weight)
+        return None
+    model.alignment = Alignment(table, projection)
+    return model.alignment

@@ -7,6 +7,7 @@ from pathlib import Path
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import project_path
+from src.exp.report.comparison import metric_label
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.multirun import SweepJob, load_jobs, varying_keys
@@ -19,17 +20,18 @@ _TRAININGS = ("teacher", "baseline", "distill")
 
 
 def run(cfg: Settings) -> None:
-    folder, metric = _sweep_dir(cfg.gather.sweep_dir), cfg.metrics.monitor
+    folder, metrics = _sweep_dir(cfg.gather.sweep_dir), cfg.metrics
     jobs = load_jobs(folder)
     variants = find_variants(jobs)
     if not variants:
         raise UserError(f"gather.sweep_dir={folder}: none of its {len(jobs)} jobs is a finished training")
-    require_metric(variants, metric)
+    require_metric(variants, metrics)
     references = {name: reference_of(name, variants) for name in variants}
     first = next((name for name, runs in variants.items() if runs[0].stage == "baseline"), next(iter(variants)))
     table = study_table(
         {name: [run.ranks for run in runs] for name, runs in variants.items()},
-        metric=metric,
+        metric=metrics.monitor,
+        masked=metrics.masked,
         reference=first,
         references={name: reference for name, (reference, _) in references.items()},
         validation={name: [run.record.value or 0.0 for run in runs] for name, runs in variants.items()},
@@ -38,7 +40,7 @@ def run(cfg: Settings) -> None:
     study = Study(
         name="sweep",
         title=f"Sweep {folder.name}",
-        metric=metric,
+        metric=metric_label(metrics.monitor, metrics.masked),
         table=table,
         reference=first,
         about=[

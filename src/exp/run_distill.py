@@ -1,6 +1,8 @@
 """Train the student with a teacher's exported knowledge."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from src.core.errors import UserError
@@ -14,7 +16,7 @@ from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, fi
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.trainer_distill import Distillation, train_distilled
+from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
@@ -26,6 +28,7 @@ from src.student.datamodule import require_full_batch
 from src.student.training import FitResult, save_history
 
 _CHOOSER_KEY = "teacher.export.student_checkpoint"
+_Read = Callable[[], TeacherOutputs]
 
 
 def run(cfg: Settings) -> float:
@@ -63,7 +66,15 @@ def plan(stage: Stage) -> list[Step]:
         "the frozen recommender": weights_hash(sources.recommender),
         "the student that chose the rows": weights_hash(sources.chooser),
     }
-    return [student_step(stage, made_from=made_from, work=lambda: _train(stage, sources))]
+    files = _read_once(stage)
+    return [
+        student_step(
+            stage,
+            made_from=made_from,
+            work=lambda: _train(stage, sources, files),
+            require=lambda: _require_files(cfg, files),
+        )
+    ]
 
 
 def require_trainable(stage: Stage) -> None:
@@ -71,8 +82,20 @@ def require_trainable(stage: Stage) -> None:
     _require_settings(stage)
     if stage.settings.distill.teacher == "recommender":
         recommender_folder(stage, teacher_outputs_dir(stage.settings))
-    else:
-        teacher_outputs(stage)
+    _require_files(stage.settings, _read_once(stage))
+
+
+def _read_once(stage: Stage) -> _Read:
+    """The teacher's files, read when they are asked for first."""
+    return cache(lambda: teacher_outputs(stage))
+
+
+def _require_files(cfg: Settings, files: _Read) -> None:
+    if cfg.distill.teacher == "recommender":
+        return
+    embeddings = files().embeddings
+    if embeddings is not None:
+        entering_embeddings(embeddings, cfg.distill, cfg.student.emb_size)
 
 
 def _require_settings(stage: Stage) -> None:
@@ -119,10 +142,10 @@ def _is_partial(folder: Path) -> bool:
 # --- this framework -----------------------------------------------------------------------------------------
 
 
-def _train(stage: Stage, sources: _Sources) -> float:
+def _train(stage: Stage, sources: _Sources, files: _Read) -> float:
     """Train and test the student with the teacher's files; returns the best validation value."""
     cfg = stage.settings
-    outputs = _asked_for(stage, _teach(stage, sources), sources)
+    outputs = _asked_for(stage, _teach(stage, sources, files), sources)
     with stage.training("distill_student_train_time") as context:
         policy = _policy(stage, outputs, context.writer)
         distillation = Distillation(
@@ -141,7 +164,7 @@ def _train(stage: Stage, sources: _Sources) -> float:
     return finish(stage, result, context.writer)
 
 
-def _teach(stage: Stage, sources: _Sources) -> TeacherOutputs:
+def _teach(stage: Stage, sources: _Sources, files: _Read) -> TeacherOutputs:
     """The knowledge of the teacher that `distill.teacher` names."""
     cfg, distill = stage.settings, stage.settings.distill
     if sources.recommender is not None:
@@ -152,10 +175,9 @@ def _teach(stage: Stage, sources: _Sources) -> TeacherOutputs:
             per_sequence=distill.confidence == "per_sequence",
             device=stage.device,
         )
-    outputs = teacher_outputs(stage)
     if distill.teacher == "random":
-        return random_teacher(outputs, stage.dataset.num_items, cfg.general.seed)
-    return outputs
+        return random_teacher(files(), stage.dataset.num_items, cfg.general.seed)
+    return files()
 
 
 def teacher_outputs(stage: Stage) -> TeacherOutputs:
@@ -199,7 +221,7 @@ def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) ->
 
 def _plan_original(stage: Stage) -> list[Step]:
     cfg, name = stage.settings, stage.name
-    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics.monitor)
+    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics)
     require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
     find_program()
     made_from = distillation_inputs(
@@ -208,21 +230,23 @@ def _plan_original(stage: Stage) -> list[Step]:
         teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)),
         initial_weights=None,
     )
+    files = _read_once(stage)
     step = Step(
         artefact=stage.folder.artefact(name),
         made_from=lambda: made_from,
-        work=lambda: _run_original(stage),
+        work=lambda: _run_original(stage, files()),
+        require=lambda: _require_files(cfg, files),
         files=lambda: stage.hashes(stage.folder.eval_file(name)),
         forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),
     )
     return [step]
 
 
-def _run_original(stage: Stage) -> float:
+def _run_original(stage: Stage, outputs: TeacherOutputs) -> float:
     """Train with DLLM2Rec's own program; its metrics become `metrics/eval_dllm2rec_upstream.json`."""
     cfg, folder, monitor = stage.settings, stage.folder, stage.settings.metrics.monitor
     program, work = find_program(), folder.model_dir(stage.name)
-    write_files(work, stage.dataset, teacher_outputs(stage))
+    write_files(work, stage.dataset, outputs)
     stage.logger.info("histories are cut to their last 10 items, as the original program has it")
     words = arguments(cfg.distill, cfg.student, stage.device)
     stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))

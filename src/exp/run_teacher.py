@@ -6,6 +6,7 @@ Under `accelerate launch` the main process runs the stage, the others help with 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from src.core.artefacts import Artefact
@@ -155,14 +156,24 @@ def _assist(cfg: Settings) -> float:
 
 
 def _rows_to_export(stage: Stage) -> ChosenRows | None:
-    """What `active` chooses from the baseline alone, before anything costly; None: all rows.
+    """The rows that are ranked, told before anything costly; None: all, or none where no rankings are wanted."""
+    export, num_rows = stage.settings.teacher.export, len(stage.dataset.train)
+    chosen = _rows_of_policy(stage) if export.rows == "policy" and export.rankings else None
+    every = np.arange(num_rows) if chosen is None else chosen.index
+    if not export.rankings or export.max_rows is None or export.max_rows >= len(every):
+        return chosen
+    drawn = np.random.default_rng(stage.settings.general.seed).choice(every, export.max_rows, replace=False)
+    how = f"{chosen.how}, of them " if chosen else ""
+    return ChosenRows(np.sort(drawn), f"{how}{export.max_rows} at random")
+
+
+def _rows_of_policy(stage: Stage) -> ChosenRows:
+    """What `active` chooses from the baseline alone.
 
     Raises:
         UserError: no finished baseline, or a policy that leaves nothing out or needs the teacher.
     """
     cfg = stage.settings
-    if cfg.teacher.export.rows == "all":
-        return None
     if cfg.active.strategy == "all":
         raise UserError("teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty")
     chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)

@@ -12,7 +12,7 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
-from src.student.models import NORMS, ModelConfig, Student, build_model
+from src.student.models import NORMS, SCORES, ModelConfig, Student, build_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -100,9 +100,11 @@ def _without_memory(config: ModelConfig, path: Path, num_tensors: int) -> Studen
         UserError: no model is like that, or one of more blocks than there are tensors.
     """
     try:
-        sound = config.num_blocks <= num_tensors and config.hidden_size % config.num_heads == 0
-        if not sound or config.norm not in NORMS:
-            raise ValueError(f"num_blocks={config.num_blocks}, num_heads={config.num_heads}, norm={config.norm!r}")
+        sound = 0 <= config.num_blocks <= num_tensors and config.hidden_size % config.num_heads == 0
+        known = config.norm in NORMS and config.scores in SCORES and 0 < config.temperature < float("inf")
+        if not (sound and known):
+            keys = ("num_blocks", "num_heads", "norm", "scores", "temperature")
+            raise ValueError(", ".join(f"{key}={getattr(config, key)!r}" for key in keys))
         with torch.device("meta"):
             return build_model(config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:

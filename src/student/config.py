@@ -6,8 +6,8 @@ from typing import Any, ClassVar, TypeVar
 from src.core.errors import check
 from src.core.settings import NOTHING
 from src.student.datamodule import LOADERS
-from src.student.models import NORMS, ModelConfig
-from src.student.objectives import LOSSES, LossSettings
+from src.student.models import NORMS, SCORES, ModelConfig
+from src.student.objectives import LOSSES, NEGATIVES, LossSettings
 
 Target = TypeVar("Target", ModelConfig, LossSettings, "FitSettings")
 
@@ -47,7 +47,8 @@ class StudentConfig:
         name: the YAML's, a key of `models.MODELS`.
         emb_size: width of the item table; hidden_size: width inside the model.
         max_seq_len: last items that the model reads; see `fit_window`.
-        loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives: of `sampled_softmax`.
+        loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives, negatives (one of
+            `NEGATIVES`): of `sampled_softmax`.
         batch_size, lr, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval: see
             `FitSettings`.
     """
@@ -80,6 +81,7 @@ class StudentConfig:
     dros_weight: float = 1.0
     dros_beta: float = 1.0
     num_negatives: int = 256
+    negatives: str = "uniform"
     save_interval: int = field(default=1, metadata=NOTHING)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,7 @@ class StudentConfig:
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         check(self.weight_decay >= 0, "student.weight_decay", self.weight_decay, "a number >= 0")
         check(self.loss in LOSSES, "student.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        check(self.negatives in NEGATIVES, "student.negatives", self.negatives, f"one of {', '.join(NEGATIVES)}")
         check(self.dros_weight >= 0, "student.dros_weight", self.dros_weight, "a number >= 0")
         check(self.dros_beta > 0, "student.dros_beta", self.dros_beta, "a number > 0")
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
@@ -139,17 +142,26 @@ class SASRecConfig(CausalConfig):
     """`sasrec`, and `sasrec_plus` with other values.
 
     Attributes:
+        num_blocks: 0 leaves out attention (`models.RecencyMixing`).
         num_heads: attention heads; norm: where the LayerNorms stand (`models.Block`).
+        scores: `dot` products and a bias, or `cosine` divided by `temperature`.
     """
 
     names: ClassVar[tuple[str, ...]] = ("sasrec", "sasrec_plus")
-    at_least_one: ClassVar[tuple[str, ...]] = (*CausalConfig.at_least_one, "num_heads")
+    at_least_one: ClassVar[tuple[str, ...]] = (*StudentConfig.at_least_one, "num_heads")
 
     num_heads: int = 1
     norm: str = "dllm2rec"
+    scores: str = "dot"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.num_blocks >= 0, "student.num_blocks", self.num_blocks, "an integer >= 0")
+        check(self.scores in SCORES, "student.scores", self.scores, f"one of {', '.join(SCORES)}")
+        check(self.temperature > 0, "student.temperature", self.temperature, "a number > 0")
+        applies = self.scores == "cosine" or self.temperature == 1
+        check(applies, "student.temperature", self.temperature, "1 with student.scores=dot: it divides cosines")
         check(self.norm in NORMS, "student.norm", self.norm, f"one of {', '.join(NORMS)}")
         allowed = f"a divisor of student.hidden_size={self.hidden_size}"
         check(self.hidden_size % self.num_heads == 0, "student.num_heads", self.num_heads, allowed)

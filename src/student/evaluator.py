@@ -29,6 +29,10 @@ class Evaluation:
     metrics_masked: dict[str, float]
     ranks: dict[str, np.ndarray]
 
+    def by(self, masked: bool) -> dict[str, float]:
+        """The metrics with the history's items removed, or left in."""
+        return self.metrics_masked if masked else self.metrics
+
 
 def evaluate_model(
     model: Student, rows: Rows, dataset: SequenceDataset, ks: list[int], device: torch.device

@@ -17,7 +17,7 @@ class ModelConfig:
     them where they differ. `max_seq_len` is the number of last items that the model looks at. `num_filters` and
     `filter_sizes` are Caser's: horizontal filters of each height, and the heights. `num_blocks` counts SASRec's blocks
     or the GRU's layers; `num_heads` and `norm` (one of `NORMS`) are SASRec's. `tied_output` scores items by their
-    input embeddings.
+    input embeddings. `scores` is one of `SCORES`, SASRec's, as `temperature`, which divides cosines.
     """
 
     name: str
@@ -32,6 +32,8 @@ class ModelConfig:
     num_heads: int = 1
     norm: str = "dllm2rec"
     tied_output: bool = False
+    scores: str = "dot"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "filter_sizes", tuple(self.filter_sizes))  # JSON makes lists of tuples
@@ -64,6 +66,9 @@ class Student(nn.Module):
 
     A subclass sets `output` and says in `encode` how a history becomes a user representation. With a tied
     output the item table is needed twice in a step; `shared_table` makes it once, and what takes a `table` uses it.
+
+    With `scores=cosine` items are directions: the table in use has rows of unit length, on both sides where it is tied,
+    the representation has length 1 / temperature, and there is no bias.
     """
 
     output: nn.Module
@@ -78,11 +83,20 @@ class Student(nn.Module):
         self.input_map = nn.Identity() if same else nn.Linear(config.emb_size, config.hidden_size, bias=False)
 
     def _make_output(self, width: int) -> nn.Module:
-        return TiedOutput(self.config.num_items) if self.config.tied_output else nn.Linear(width, self.config.num_items)
+        if self.config.tied_output:
+            return nn.Identity() if self._is_cosine else TiedOutput(self.config.num_items)
+        return nn.Linear(width, self.config.num_items, bias=not self._is_cosine)
+
+    @property
+    def _is_cosine(self) -> bool:
+        return self.config.scores == "cosine"
 
     def shared_table(self) -> Tensor | None:
         """The item table float [num_items + 1, emb_size] of a step with a tied output, else None."""
-        return self.item_embeddings.table() if self.config.tied_output else None
+        if not self.config.tied_output:
+            return None
+        table = self.item_embeddings.table()
+        return F.normalize(table, dim=1) if self._is_cosine else table
 
     def embed(self, history: Tensor, table: Tensor | None = None) -> Tensor:
         """Item ids int64 [B, L] -> inputs float [B, L, hidden_size]."""
@@ -106,6 +120,9 @@ class Student(nn.Module):
 
     def output_layer(self, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weight float [num_items, width] and bias float [num_items] that make scores of a representation."""
+        if self._is_cosine:
+            weight = F.normalize(self.output.weight, dim=1) if table is None else table[:-1]
+            return weight, weight.new_zeros(len(weight))
         if table is None:
             return self.output.weight, self.output.bias
         return table[:-1], self.output.bias
@@ -207,6 +224,29 @@ class Block(nn.Module):
         return self.dropout(self.outer(self.inner(inputs).relu()))
 
 
+class RecencyMixing(nn.Module):
+    """What SASRec has in place of blocks with `num_blocks=0`: a learnt weight for each distance, and one linear map.
+
+    A history becomes the sum of its items, each weighted by how many steps ago it was, as a Markov chain over the last
+    items has it. Start: 0.7 a step, and the identity.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.7 ** torch.arange(config.max_seq_len, dtype=torch.float32))
+        self.map = nn.Linear(config.hidden_size, config.hidden_size)
+        nn.init.eye_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, inputs: Tensor, length: Tensor | None = None) -> Tensor:
+        """[B, L, d] -> [B, L, d], or where `length` int64 [B] is given only each row's last position: [B, d]."""
+        place = torch.arange(inputs.shape[1], device=inputs.device)
+        last = place[:, None] if length is None else length[:, None] - 1
+        steps = last - place  # back from the position in question: [L, L], or [B, L]
+        weights = torch.where(steps >= 0, self.weight[steps.clamp(min=0)], 0.0)
+        return self.map(weights @ inputs if length is None else (weights[:, None] @ inputs)[:, 0])
+
+
 class SASRec(Student):
     """SASRec; by default as DLLM2Rec has it (istarryn/DLLM2Rec@b78cc65): one block, one head, an untied output layer.
 
@@ -219,25 +259,35 @@ class SASRec(Student):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         hidden = config.hidden_size
-        self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
-        if config.norm != "dllm2rec":
-            nn.init.normal_(self.position_embeddings.weight, 0.0, 0.02)
+        if config.num_blocks > 0:
+            self.position_embeddings = nn.Embedding(config.max_seq_len, hidden)  # start N(0, 1), as upstream
+            if config.norm != "dllm2rec":
+                nn.init.normal_(self.position_embeddings.weight, 0.0, 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.norm_output = nn.Identity() if config.norm == "post" else nn.LayerNorm(hidden)
+        blocks = [Block(config) for _ in range(config.num_blocks)]
+        self.blocks = nn.ModuleList(blocks or [RecencyMixing(config)])
+        has_norm = config.num_blocks > 0 and config.norm != "post"
+        self.norm_output = nn.LayerNorm(hidden) if has_norm else nn.Identity()
         self.output = self._make_output(hidden)
 
     def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
-        return self.norm_output(self.blocks[-1](self._before_last_block(history, table), length))
+        return self._represent(self.blocks[-1](self._before_last_block(history, table), length))
 
     def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
-        return self.norm_output(self.blocks[-1](self._before_last_block(history, table)))
+        return self._represent(self.blocks[-1](self._before_last_block(history, table)))
 
     def _before_last_block(self, history: Tensor, table: Tensor | None) -> Tensor:
-        inputs = self.dropout(self.embed(history, table) + self.position_embeddings.weight)  # [B, L, d]
+        inputs = self.embed(history, table)  # [B, L, d]
+        if self.config.num_blocks > 0:
+            inputs = inputs + self.position_embeddings.weight
+        inputs = self.dropout(inputs)
         for block in self.blocks[:-1]:
             inputs = block(inputs)
         return inputs
+
+    def _represent(self, hidden: Tensor) -> Tensor:
+        hidden = self.norm_output(hidden)
+        return F.normalize(hidden, dim=-1) / self.config.temperature if self._is_cosine else hidden
 
 
 class GRU4Rec(Student):
@@ -299,6 +349,7 @@ def _at_last(values: Tensor, length: Tensor) -> Tensor:
 
 
 NORMS = ("dllm2rec", "pre", "post")
+SCORES = ("dot", "cosine")
 MODELS: dict[str, type[Student]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "sasrec_plus": SASRec}
 
 

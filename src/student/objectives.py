@@ -15,6 +15,7 @@ from src.student.datamodule import Batch
 from src.student.models import Student
 
 LOSSES = ("ce", "bce", "bce_dros", "sampled_softmax")
+NEGATIVES = ("uniform", "popular")
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class LossSettings:
     Attributes:
         name: one of `LOSSES`.
         dros_weight: weight of the DROS term in `bce_dros`; dros_beta: its robustness radius.
-        num_negatives: items that stand for the catalogue in `sampled_softmax`.
+        num_negatives: items that stand for the catalogue in `sampled_softmax`; negatives: how they are drawn, one of
+            `NEGATIVES`, `popular` half uniformly and half as often as they are targets.
     """
 
     name: str
     dros_weight: float = 1.0
     dros_beta: float = 1.0
     num_negatives: int = 256
+    negatives: str = "uniform"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class BaseLoss:
             )
         self.propensity = propensity(dataset.train.targets, dataset.num_items).to(device)
         self._generator = generator(seed, "negatives")
+        self._proposal = _half_popular(dataset) if settings.negatives == "popular" else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the stream of negatives is."""
@@ -90,8 +94,8 @@ class BaseLoss:
         table = model.shared_table()
         hidden = batch.encode(model, table)
         if self.settings.name == "sampled_softmax":
-            negatives = torch.randint(self.num_items, (self.settings.num_negatives,), generator=self._generator)
-            loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives.to(hidden.device))
+            negatives, proposal = self._draw(hidden.device)
+            loss = sampled_softmax(*model.output_layer(table), hidden, batch.target, negatives, proposal)
             scores = picked = None
             if candidates is not None:
                 scores = model.score(hidden, table)
@@ -113,6 +117,20 @@ class BaseLoss:
         term = robust.term(batch.target[:, None], positive[:, None]).mean()
         loss, terms["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
         return Scored(loss, terms, hidden, scores, table, rest, negative, robust)
+
+    def _draw(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Negatives int64 [n] with replacement, and the probability float [n] of each where they differ."""
+        count, proposal = self.settings.num_negatives, self._proposal
+        if proposal is None:
+            return torch.randint(self.num_items, (count,), generator=self._generator).to(device), None
+        negatives = torch.multinomial(proposal, count, replacement=True, generator=self._generator)
+        return negatives.to(device), proposal[negatives].to(device)
+
+
+def _half_popular(dataset: SequenceDataset) -> Tensor:
+    """Probability of each item, float32 [num_items]: the mean of uniform and its share of the training targets."""
+    counts = torch.bincount(torch.as_tensor(dataset.train.targets), minlength=dataset.num_items).double()
+    return ((counts / counts.sum() + 1 / dataset.num_items) / 2).float()
 
 
 def bce(positive: Tensor, negative: Tensor) -> Tensor:
@@ -173,23 +191,35 @@ class _SumOfPowers(torch.autograd.Function):
         return gradient.scatter_(1, top, 2 * largest * scores.gather(1, top) * weight[top]), None
 
 
-def sampled_softmax(weight: Tensor, bias: Tensor, hidden: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-    """Cross-entropy whose partition is estimated from uniform negatives, shared by the batch.
+def sampled_softmax(
+    weight: Tensor,
+    bias: Tensor,
+    hidden: Tensor,
+    target: Tensor,
+    negatives: Tensor,
+    proposal: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy whose partition is estimated from negatives that the batch shares.
 
-    exp(s_t) + (N - 1) / n * sum over negatives other than the target of exp(s_j), n of them: without bias for
-    the sum over all items. Only the scores of those items are computed.
+    exp(s_t) + sum over negatives other than the target of exp(s_j) / (n q_j), n of them, drawn with probability q_j:
+    without bias for the sum over all items (Bengio and Senecal 2008). Uniform negatives know that the target is not
+    among the N - 1 others, and count n without it. Only the scores of those items are computed.
 
     Args:
         weight: float [num_items, width] and bias float [num_items] of the output layer.
-        hidden: float [B, width]; target: int64 [B]; negatives: int64 [n], drawn uniformly with replacement.
+        hidden: float [B, width]; target: int64 [B]; negatives: int64 [n], drawn with replacement.
+        proposal: float [n], the probability that each was drawn with; None: uniform.
     """
     positive = (hidden * weight[target]).sum(1) + bias[target]  # [B]
     others = hidden @ weight[negatives].T + bias[negatives]  # [B, n]
     same = negatives == target[:, None]
     others = others.masked_fill(same, float("-inf"))
-    count = (~same).sum(1).clamp(min=1)
-    correction = torch.log((len(bias) - 1) / count)
-    estimate = torch.cat([positive[:, None], others + correction[:, None]], 1).logsumexp(1)
+    if proposal is None:
+        count = (~same).sum(1).clamp(min=1)
+        others = others + torch.log((len(bias) - 1) / count)[:, None]
+    else:
+        others = others - torch.log(len(negatives) * proposal)
+    estimate = torch.cat([positive[:, None], others], 1).logsumexp(1)
     return (estimate - positive).mean()
 
 

@@ -45,7 +45,7 @@ class Validation:
     """How the best epoch is found, on validation rows only, and kept.
 
     Attributes:
-        monitor: the metric that is to be high.
+        monitor: the metric that is to be high; description: what the log calls it, the same if empty.
         evaluate: metrics on the validation rows with the model as it is.
         save_best: called with (epoch, value) whenever `monitor` improves.
     """
@@ -53,6 +53,7 @@ class Validation:
     monitor: str
     evaluate: Callable[[], dict[str, float]]
     save_best: Callable[[int, float], None]
+    description: str = ""
 
 
 def validation_on(
@@ -66,8 +67,9 @@ def validation_on(
     """Validation of `model` on the data set's validation rows."""
     return Validation(
         monitor=metrics.monitor,
-        evaluate=lambda: evaluate_model(model, dataset.valid, dataset, metrics.ks, device).metrics,
+        evaluate=lambda: evaluate_model(model, dataset.valid, dataset, metrics.ks, device).by(metrics.masked),
         save_best=save_best,
+        description=metrics.description,
     )
 
 
@@ -140,6 +142,7 @@ def fit(
         **objective.components,
     }
     monitor, resume, logger = validation.monitor, context.resume, context.logger
+    watched = validation.description or monitor
     result = _go_on(resume, components, logger)
     with progress_bar() as bar:
         done = len(result.history) * len(loader)
@@ -160,12 +163,12 @@ def fit(
             if resume and (improved or epoch % settings.save_interval == 0 or result.is_over(settings)):
                 context.writer.flush()  # the points up to here are not made again
                 resume.save({"step": epoch, "result": asdict(result)}, components)
-            info = f"loss {losses['loss']:.4f}, {monitor} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
+            info = f"loss {losses['loss']:.4f}, {watched} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
             bar.update(task, info=info)
             logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
     if len(result.history) < settings.num_epochs:
-        logger.info("no better %s for %d epochs: stopping", monitor, settings.patience)
-    logger.info("best epoch %d: validation %s %.4f", result.best_epoch, monitor, result.best_value)
+        logger.info("no better %s for %d epochs: stopping", watched, settings.patience)
+    logger.info("best epoch %d: validation %s %.4f", result.best_epoch, watched, result.best_value)
     return result
 
 

@@ -11,12 +11,15 @@ from src.core.settings import EVALUATION, EXPORT, NOTHING, UNDERWAY
 from src.student.config import SASRecConfig
 from src.teacher.prompt.templates import TEMPLATES
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
+ATTENTIONS = ("auto", "eager", "sdpa")
 EXPORT_METHODS = ("likelihood", "generate")
 CANDIDATES = ("retrieval", "sampled", "none")
 EXPORT_ROWS = ("all", "policy")
 CONFIDENCES = ("minmax", "raw")
 ENGINES = ("auto", "native", "submodule")
+POOLINGS = ("last", "mean")
+TITLE = "{title}"  # its place in a wording
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,12 @@ class ExportSettings:
         batch_tokens: tokens of a forward pass, padding included; bounds the memory.
         rows: `all` training rows, or those that the `active` policy chooses from a baseline student before the export.
         student_checkpoint: folder of that student; null: this run's, else the newest finished one's.
+        max_rows: of those rows at most so many, drawn once; null: all of them.
+        rankings: false writes the items' embeddings alone.
+        embedding_pooling: `last` takes an item's hidden state at its last token, `mean` averages those at its title's
+            own tokens.
+        embedding_layer: an index into the LLM's hidden states: -1 the last one, 0 the token embeddings.
+        embedding_text: a wording with the title in one place.
     """
 
     method: str = "likelihood"
@@ -64,6 +73,11 @@ class ExportSettings:
     batch_tokens: int = field(default=4096, metadata=NOTHING)
     rows: str = "all"
     student_checkpoint: str | None = None
+    max_rows: int | None = None
+    rankings: bool = True
+    embedding_pooling: str = "last"
+    embedding_layer: int = -1
+    embedding_text: str = TITLE
 
     def __post_init__(self) -> None:
         check(self.method in EXPORT_METHODS, "teacher.export.method", self.method, _one_of(EXPORT_METHODS))
@@ -73,6 +87,11 @@ class ExportSettings:
         folder, given = self.student_checkpoint, self.rows == "policy"
         check(given or folder is None, "teacher.export.student_checkpoint", folder, "null with teacher.export.rows=all")
         check(self.batch_tokens >= 1, "teacher.export.batch_tokens", self.batch_tokens, "an integer >= 1")
+        rows, pooling = self.max_rows, self.embedding_pooling
+        check(rows is None or rows >= 1, "teacher.export.max_rows", rows, "null (all) or an integer >= 1")
+        check(pooling in POOLINGS, "teacher.export.embedding_pooling", pooling, _one_of(POOLINGS))
+        wording = self.embedding_text
+        check(wording.count(TITLE) == 1, "teacher.export.embedding_text", wording, f"a text with {TITLE} in one place")
         allowed = CANDIDATES if self.method == "generate" else CANDIDATES[:2]
         check(
             self.candidates in allowed,
@@ -123,7 +142,9 @@ class TeacherConfig:
     """The keys of `conf/teacher/*.yaml`.
 
     Attributes:
-        llm_path: local Hugging Face folder of a LLaMA-family model; null where `tiny` builds one.
+        llm_path: local Hugging Face folder of a LLaMA-family model, or the id of one on the hub; null where `tiny`
+            builds one. Not the path but what lies there decides (`llm.folder.llm_digest`).
+        llm_revision: branch, tag or commit on the hub; null: its main branch.
         engine: `native` is iLoRA on stock `peft`, `submodule` drives iLoRA's own code; `auto` takes the submodule
             where it is checked out, else native.
         init_adapter: an adapter's folder, or a checkpoint of upstream's training, to start from; null starts afresh.
@@ -136,13 +157,18 @@ class TeacherConfig:
         max_valid_rows: validation rows that are answered after each epoch to find the best one, drawn once;
             null takes all.
         max_eval_rows: test rows the teacher is evaluated on, drawn once; null takes all.
+        num_epochs: 0 leaves the adapter as it begins: an LLM that has learnt nothing from the training rows.
+        dtype: of the LLM; `auto` is bfloat16 where the device computes it natively, else float32.
+        attn_implementation: as transformers has it; `auto` lets it choose.
+        load_in_4bit: the frozen LLM in four bits a weight, by bitsandbytes.
         save_interval: epochs between saves of the state that an interrupted training goes on from; save_steps: the
             same in optimizer steps, whichever comes first.
         recommender: how the frozen recommender is trained.
     """
 
     name: str
-    llm_path: str | None = None
+    llm_path: str | None = field(default=None, metadata=NOTHING)
+    llm_revision: str | None = field(default=None, metadata=NOTHING)
     engine: str = "auto"
     init_adapter: str | None = None
     rec_model_path: str | None = None
@@ -160,6 +186,8 @@ class TeacherConfig:
     save_interval: int = field(default=1, metadata=NOTHING)
     save_steps: int = field(default=500, metadata=NOTHING)
     dtype: str = "bfloat16"
+    attn_implementation: str = field(default="auto", metadata=NOTHING)
+    load_in_4bit: bool = False
     gradient_checkpointing: bool = field(default=True, metadata=NOTHING)
     lora: LoraSettings = field(default_factory=LoraSettings)
     recommender: SASRecConfig = field(default_factory=lambda: SASRecConfig(name="sasrec"))
@@ -170,7 +198,13 @@ class TeacherConfig:
         check(self.prompt_template in TEMPLATES, "teacher.prompt_template", self.prompt_template, _one_of(TEMPLATES))
         check(self.engine in ENGINES, "teacher.engine", self.engine, _one_of(ENGINES))
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
-        for key in ("max_history", "batch_size", "micro_batch_size", "num_epochs", "save_interval", "save_steps"):
+        attention = self.attn_implementation
+        why = "; flash_attention_2 does not take the mask with which the candidates are scored in one pass" * (
+            attention == "flash_attention_2"
+        )
+        check(attention in ATTENTIONS, "teacher.attn_implementation", attention, _one_of(ATTENTIONS) + why)
+        check(self.num_epochs >= 0, "teacher.num_epochs", self.num_epochs, "an integer >= 0 (0: untrained)")
+        for key in ("max_history", "batch_size", "micro_batch_size", "save_interval", "save_steps"):
             check(getattr(self, key) >= 1, f"teacher.{key}", getattr(self, key), "an integer >= 1")
         for key in ("max_train_rows", "max_valid_rows", "max_eval_rows"):
             value = getattr(self, key)
@@ -188,6 +222,18 @@ class TeacherConfig:
             "null with teacher=ilora_tiny, which builds its LLaMA; teacher=ilora takes one that exists",
         )
         check(
+            self.tiny is None or self.llm_revision is None,
+            "teacher.llm_revision",
+            self.llm_revision,
+            "null with teacher=ilora_tiny, which builds its LLaMA",
+        )
+        check(
+            not self.load_in_4bit or self.engine == "native",
+            "teacher.engine",
+            self.engine,
+            "native with teacher.load_in_4bit=true, whose layers iLoRA's own code does not adapt",
+        )
+        check(
             self.batch_size % self.micro_batch_size == 0,
             "teacher.micro_batch_size",
             self.micro_batch_size,
@@ -199,6 +245,11 @@ class TeacherConfig:
             self.export.top_n,
             f"at most teacher.num_candidates={self.num_candidates} with export.method=likelihood",
         )
+
+    @property
+    def reads_items(self) -> bool:
+        """Whether prompts carry item embeddings: a projector that was never trained would put noise among the words."""
+        return self.num_epochs > 0 or self.init_adapter is not None
 
 
 def _one_of(names: Iterable[str]) -> str:

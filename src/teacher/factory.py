@@ -9,7 +9,7 @@ from src.core.teacher_files import ChosenRows
 from src.teacher.ilora_backend import ILoRATeacher
 from src.teacher.interfaces import ITeacherRecommender, Settings
 
-BACKENDS = {"ilora": ILoRATeacher, "ilora_tiny": ILoRATeacher}
+BACKENDS = dict.fromkeys(("ilora", "ilora_small", "ilora_tiny"), ILoRATeacher)
 
 
 def build_teacher(

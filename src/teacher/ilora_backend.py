@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.artefacts import Artefact
 from src.core.data_utils import SequenceDataset
@@ -30,7 +30,9 @@ from src.teacher.adapter.implementation import add_adapter, choose_implementatio
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
 from src.teacher.interfaces import ITeacherRecommender, Settings, Step
-from src.teacher.llm import check_llm_folder, load_llm
+from src.teacher.llm.folder import num_layers
+from src.teacher.llm.hub import find_llm
+from src.teacher.llm.load import load_llm, native_dtype, require_4bit
 from src.teacher.model import TeacherModel
 from src.teacher.paths import TeacherPaths
 from src.teacher.processes import gather, share, state
@@ -40,7 +42,7 @@ from src.teacher.scoring.answers import Answers, answer_metrics, generate_answer
 from src.teacher.scoring.evaluation import TeacherEvaluation, evaluate_teacher, evaluated_rows
 from src.teacher.scoring.export import Export, run_export
 from src.teacher.tiny.build import build_tiny_llm
-from src.teacher.training import train_adapter, training_rows
+from src.teacher.training import learnt_rows, train_adapter
 
 
 class ILoRATeacher(ITeacherRecommender):
@@ -66,20 +68,24 @@ class ILoRATeacher(ITeacherRecommender):
     ) -> None:
         _require_enough_items(config, dataset)
         if config.tiny is None and config.llm_path is None:
-            raise UserError("teacher.llm_path=null: must be a local LLaMA folder, or use teacher=ilora_tiny")
-        self.config = config
+            raise UserError(
+                "teacher.llm_path=null: must be a local LLaMA folder or a hub id, owner/name; or use teacher=ilora_tiny"
+            )
+        if config.load_in_4bit:
+            require_4bit(device)
+        self.engine = choose_implementation(config.engine, logging.getLogger(LOGGER_NAME))
+        self.config = replace(config, engine=self.engine, dtype=native_dtype(config.dtype, device))
         self.dataset = dataset
         self.folder = folder
         self.device = device
         self.rows = rows
-        self.paths = TeacherPaths(folder.model_dir("teacher"), config)
-        self.engine = choose_implementation(config.engine, logging.getLogger(LOGGER_NAME))
+        llm = None if config.llm_path is None else find_llm(config.llm_path, config.llm_revision)
+        self.paths = TeacherPaths(folder.model_dir("teacher"), self.config, llm)
         self.on_save: Callable[[], None] = lambda: None
         self.on_shard: Callable[[], None] = lambda: None
         self._model: TeacherModel | None = None
         self._written: dict[Step, dict[str, str]] = {}
-        if config.tiny is None:
-            check_llm_folder(self.paths.llm)
+        _require_layer(config, llm)
 
     # --- train ----------------------------------------------------------------------------------------------
 
@@ -94,13 +100,13 @@ class ILoRATeacher(ITeacherRecommender):
         context = RunContext(seed=seed, device=self.device, logger=logger, writer=tb_writer, resume=resume)
         recommender = self._prepare(cfg, context)
         set_seed(seed)
-        tokenizer, llm = load_llm(self.paths.llm, self.config.dtype, self.device)
+        tokenizer, llm = self._load_llm()
         if self.config.gradient_checkpointing:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
         rec_size = recommender.model.config.emb_size
         lora = add_adapter(self.engine, llm, config=self.config, rec_size=rec_size, logger=logger)
         self._model = self._assemble(lora, tokenizer, recommender)
-        rows = training_rows(self.dataset, self.config.max_train_rows, seed)
+        rows = learnt_rows(self.dataset, self.config, seed)
         logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
         save_best = partial(lora.save, self.paths.adapter) if state().is_main_process else lambda: None
         validate = partial(self._validate, self._model, seed)
@@ -176,6 +182,7 @@ class ILoRATeacher(ITeacherRecommender):
             base_model=self.paths.base_model,
             seed=cfg.general.seed,
             shards=self.paths.shards,
+            rankings=self.config.export.rankings,
             rows=self.rows,
         )
         self._written["export"] = run_export(export, self._loaded, logger=logger, on_shard=lambda: self.on_shard())
@@ -192,7 +199,7 @@ class ILoRATeacher(ITeacherRecommender):
         answers, monitor = result.answers, cfg.metrics.monitor
         logger.info(
             "teacher test: HR@1 among %d candidates %.4f [%.4f, %.4f], valid %.4f, by likelihood %.4f [%.4f, %.4f]; "
-            "full ranking %s %.4f",
+            "full ranking %s (history removed) %.4f",
             self.config.num_candidates,
             *(answers[name] for name in ("hr@1_all", "hr@1_all_low", "hr@1_all_high", "valid_ratio")),
             *(answers[f"hr@1_likelihood{end}"] for end in ("", "_low", "_high")),
@@ -203,7 +210,7 @@ class ILoRATeacher(ITeacherRecommender):
     def _about(self, cfg: Settings, result: TeacherEvaluation) -> dict[str, object]:
         """The head of the evaluation file."""
         return {
-            "model": self.config.name,
+            "model": self.config.name if self.config.reads_items else f"{self.config.name}, not trained",
             "dataset": self.dataset.name,
             "dataset_fingerprint": self.dataset.fingerprint,
             "split": "test",
@@ -219,12 +226,12 @@ class ILoRATeacher(ITeacherRecommender):
 
     def made_from(self, step: Step, cfg: Settings) -> dict[str, Any]:
         """See `provenance`."""
-        paths, engine = self.paths, self.engine
+        paths, chosen = self.paths, {"engine": self.engine, "dtype": native_dtype(cfg.teacher.dtype, self.device)}
         if step == "train":
-            return provenance.training_made_from(cfg, self.dataset, paths=paths, engine=engine)
+            return provenance.training_made_from(cfg, self.dataset, paths=paths, chosen=chosen)
         if step == "export":
-            return provenance.export_made_from(cfg, self.dataset, paths=paths, engine=engine, rows=self.rows)
-        return provenance.evaluation_made_from(cfg, self.dataset, paths=paths, engine=engine)
+            return provenance.export_made_from(cfg, self.dataset, paths=paths, chosen=chosen, rows=self.rows)
+        return provenance.evaluation_made_from(cfg, self.dataset, paths=paths, chosen=chosen)
 
     def files(self, step: Step) -> dict[str, str]:
         """SHA-256 of what `step` wrote when it was run last, by path."""
@@ -240,7 +247,7 @@ class ILoRATeacher(ITeacherRecommender):
         if self._model is None:
             self._require_adapter()
             recommender = load_recommender(self.paths.recommender, self.dataset, self.device)
-            tokenizer, llm = load_llm(self.paths.llm, self.config.dtype, self.device)
+            tokenizer, llm = self._load_llm()
             lora = load_adapter(
                 self.engine,
                 llm,
@@ -250,6 +257,16 @@ class ILoRATeacher(ITeacherRecommender):
             )
             self._model = self._assemble(lora, tokenizer, recommender)
         return self._model
+
+    def _load_llm(self) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        config = self.config
+        return load_llm(
+            self.paths.llm,
+            config.dtype,
+            self.device,
+            attn_implementation=config.attn_implementation,
+            load_in_4bit=config.load_in_4bit,
+        )
 
     def _require_adapter(self) -> None:
         if not self.paths.adapter.is_dir():
@@ -281,6 +298,17 @@ def _is_made(artefact: Artefact, made_from: dict[str, Any], logger: logging.Logg
 def _files_in(folder: Path) -> list[Path]:
     """The files of a model; hidden ones are half-written."""
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _require_layer(config: TeacherConfig, llm: Path | None) -> None:
+    layer, layers = config.export.embedding_layer, config.tiny.num_layers if config.tiny else None
+    if llm is not None:
+        layers = num_layers(llm)
+    if layers is not None and not -layers - 1 <= layer <= layers:
+        raise UserError(
+            f"teacher.export.embedding_layer={layer}: the LLM has {layers} layers; use 0 (its token embeddings) to "
+            f"{layers}, or -1 (the last) to {-layers - 1}"
+        )
 
 
 def _require_enough_items(config: TeacherConfig, dataset: SequenceDataset) -> None:

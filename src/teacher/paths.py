@@ -7,6 +7,7 @@ from src.core.paths import project_path
 from src.student.checkpoint import WEIGHTS_FILE as RECOMMENDER_WEIGHTS
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from src.teacher.config import TeacherConfig
+from src.teacher.llm.folder import llm_name
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class TeacherPaths:
     Attributes:
         root: `models/teacher` of the run folder, for what it makes.
         config: says where the given ones lie.
+        given_llm: folder of the LM that `teacher.llm_path` names (`llm.hub.find_llm`); None where it is built here.
     """
 
     root: Path
     config: TeacherConfig
+    given_llm: Path | None = None
 
     @property
     def adapter(self) -> Path:
@@ -37,12 +40,12 @@ class TeacherPaths:
     @property
     def llm(self) -> Path:
         """Hugging Face folder of the base LM."""
-        return self.root / "llm" if self.config.llm_path is None else project_path(self.config.llm_path)
+        return self.given_llm or self.root / "llm"
 
     @property
     def base_model(self) -> str:
         """A name of the base LM for people."""
-        return "ilora_tiny" if self.config.tiny is not None else self.llm.name
+        return "ilora_tiny" if self.config.tiny is not None else llm_name(self.llm)
 
     @property
     def recommender(self) -> Path:

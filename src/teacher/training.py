@@ -25,8 +25,13 @@ from src.teacher.schedule import embedding_probability, learning_rate_factor
 _MIN_HISTORY = 3
 
 
+def learnt_rows(dataset: SequenceDataset, config: TeacherConfig, seed: int) -> np.ndarray:
+    """The training rows that a teacher of these settings has seen: `training_rows`, or none without epochs."""
+    return training_rows(dataset, config.max_train_rows, seed) if config.num_epochs else np.empty(0, dtype=np.int64)
+
+
 def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> np.ndarray:
-    """Row numbers the teacher learns from: those with at least 3 items of history (as upstream), sampled.
+    """Row numbers to learn from: those with at least 3 items of history (as upstream), sampled.
 
     Returns:
         int64 [N], ascending.
@@ -52,7 +57,7 @@ def train_adapter(
     save_best: Callable[[], None],
     context: RunContext,
 ) -> float:
-    """Run `num_epochs` over `rows`, or go on with an interrupted training.
+    """Run `num_epochs` over `rows`, or go on with an interrupted training; without epochs keep the adapter as it is.
 
     What a step draws (candidates, template, markers, dropout) depends on the seed and the step's number alone, so a
     resumed training and several processes compute what one undisturbed process does. The last state is saved every
@@ -68,6 +73,10 @@ def train_adapter(
     Raises:
         UserError: the loss is not finite, memory runs out, or the last state is damaged.
     """
+    if teacher.config.num_epochs == 0:
+        teacher.lm.lora.model.eval()
+        save_best()
+        return validate()
     training = _Training(teacher, rows, context)
     training.go_on()
     with progress_bar() as bar:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
+from src.core.metrics import MetricsConfig
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.dllm2rec_wrapper import (
@@ -121,12 +122,13 @@ def test_embeddings_that_are_too_wide(tiny_dataset, outputs, tmp_path):
         ({}, {"init": "baseline"}, {}, "distill.init='baseline': must be scratch"),
         ({}, {}, {"seed": 1}, "general.seed=1: must be 2024"),
         ({}, {}, {"policy": "random"}, "active.strategy='random': must be all"),
-        ({}, {}, {"monitor": "mrr"}, "metrics.monitor='mrr': must be one of ndcg@1"),
+        ({}, {}, {"metrics": MetricsConfig(history="removed")}, "metrics.history='removed': must be shown"),
+        ({}, {}, {"metrics": MetricsConfig(monitor="mrr")}, "metrics.monitor='mrr': must be one of ndcg@1"),
     ],
 )
 def test_what_the_program_fixes_is_refused_by_name(student, distill, others, message):
     config = student_of(**student)
-    values = {"seed": 2024, "policy": "all", "monitor": "ndcg@10", **others}
+    values = {"seed": 2024, "policy": "all", "metrics": MetricsConfig(), **others}
     with pytest.raises(UserError) as error:
         check_settings(replace(OFFICIAL, **distill), config, **values)
     assert str(error.value).startswith(message)
@@ -134,7 +136,7 @@ def test_what_the_program_fixes_is_refused_by_name(student, distill, others, mes
 
 def test_the_official_preset_is_accepted():
     for student in (student_of("sasrec"), student_of("gru4rec", dropout=0.0), student_of("caser")):
-        check_settings(OFFICIAL, student, 2024, "all", "recall@20")
+        check_settings(OFFICIAL, student, 2024, "all", MetricsConfig(monitor="recall@20"))
 
 
 def test_every_setting_reaches_the_command_line():

@@ -7,9 +7,19 @@ import torch
 import torch.nn.functional as F
 from upstream import STUDENTS, build_upstream, copy_weights
 
+from src.core.errors import UserError
 from src.core.seed import generator, set_seed
 from src.distill import fusion
-from src.distill.fusion import FusedItemEmbedding, TeacherTable, folded_state, fuse_teacher, make_projection
+from src.distill.fusion import (
+    FusedItemEmbedding,
+    TeacherTable,
+    add_ids_to_text,
+    folded_state,
+    fuse_teacher,
+    make_projection,
+    start_from_text,
+    whiten,
+)
 from src.student.models import ItemEmbedding, ModelConfig, build_model
 
 NUM_ITEMS, LLM_DIM, MAX_LEN = 7, 6, 4
@@ -87,6 +97,75 @@ def test_a_folded_student_scores_as_the_fused_one(fill_with_ramp, emb_size, hidd
 
     torch.testing.assert_close(plain(*batch()), model(*batch()), atol=1e-6, rtol=0)
     assert (model(*batch()) - before).abs().max() > 1e-3  # the teacher does change the scores
+
+
+# --- whitened text ------------------------------------------------------------------------------------------
+
+
+def test_whitened_embeddings_are_uncorrelated_directions():
+    raw = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)) @ torch.diag(10.0 ** -torch.arange(12.0))
+    raw = raw + 50  # the one direction that all states of an LLM share
+
+    full = whiten(raw, 4)
+
+    # Before the rows get length 1: the four largest directions, each scaled to variance 1.
+    centred = raw.double() - raw.double().mean(0)
+    left, _, _ = torch.linalg.svd(centred, full_matrices=False)
+    expected = F.normalize(left[:, :4], dim=1).float()
+    sign = (full * expected).sum(0).sign()
+    torch.testing.assert_close(full, expected * sign, atol=2e-4, rtol=0)
+    assert full.dtype == torch.float32
+    torch.testing.assert_close(full.norm(dim=1), torch.ones(400))
+
+
+@pytest.mark.parametrize(
+    "raw, dims, message",
+    [
+        (
+            torch.ones(20, 8) * 3.7,
+            1,
+            "distill.embedding_dims=1: the teacher's embeddings of 20 items vary in 0 .*equal",
+        ),
+        (torch.cos(torch.arange(40.0) ** 2).reshape(5, 8), 5, "of 5 items vary in 4 directions only; at most 4"),
+        (torch.cos(torch.arange(160.0) ** 2).reshape(20, 8), 9, "vary in 8 directions only; at most 8 dimensions"),
+    ],
+)
+def test_what_varies_in_fewer_directions_is_refused(raw, dims, message):
+    with pytest.raises(UserError, match=message):
+        whiten(raw, dims)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scores", ["dot", "cosine"])
+def test_ids_added_to_text_are_folded_into_a_plain_student(fill_with_ramp, tied, scores):
+    config = ModelConfig("sasrec", NUM_ITEMS, 4, 4, MAX_LEN, 0.1, tied_output=tied, scores=scores)
+    plain, model = build_model(config).eval(), fill_with_ramp(build_model(config)).eval()
+    text = whiten(torch.cos(torch.arange(42.0) ** 2).reshape(NUM_ITEMS, 6), 4)
+    add_ids_to_text(model, text, 0.5, torch.Generator().manual_seed(1))
+
+    start = model.item_embeddings.table()
+    torch.testing.assert_close(start[:-1], 0.5 * text, atol=6e-3, rtol=0)  # IDs start near 0
+    assert (start[:-1] - 0.5 * text).abs().max() > 0
+    model(*batch()).square().sum().backward()
+    assert model.item_embeddings.items.weight.grad.abs().sum() > 0
+    assert "item_embeddings.text" not in dict(model.named_parameters()) and "item_embeddings.text" not in folded_state(
+        model
+    )
+    plain.load_state_dict(folded_state(model))
+    torch.testing.assert_close(plain(*batch()), model(*batch()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_that_start_from_text_are_trained_as_any(fill_with_ramp, tied):
+    model = fill_with_ramp(build_model(ModelConfig("sasrec", NUM_ITEMS, 4, 4, MAX_LEN, 0.1, tied_output=tied)))
+    names, text = set(model.state_dict()), whiten(torch.cos(torch.arange(42.0) ** 2).reshape(NUM_ITEMS, 6), 4)
+
+    start_from_text(model, text, 2.0)
+
+    assert set(model.state_dict()) == names
+    assert torch.equal(model.item_embeddings.weight[:-1], 2 * text)
+    if not tied:
+        assert torch.equal(model.output.weight, 2 * text)
 
 
 def test_the_folded_state_has_the_baselines_names_and_shapes(fill_with_ramp):

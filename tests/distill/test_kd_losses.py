@@ -47,6 +47,11 @@ def test_confidence_alone():
     ]
 
 
+def test_a_low_temperature_trusts_the_nearest():
+    weights = candidate_weights(RANKING, CONFIDENCE, SCORES, RankingWeights(0.0, 0.2, 0.0, 0.1))
+    assert weights[0].tolist() == pytest.approx(normalised([1, exp(-5), exp(-10)]), rel=1e-3)
+
+
 def test_consistency_alone():
     # Top 3 of the student: {2, 3, 0} and {0, 1, 2}.
     weights = candidate_weights(RANKING, CONFIDENCE, SCORES, RankingWeights(0.0, 0.0, 1.0))

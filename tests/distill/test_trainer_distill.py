@@ -29,7 +29,7 @@ from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")
 METRICS = MetricsConfig(ks=[1, 5], monitor="ndcg@5")
-NUM_ITEMS, LLM_DIM, TOP_N, SEED = 12, 6, 4, 7
+NUM_ITEMS, LLM_DIM, TOP_N, SEED = 12, 9, 4, 7
 
 
 class SelectNothing(SelectionPolicy):
@@ -42,6 +42,9 @@ class SelectEven(SelectionPolicy):
 
     def select(self, batch, teacher_info, student_info):
         return batch.row % 2 == 0
+
+
+WHITENED = {"embedding_transform": "whiten"}
 
 
 def student(**changes) -> SASRecConfig:
@@ -58,7 +61,7 @@ def outputs(tiny_dataset) -> TeacherOutputs:
     """A teacher that puts the target first, then the three items behind it."""
     target = torch.from_numpy(tiny_dataset.train.targets)
     return TeacherOutputs(
-        embeddings=torch.cos(2.3 * torch.arange(NUM_ITEMS * LLM_DIM)).reshape(NUM_ITEMS, LLM_DIM),
+        embeddings=torch.cos(torch.arange(NUM_ITEMS * LLM_DIM) ** 2.0).reshape(NUM_ITEMS, LLM_DIM),
         ranking=(target[:, None] + torch.arange(TOP_N)) % NUM_ITEMS,
         confidence=torch.linspace(0, 1, TOP_N).expand(len(target), TOP_N).contiguous(),
         manifest_sha256="m" * 64,
@@ -326,9 +329,13 @@ def test_each_part_of_the_distillation_changes_the_run(run):
         "ranking": distill(ed_weight=0.0),
         "fuse": distill(kd_weight=0.0),
         "align": distill(alpha=0.0, embedding="align"),
+        "whitened": distill(kd_weight=0.0, **WHITENED, embedding_dims=3),
+        "residual": distill(kd_weight=0.0, **WHITENED, embedding="residual"),
+        "init": distill(kd_weight=0.0, **WHITENED, embedding="init"),
         "both": distill(),
         "position": distill(ed_weight=0.0, gamma_position=5.0),
         "confidence": distill(ed_weight=0.0, gamma_confidence=5.0),
+        "temperature": distill(ed_weight=0.0, confidence_temperature=0.1),
         "consistency": distill(ed_weight=0.0, gamma_consistency=5.0),
     }
 
@@ -358,10 +365,10 @@ def test_a_teacher_that_knows_the_target_teaches_it(run, tiny_dataset):
 # --- what is saved and where it starts ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("embedding", ["fuse", "align"])
+@pytest.mark.parametrize("embedding", ["fuse", "align", "residual", "init"])
 def test_a_distilled_checkpoint_is_a_baseline_checkpoint(baseline, run, tiny_dataset, embedding):
     _, plain = baseline()
-    result, folder = run("distill", distill(embedding=embedding))
+    result, folder = run("distill", distill(embedding=embedding, **WHITENED))
     model, info = load_checkpoint(folder)  # no teacher file anywhere
 
     shapes = {name: value.shape for name, value in weights(plain).items()}
@@ -437,6 +444,21 @@ def test_start_from_a_checkpoint_of_another_shape(baseline, run):
         ({"teacher": "oracle"}, "distill.teacher='oracle': must be one of files, recommender, random"),
         ({"dros_average": "column"}, "distill.dros_average='column': must be one of batch, row"),
         ({"dros_average": "row"}, "distill.dros_average='row': must be batch with distill.candidate_loss=paper"),
+        ({"confidence_temperature": 0.0}, "distill.confidence_temperature=0.0: must be a number > 0"),
+        ({"embedding_transform": "pca"}, "distill.embedding_transform='pca': must be one of none, whiten"),
+        ({"embedding_dims": 8}, "distill.embedding_dims=8: must be null with distill.embedding_transform=none"),
+        (
+            {**WHITENED, "embedding_dims": 0},
+            r"distill.embedding_dims=0: must be null \(student.emb_size\) or an integer",
+        ),
+        (
+            {"init": "baseline", "embedding": "init"},
+            "distill.init='baseline': must be scratch with distill.embedding=init",
+        ),
+        (
+            {"teacher_table": "cpu", "embedding": "init"},
+            "distill.teacher_table='cpu': must be float32 with distill.emb",
+        ),
         ({"init_checkpoint": "x"}, "distill.init_checkpoint='x': must be null with distill.init=scratch"),
     ],
 )
@@ -454,11 +476,20 @@ def test_refused(changes, message):
         ({"kd_weight": 0.0, "embedding": "align"}, False, False),
         ({"embedding": "align"}, True, True),
         ({"ed_weight": 0.0}, True, False),
+        ({"kd_weight": 0.0, "embedding": "residual"}, False, True),
+        ({"kd_weight": 0.0, "embedding": "init"}, False, True),
     ],
 )
 def test_what_is_needed(changes, ranking, embeddings):
     settings = distill(**changes)
     assert (settings.needs_ranking, settings.needs_embeddings) == (ranking, embeddings)
+
+
+def test_text_that_becomes_the_item_table_has_its_width(run):
+    with pytest.raises(UserError, match="distill.embedding_dims=3: must be null or student.emb_size=8"):
+        distill(**WHITENED, embedding="residual", embedding_dims=3).as_student(student())
+    with pytest.raises(UserError, match="the teacher's embeddings have .* columns, the item table student.emb_size=8"):
+        run("distill", distill(embedding="init"))
 
 
 def test_the_budget_is_its_own_and_the_rest_the_students():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from harness import TINY_STUDENT, places, read, refusal, run_here, snapshot
+from harness import TINY_STUDENT, TINY_TEACHER, places, read, refusal, run_here, snapshot
 from matplotlib import image
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -476,3 +476,22 @@ def test_runs_of_other_seeds_must_differ_in_nothing_else(pipeline, other_student
     assert run_here(run_eval_all.run, *pipeline.overrides, *where, f"eval.seed_dirs=[{other_student}]") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "in more than its seed: student.name sasrec / caser" in error
+
+
+def test_an_untrained_teacher_is_called_that_and_its_embeddings_do_alone(pipeline, tmp_path) -> None:
+    """First of some rows' rankings, then without any: what needs them says so, what does not is distilled."""
+    folder, outputs = tmp_path / "result" / "run", tmp_path / "outputs"
+    where = [*places(pipeline.data_dir, tmp_path / "result"), f"paths.teacher_outputs_dir={outputs}"]
+    chosen = [*TINY_STUDENT, *TINY_TEACHER, *where, "teacher.num_epochs=0", "teacher.export.max_rows=50"]
+    for stage in (run_teacher, run_student_baseline, run_distill, run_eval_all):
+        assert run_here(stage.run, *chosen, f"hydra.run.dir={folder}") == 0
+    assert "The teacher was not trained (teacher.num\\_epochs=0)" in (folder / "report.md").read_text()
+    assert read(folder / "metrics" / "eval_teacher.json")["model"] == "ilora_tiny, not trained"
+    assert "the teacher was asked for 50 of 600 training rows" in (folder / "logs" / "train_distill.log").read_text()
+
+    alone = [*chosen, "teacher.export.rankings=false", "general.overwrite=true"]
+    assert run_here(run_teacher.run, *alone, f"hydra.run.dir={folder}") == 0
+    other = f"hydra.run.dir={tmp_path / 'result' / 'other'}"
+    message = refusal(lambda: run_here(run_distill.run, *alone, other, full_error=True))
+    assert message.startswith(f"{outputs / 'myrank_train.txt'}: missing file; the export holds embeddings alone")
+    assert run_here(run_distill.run, *alone, other, "distill.lambda=0") == 0

@@ -183,7 +183,7 @@ def test_a_wrong_llm_path_says_what_is_expected_before_anything_is_trained(attem
 
 def test_an_unknown_teacher(attempt, here) -> None:
     attempt(run_teacher.run, *here, *TINY_TEACHER, "teacher.name=oracle").expect_error(
-        "teacher.name=oracle: must be one of ilora, ilora_tiny"
+        "teacher.name=oracle: must be one of ilora, ilora_small, ilora_tiny"
     )
 
 
@@ -192,7 +192,16 @@ def test_missing_teacher_outputs(attempt, here, tmp_path) -> None:
         f"{tmp_path / 'none'}: no teacher outputs; run src.exp.run_teacher for dataset sample first",
         "paths.teacher_outputs_dir",
     )
-    assert not (tmp_path / "run" / "models").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_files_that_do_not_fit_leave_no_run_folder(attempt, pipeline, tmp_path) -> None:
+    here = [*pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}"]
+    attempt(run_distill.run, *here, "distill.top_k=5").expect_error("4 items a line, distill.top_k=5")
+    attempt(run_distill.run, *here, "distill.embedding=residual").expect_error(
+        "distill.embedding=residual: the teacher's embeddings have 16 columns, the item table student.emb_size=8"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_teacher_outputs_of_another_split(attempt, pipeline, tmp_path) -> None:

@@ -61,8 +61,8 @@ def test_the_launch_command_of_a_preset_names_it_and_its_other_words_are_setting
 def test_the_official_preset_is_what_the_original_program_does() -> None:
     """The wrapper around the unmodified program refuses whatever that program does otherwise."""
     settings = parse_settings(compose_config("+experiment=dllm2rec_official", "distill.engine=submodule"))
-    monitor, strategy = settings.metrics.monitor, settings.active.strategy
-    check_settings(settings.distill, settings.student, settings.general.seed, strategy, monitor)
+    strategy = settings.active.strategy
+    check_settings(settings.distill, settings.student, settings.general.seed, strategy, settings.metrics)
     assert (settings.dataset.max_seq_len, settings.dataset.split.method) == (10, "temporal")
 
 

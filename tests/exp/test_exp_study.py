@@ -126,6 +126,8 @@ def test_a_variant_that_cannot_run_is_named_before_anything_is_trained(pipeline,
     )
     unknown = error("+study.variants.x=['distill.alfa=1']")
     assert "variant x: distill.alfa: unknown key; did you mean distill.alpha?" in unknown
+    flat = error("+study.variants.x=['distill.embedding_transform=whiten','distill.embedding_dims=99']")
+    assert "variant x: distill.embedding_dims=99: the teacher's embeddings of 200 items vary in" in flat
     assert "variant x: changes the data set" in error("+study.variants.x=['dataset.max_seq_len=5']")
     outputs = shutil.copytree(pipeline.teacher_outputs, tmp_path / "outputs")
     (outputs / "manifest.json").write_text((outputs / "manifest.json").read_text() + "\n")

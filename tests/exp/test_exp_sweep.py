@@ -162,7 +162,7 @@ def finished(folder: Path, artefact: str, overrides: dict[str, str], **made_from
     """A complete job that was asked for with these overrides."""
     run = RunFolder(folder)
     made = run.artefact(artefact)
-    made.begin({"general.seed": int(overrides["general.seed"]), **made_from})
+    made.begin({"general.seed": int(overrides["general.seed"]), "metrics.history": "shown", **made_from})
     snapshot = run.snapshot_dir(artefact)
     snapshot.mkdir(parents=True)
     (snapshot / "overrides.yaml").write_text("".join(f"- {key}={value}\n" for key, value in overrides.items()))
@@ -252,6 +252,18 @@ def test_a_distilled_student_is_compared_with_the_baseline_that_fits_it_or_not_a
     assert found.loc["distill student.lr=3", "not comparable"] == "student.lr 1.0 / 3.0"
 
 
+def test_variants_whose_best_epochs_were_chosen_by_another_ranking_are_not_compared(finished_sweep) -> None:
+    ranks = np.array([0] * 20 + [5] * 20)
+    for number, (stage, history) in enumerate((("baseline", "shown"), ("baseline", "removed"), ("distill", "removed"))):
+        overrides = {"metrics.history": history, "general.seed": "7"}
+        finished_job(finished_sweep / "two" / str(number), stage, overrides, ranks, **overrides | {"general.seed": 7})
+    assert run_gather(finished_sweep / "two") == 0
+    found = table(finished_sweep / "two")
+    assert found.loc["baseline metrics.history=removed", "not comparable"] == "metrics.history shown / removed"
+    assert found.loc["distill", "difference"] == 0  # to the baseline of its own history
+    assert "test NDCG@1, history shown" in (finished_sweep / "two" / "sweep.md").read_text().replace("\\", "")
+
+
 def test_variants_of_other_data_are_not_compared(finished_sweep) -> None:
     file = finished_sweep / "2" / "metrics" / "eval_distill.json"
     file.write_text(file.read_text().replace("abc", "other"))
@@ -263,6 +275,10 @@ def test_variants_of_other_data_are_not_compared(finished_sweep) -> None:
     ("overrides", "message"),
     [
         (["metrics.monitor=ndcg@5", "metrics.ks=[5]"], "metrics.monitor=ndcg@5: not among the metrics of baseline"),
+        (
+            ["metrics.history=removed"],
+            "metrics.history=removed: the best epochs were chosen with shown; give metrics.history=shown",
+        ),
         (["gather.sweep_dir=nowhere"], "gather.sweep_dir=nowhere: holds no record of a job"),
     ],
 )

@@ -153,6 +153,55 @@ def test_dropout_acts_in_training_only(fill_with_ramp, name):
     assert not torch.equal(model(*row), model(*row))
 
 
+# --- without blocks, and with cosines -----------------------------------------------------------------------
+
+
+def of(fill, **settings) -> Student:
+    config = ModelConfig("sasrec", NUM_ITEMS, 8, 8, MAX_LEN, 0.0, norm="pre", **settings)
+    return fill(build_model(config)).eval()
+
+
+def test_without_blocks_a_history_is_its_items_weighted_by_how_long_ago_they_were(fill_with_ramp):
+    model = of(fill_with_ramp, num_blocks=0, scores="cosine", temperature=0.5, tied_output=True)
+    with torch.no_grad():
+        model.blocks[0].weight.copy_(torch.tensor([1.0, 0.5, 0.25, 0.0, 0.0, 0.0]))
+    history = [4, 2, 0]
+
+    scores = model(torch.tensor([pad(history)]), torch.tensor([3]))[0]
+
+    table = model.item_embeddings.weight / model.item_embeddings.weight.norm(dim=1, keepdim=True)
+    user = model.blocks[0].map(table[0] + 0.5 * table[2] + 0.25 * table[4])
+    torch.testing.assert_close(scores, 2 * table[:-1] @ (user / user.norm()), rtol=1e-5, atol=1e-6)
+
+
+def test_without_blocks_it_starts_as_a_decay_of_items():
+    model = build_model(ModelConfig("sasrec", NUM_ITEMS, 8, 8, MAX_LEN, 0.0, num_blocks=0))
+    table = model.item_embeddings.weight
+
+    torch.testing.assert_close(
+        model.encode(torch.tensor([pad([4, 2])]), torch.tensor([2]))[0], table[2] + 0.7 * table[4]
+    )
+    assert "position_embeddings.weight" not in model.state_dict()
+
+
+@pytest.mark.parametrize("num_blocks", [0, 2])
+@pytest.mark.parametrize("tied_output", [False, True])
+def test_cosine_scores_are_those_of_every_position_and_within_the_temperature(fill_with_ramp, num_blocks, tied_output):
+    model = of(fill_with_ramp, num_blocks=num_blocks, scores="cosine", temperature=0.2, tied_output=tied_output)
+    history, lengths = torch.tensor([pad([4, 2, 0, 7])] * 4), torch.arange(1, 5)
+    table = model.shared_table()
+
+    scores = model(history, lengths)
+
+    torch.testing.assert_close(model.score(model.encode_all(history, table)[0, :4], table), scores)
+    assert 0.1 < scores.abs().max() <= 5 + 1e-5
+    with torch.no_grad():  # only directions count
+        model.item_embeddings.weight.mul_(3 if tied_output else 1)
+        if not tied_output:
+            model.output.weight.mul_(3)
+    torch.testing.assert_close(model(history, lengths), scores)
+
+
 def test_shapes_of_the_parameters():
     shapes = {
         name: tuple(value.shape)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import exp, log
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,33 @@ def test_sampled_partition_is_unbiased(model, batch):
     usable = (draws != target).any(1)  # nothing can be estimated from negatives that all are the target
     error = partitions[usable].std() / usable.sum() ** 0.5
     assert abs(partitions[usable].mean() - scores.exp().sum()) < 4 * error
+
+
+def test_a_proposal_stands_for_the_probability_of_each_draw(model, batch):
+    hidden = model.encode(batch.windows[:1], batch.length[:1])
+    target, scores = batch.target[:1], model.score(hidden)[0].double()
+    proposal = torch.arange(1.0, 13) / 78
+    draws = torch.multinomial(proposal.expand(4000, -1), 4, True, generator=torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        estimates = [
+            sampled_softmax(*model.output_layer(), hidden, target, draw, proposal[draw]).double() for draw in draws
+        ]
+        partitions = (torch.stack(estimates) + scores[target]).exp()
+    error = partitions.std() / len(draws) ** 0.5
+    assert abs(partitions.mean() - scores.exp().sum()) < 4 * error
+
+
+def test_popular_negatives_are_half_uniform_and_half_as_often_as_targets(tiny_dataset):
+    loss = base_loss(tiny_dataset, name="sampled_softmax", num_negatives=60_000, negatives="popular")
+    drawn, probability = loss._draw(CPU)
+
+    counts = np.bincount(tiny_dataset.train.targets, minlength=12)
+    expected = (counts / counts.sum() + 1 / 12) / 2
+    assert counts.min() < counts.max()
+    np.testing.assert_allclose(probability, expected[drawn], rtol=1e-6)
+    frequency = np.bincount(drawn, minlength=12) / 60_000
+    assert (np.abs(frequency - expected) < 5 * (expected / 60_000) ** 0.5).all()
 
 
 def test_negatives_are_uniform_over_what_is_left():

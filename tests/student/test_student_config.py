@@ -32,7 +32,12 @@ def parse(name="sasrec", **values):
         ({"batching": "user"}, "student.batching='user': must be one of rows, packed"),
         ({"num_heads": 5}, "student.num_heads=5: must be a divisor of student.hidden_size=64"),
         ({"num_heads": 0}, "student.num_heads=0: must be an integer >= 1"),
-        ({"num_blocks": 0}, "student.num_blocks=0: must be an integer >= 1"),
+        ({"num_blocks": -1}, "student.num_blocks=-1: must be an integer >= 0"),
+        ({"scores": "l2"}, "student.scores='l2': must be one of dot, cosine"),
+        ({"scores": "cosine", "temperature": 0.0}, "student.temperature=0.0: must be a number > 0"),
+        ({"temperature": 0.07}, "student.temperature=0.07: must be 1 with student.scores=dot"),
+        ({"negatives": "hard"}, "student.negatives='hard': must be one of uniform, popular"),
+        ({"name": "gru4rec", "scores": "cosine"}, "student.scores: unknown key"),
         ({"name": "gru4rec", "num_blocks": 0}, "student.num_blocks=0: must be an integer >= 1"),
         (
             {"emb_size": 32, "tied_output": True},
@@ -102,8 +107,10 @@ COMMON = {
     "dros_weight": 0.75,
     "dros_beta": 1.5,
     "num_negatives": 3,
+    "negatives": "popular",
     "save_interval": 9,
 }
+COSINE = {"scores": "cosine", "temperature": 0.25}
 FIT = {
     "batch_size": 6,
     "lr": 0.5,
@@ -121,8 +128,8 @@ FIT = {
     [
         (
             "sasrec_plus",
-            {"num_blocks": 3, "tied_output": True, "batching": "packed", "num_heads": 2, "norm": "post"},
-            {"num_blocks": 3, "tied_output": True, "num_heads": 2, "norm": "post"},
+            {"num_blocks": 3, "tied_output": True, "batching": "packed", "num_heads": 2, "norm": "post"} | COSINE,
+            {"num_blocks": 3, "tied_output": True, "num_heads": 2, "norm": "post"} | COSINE,
             "packed",
         ),
         (
@@ -140,4 +147,4 @@ def test_every_value_arrives_where_it_is_used(name, own, model, batching):
     assert {entry.name for entry in fields(config)} == {"name", *COMMON, *own}
     assert config.model_config(num_items=9) == ModelConfig(name, 9, 4, 4, 5, 0.25, **model)
     assert config.fit_settings() == FitSettings(**FIT, batching=batching)
-    assert config.loss_settings() == LossSettings("bce_dros", 0.75, 1.5, 3)
+    assert config.loss_settings() == LossSettings("bce_dros", 0.75, 1.5, 3, "popular")

@@ -18,7 +18,7 @@ from src.student.models import ModelConfig, build_model
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender

@@ -19,6 +19,9 @@ from golden_ilora import (
 
 from src.teacher.adapter.prompted_lm import PromptedLM
 
+# Upstream's own norms differ by 2.5e-4 from one processor to another (three samples in its batch norms).
+OF_ANOTHER_MACHINE = 1e-3
+
 
 @pytest.fixture(scope="module")
 def kept() -> dict:
@@ -46,7 +49,7 @@ def test_loss_logits_and_gradients(kept):
 
     assert loss.item() == pytest.approx(kept["loss"], rel=1e-5)
     torch.testing.assert_close(logits[:, 10, ::6], torch.tensor(kept["logits"]), rtol=1e-5, atol=1e-5)
-    assert found == pytest.approx(kept["gradient_norms"], rel=1e-4)
+    assert found == pytest.approx(kept["gradient_norms"], rel=OF_ANOTHER_MACHINE)
     assert min(found.values()) > 0
 
 
@@ -69,4 +72,4 @@ def test_the_original_still_gives_these_numbers(kept, ilora_folder):
     assert fresh["answers"] == kept["answers"]
     assert fresh["loss"] == pytest.approx(kept["loss"], rel=1e-6)
     torch.testing.assert_close(torch.tensor(fresh["logits"]), torch.tensor(kept["logits"]), rtol=1e-5, atol=1e-5)
-    assert fresh["gradient_norms"] == pytest.approx(kept["gradient_norms"], rel=1e-4)
+    assert fresh["gradient_norms"] == pytest.approx(kept["gradient_norms"], rel=OF_ANOTHER_MACHINE)

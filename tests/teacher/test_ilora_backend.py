@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,13 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from src.core.errors import UserError
 from src.core.files import LOCK_FILE, sha256_file
 from src.core.paths import RunFolder
-from src.core.teacher_files import MANIFEST_FILE, read_manifest
+from src.core.teacher_files import EMBEDDINGS_FILE, MANIFEST_FILE, read_manifest
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
 from src.teacher import ilora_backend
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.llm import load
+from src.teacher.prompt.builder import PromptBuilder
 
 CPU = torch.device("cpu")
 
@@ -240,7 +243,7 @@ def test_more_candidates_than_items(make_teacher):
 
 def test_no_llm_at_all(make_teacher):
     with pytest.raises(
-        UserError, match="teacher.llm_path=null: must be a local LLaMA folder, or use teacher=ilora_tiny"
+        UserError, match="teacher.llm_path=null: must be a local LLaMA folder or a hub id, .* or use teacher=ilora_tiny"
     ):
         make_teacher(tiny=None)
 
@@ -264,7 +267,7 @@ def test_factory(dataset, make_settings, tmp_path):
     teacher = build_teacher(make_settings(num_candidates=10), **where)
     assert isinstance(teacher, ILoRATeacher)
     assert teacher.config.num_candidates == 10
-    with pytest.raises(UserError, match="teacher.name=gpt: must be one of ilora, ilora_tiny"):
+    with pytest.raises(UserError, match="teacher.name=gpt: must be one of ilora, ilora_small, ilora_tiny"):
         build_teacher(make_settings(name="gpt"), **where)
 
 
@@ -306,9 +309,14 @@ def test_each_step_is_made_from_what_decides_it(make_teacher, make_settings, dat
         ({"export": {"top_n": 2}}, {"export"}),
         ({"export": {"batch_tokens": 9}}, set()),
         ({"export": {"candidates": "sampled"}}, {"export", "evaluate"}),
+        ({"export": {"embedding_pooling": "mean"}}, {"export"}),
+        ({"export": {"max_rows": 3}}, set()),  # the rows themselves are noted
+        ({"attn_implementation": "eager"}, set()),
+        ({"dtype": "auto"}, set()),  # float32, as it was
     ],
 )
-def test_which_steps_a_setting_touches(make_teacher, make_settings, changes, steps):
+def test_which_steps_a_setting_touches(make_teacher, make_settings, monkeypatch, tmp_path, changes, steps):
+    monkeypatch.setattr(load, "_CPU_INFO", tmp_path / "nothing")
     first, teacher = make_settings(), make_teacher()
     changed = {key: replace(first.teacher.export, **v) if key == "export" else v for key, v in changes.items()}
     second, other = make_settings(**changed), make_teacher(**changed)
@@ -325,6 +333,86 @@ def test_given_models_are_known_by_their_contents(make_teacher, make_settings, l
     assert train["the frozen recommender"] == sha256_file(own.paths.recommender_weights)
     assert train["the initial adapter"] == sha256_file(own.paths.adapter_weights)
     assert make_teacher().made_from("train", make_settings())["the initial adapter"] is None
+
+
+def test_a_given_llm_is_known_by_its_contents_wherever_it_lies(make_teacher, make_settings, llm_folder, tmp_path):
+    """Rankings by generated answers are made of embeddings, the others are not."""
+    moved = shutil.copytree(llm_folder, tmp_path / "moved")
+    own, other = ({"tiny": None, "llm_path": str(path)} for path in (llm_folder, moved))
+    steps = ("train", "export", "evaluate")
+    made = [make_teacher(**given).made_from(step, make_settings(**given)) for given in (own, other) for step in steps]
+    assert made[:3] == made[3:]
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (moved / "model.safetensors").write_bytes(weights)
+    teacher = make_teacher(**other)
+    for step, before in zip(steps, made, strict=False):
+        after = teacher.made_from(step, make_settings(**other))
+        assert {key for key in after if after[key] != before[key]} == {"the base model"}
+
+
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_loaded(make_teacher, monkeypatch):
+    with pytest.raises(UserError, match=r"teacher.load_in_4bit=true: needs a CUDA device, .* computes on cpu"):
+        make_teacher(load_in_4bit=True)
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package bitsandbytes, .*`poetry install --extras quantization`"):
+        load.require_4bit(torch.device("cuda"))
+    layer = replace(make_teacher().config.export, embedding_layer=4)
+    with pytest.raises(UserError, match=r"embedding_layer=4: the LLM has 3 layers; use 0 .* to 3, or -1 .* to -4"):
+        make_teacher(export=layer)
+
+
+def test_without_epochs_the_llm_is_evaluated_and_exported_as_it_is(
+    make_teacher, make_settings, monkeypatch, logger, tb_writer, tmp_path
+):
+    """The adapter adds nothing, and no prompt carries items through a projector that has learnt nothing."""
+    settings, teacher = make_settings(num_epochs=0), make_teacher(num_epochs=0)
+    prompts: list[bool] = []
+    prompt = PromptBuilder.prompt
+
+    def noted(self, *args, embed, **options):
+        prompts.append(embed)
+        return prompt(self, *args, embed=embed, **options)
+
+    monkeypatch.setattr(PromptBuilder, "prompt", noted)
+    value = teacher.train(settings, logger, tb_writer)
+    state = load_file(teacher.paths.adapter_weights)
+    assert all((tensor == 0).all() for name, tensor in state.items() if "lora_B" in name)
+    prompts.clear()  # of the tiny LLM's pretraining
+    again = make_teacher(num_epochs=0)
+    again.evaluate(settings, logger)
+    again.export_for_dllm2rec(settings, logger)
+    assert prompts and not any(prompts)
+    assert 0 <= value <= 1
+    assert evaluation_of(again.folder)["model"] == "ilora_tiny, not trained"
+    manifest = read_manifest(tmp_path / "outputs")
+    assert (manifest.num_rows, manifest.in_sample_rows) == (24, 0)
+
+
+def test_an_export_of_embeddings_alone(make_teacher, make_settings, dataset, logger, tb_writer, tmp_path, monkeypatch):
+    """Into a folder that held rankings; distilled where no rankings are asked for."""
+    settings, teacher = make_settings(), make_teacher()
+    teacher.train(settings, logger, tb_writer)
+    teacher.export_for_dllm2rec(settings, logger)
+    whole = exported(tmp_path / "outputs")
+    alone = {"export": replace(settings.teacher.export, rankings=False)}
+    teacher = make_teacher(**alone)
+    teacher.export_for_dllm2rec(make_settings(**alone), logger)
+
+    outputs = tmp_path / "outputs"
+    assert (
+        exported(outputs).keys() == {EMBEDDINGS_FILE, MANIFEST_FILE} == {Path(n).name for n in teacher.files("export")}
+    )
+    assert exported(outputs)[EMBEDDINGS_FILE] == whole[EMBEDDINGS_FILE]
+    manifest = read_manifest(outputs)
+    assert (manifest.num_rows, manifest.top_n, manifest.method, manifest.candidates) == (0, 0, "none", "none")
+    again = make_teacher(**alone)
+    monkeypatch.setattr(again, "_loaded", None)  # is there already
+    again.export_for_dllm2rec(make_settings(**alone), logger)
+    found = load_teacher_outputs(outputs, dataset, DistillConfig(name="dllm2rec", kd_weight=0), logger=logger)
+    assert found.embeddings.shape == (24, 16)
+    with pytest.raises(UserError, match=r"myrank_train.txt: missing file; .*teacher.export.rankings=false\): export"):
+        load_teacher_outputs(outputs, dataset, DistillConfig(name="dllm2rec", top_k=4), logger=logger)
 
 
 def test_the_files_of_each_step(make_teacher, make_settings, logger, tb_writer, tmp_path):

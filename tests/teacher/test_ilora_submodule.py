@@ -23,7 +23,7 @@ from src.teacher.adapter.moe_lora import GatedLora
 from src.teacher.adapter.upstream_weights import from_adapter, read_checkpoint, to_adapter
 from src.teacher.config import LoraSettings, TeacherConfig
 from src.teacher.ilora_backend import ILoRATeacher
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 
 CPU = torch.device("cpu")
 REC_SIZE, SETTINGS = 8, LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2)

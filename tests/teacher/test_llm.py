@@ -8,7 +8,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from src.core.errors import UserError
-from src.teacher.llm import encode_texts, load_llm, positions
+from src.teacher.config import ExportSettings
+from src.teacher.llm import load
+from src.teacher.llm.load import load_llm
+from src.teacher.llm.texts import encode_texts, positions
 from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
 
 CPU = torch.device("cpu")
@@ -186,6 +189,24 @@ def test_dtype(llm_folder):
     assert load_llm(llm_folder, "bfloat16", CPU)[1].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "flags, dtype", [("flags : sse2 avx512_bf16 avx2", "bfloat16"), ("flags : avx512f", "float32"), (None, "float32")]
+)
+def test_dtype_auto_is_what_the_processor_computes(monkeypatch, tmp_path, flags, dtype):
+    if flags:
+        (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(load, "_CPU_INFO", tmp_path / "cpuinfo")
+    assert load.native_dtype("auto", CPU) == dtype
+    assert load.native_dtype("bfloat16", CPU) == "bfloat16"
+
+
+def test_four_bits_need_safetensors(folder):
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=False)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"teacher.load_in_4bit=true: teacher.llm_path=.* has pickled weights"):
+        load_llm(folder, "float32", CPU, load_in_4bit=True)
+
+
 def test_positions_count_real_tokens():
     mask = torch.tensor([[False, False, True, True], [True, True, True, True]])
     assert positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
@@ -195,7 +216,7 @@ def test_encoded_texts_do_not_depend_on_their_company(llm_folder):
     tokenizer, model = load_llm(llm_folder, "float32", CPU)
     texts = ["Stone", "The Long Road (2) and on", ""]
 
-    together = encode_texts(model, tokenizer, texts, batch_tokens=100)
+    together = encode_texts(model, tokenizer, texts, ExportSettings(batch_tokens=100))
 
-    alone = torch.cat([encode_texts(model, tokenizer, [text], batch_tokens=1) for text in texts])
+    alone = torch.cat([encode_texts(model, tokenizer, [text], ExportSettings(batch_tokens=1)) for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -23,8 +23,9 @@ from transformers import (
 from src.core.errors import UserError
 from src.teacher.adapter.moe_lora import add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
-from src.teacher.config import LoraSettings
-from src.teacher.llm import encode_texts, load_llm
+from src.teacher.config import ExportSettings, LoraSettings
+from src.teacher.llm.load import load_llm
+from src.teacher.llm.texts import encode_texts, own_tokens
 from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
 from src.teacher.prompt.templates import TEMPLATES
 
@@ -117,6 +118,21 @@ def test_an_answer_ends_with_the_newline_that_stops_generation(loaded, dataset):
     assert tokenizer.decode(builder.answer(item), skip_special_tokens=True) == "The Long Road (2)\n"
 
 
+@pytest.mark.parametrize(
+    "wording", ["{title}", "A film named '{title}'.", "Film: {title}\nIts kind:", "{title} is", "x{title}x"]
+)
+def test_a_titles_own_tokens_are_found_within_a_wording(loaded, dataset, wording):
+    """Whatever a token that a title shares with the wording begins or ends with, the title's is all in it."""
+    tokenizer, _ = loaded
+    ids = [torch.tensor(tokenizer(wording.replace("{title}", title)).input_ids) for title in dataset.titles]
+    before, after = wording.split("{title}")
+    for row, (begin, end), title in zip(ids, own_tokens(tokenizer, wording, ids), dataset.titles, strict=True):
+        own = tokenizer.decode(row[begin:end])
+        assert title in own and len(own) <= len(title) + 4
+        around = tokenizer.decode(row[1:begin]) + tokenizer.decode(row[end:])
+        assert len(around) >= len(before + after) - 4
+
+
 @torch.no_grad()
 def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset, fill_with_ramp):
     """Left padding, positions, markers and masks hold for every family."""
@@ -156,7 +172,7 @@ def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset,
 
 def test_texts_are_encoded_behind_a_bos(loaded):
     tokenizer, model = loaded
-    encoded = encode_texts(model, tokenizer, ["Stone", "", "Zig-Zag: Part II"], 4)
+    encoded = encode_texts(model, tokenizer, ["Stone", "", "Zig-Zag: Part II"], ExportSettings(batch_tokens=4))
     bos = model.model(torch.tensor([[tokenizer.bos_token_id]])).last_hidden_state[0, -1]
     torch.testing.assert_close(encoded[1], bos, rtol=1e-4, atol=1e-4)
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from src.teacher.adapter.implementation import load_adapter
-from src.teacher.adapter.moe_lora import TARGET_MODULES, Projector, Router
+from src.teacher.adapter.moe_lora import Projector, Router
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import LoraSettings
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import TARGET_MODULES, load_llm
 from src.teacher.prompt.builder import IGNORED, PromptBatch
 
 CPU = torch.device("cpu")

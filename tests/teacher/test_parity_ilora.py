@@ -27,7 +27,8 @@ from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.adapter.upstream_weights import to_adapter
 from src.teacher.config import LoraSettings
-from src.teacher.llm import load_llm, positions
+from src.teacher.llm.load import load_llm
+from src.teacher.llm.texts import positions
 from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
 from src.teacher.prompt.candidates import sample_candidates
 

@@ -18,7 +18,7 @@ from src.teacher import processes
 from src.teacher.adapter.moe_lora import add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender

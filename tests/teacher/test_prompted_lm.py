@@ -1,13 +1,16 @@
 """Loss, generation and candidate scores against plain forward passes of single rows."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from src.teacher.adapter.moe_lora import GatedLora
+from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
+from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import IGNORED, Prompt
 
@@ -198,3 +201,66 @@ def test_generation_stops_at_the_newline(talkative):
 
 def test_ignored_is_what_cross_entropy_ignores():
     assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+
+
+# --- how the LM was loaded ----------------------------------------------------------------------------------
+
+_OWN_WAY = {  # of generating, as a checkpoint may say it
+    "do_sample": True,
+    "temperature": 5.0,
+    "top_k": 3,
+    "num_beams": 4,
+    "repetition_penalty": 9.0,
+    "no_repeat_ngram_size": 1,
+    "min_new_tokens": 60,
+    "max_new_tokens": 1,
+    "bad_words_ids": [[token] for token in range(300)],
+    "suppress_tokens": list(range(300)),
+    "forced_eos_token_id": 5,
+    "eos_token_id": 7,
+}
+
+
+@pytest.fixture
+def make_teacher(teacher, config, fill_with_ramp):
+    """The talkative teacher around the LM of a folder."""
+
+    def make(folder, **options) -> TeacherModel:
+        lora = add_gated_lora(load_llm(folder, "float32", torch.device("cpu"), **options)[1], config.lora, 8)
+        fill_with_ramp(torch.nn.ParameterList(p for p in lora.model.parameters() if p.requires_grad), 2.5)
+        lora.model.eval()
+        return replace(teacher, lm=PromptedLM(lora, teacher.recommender.item_table))
+
+    return make
+
+
+def answers_and_scores(teacher: TeacherModel) -> tuple[list[str], torch.Tensor]:
+    """What the teacher writes, and its scores of candidates, float32 [3, 5]."""
+    batch, builder = teacher.builder.batch(make_prompts(teacher)), teacher.builder
+    texts, _ = teacher.lm.generate(batch, GATES, tokenizer=builder.tokenizer, newline_id=builder.newline_id)
+    answers = [[builder.answer(int(item)) for item in row] for row in CANDIDATES]
+    return texts, teacher.lm.candidate_log_probs(batch, GATES, answers)[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("content", [json.dumps(_OWN_WAY), "no JSON"])
+def test_what_the_checkpoint_says_of_generation_changes_nothing(make_teacher, llm_folder, tmp_path, content):
+    folder = shutil.copytree(llm_folder, tmp_path / "llm")
+    (folder / "generation_config.json").write_text(content)
+    plain, other = make_teacher(llm_folder), make_teacher(folder)
+    assert other.lm.lora.llm.generation_config.do_sample == content.startswith("{")  # it was read
+    (texts, scores), (other_texts, other_scores) = answers_and_scores(plain), answers_and_scores(other)
+    assert texts == other_texts and len(set(texts)) == len(texts)
+    assert torch.equal(scores, other_scores)
+
+
+@torch.no_grad()
+def test_the_ways_to_compute_attention_agree(make_teacher, llm_folder):
+    ways = {way: make_teacher(llm_folder, attn_implementation=way) for way in ("auto", "eager", "sdpa")}
+    used = {way: teacher.lm.lora.llm.config._attn_implementation for way, teacher in ways.items()}
+    assert (used["eager"], used["sdpa"]) == ("eager", "sdpa")
+    texts, scores = answers_and_scores(ways["sdpa"])
+    for way in ("auto", "eager"):
+        other_texts, other_scores = answers_and_scores(ways[way])
+        assert other_texts == texts
+        torch.testing.assert_close(other_scores, scores, atol=1e-3, rtol=1e-4)

@@ -11,7 +11,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 from src.teacher.prompt.builder import (
     CANDIDATE_MARKER,
     HISTORY_MARKER,

@@ -9,7 +9,7 @@ import torch
 from src.core.errors import UserError
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 from src.teacher.recommender import FrozenRecommender, load_recommender
 from src.teacher.scoring.inference import candidate_items
 from src.teacher.scoring.ranking import Ranking, base_embeddings, encode_answers, rank_rows, score_rows, to_ranking
@@ -270,10 +270,40 @@ def test_embeddings_are_the_last_hidden_state_at_the_last_token(teacher, llm_fol
         torch.testing.assert_close(row, hidden[0, -1], atol=1e-5, rtol=0)
 
 
-def test_embeddings_do_not_depend_on_the_batch(teacher, with_export):
-    titles = teacher.dataset.titles
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layer", [-1, 3, 1, 0, -4])
+def test_embeddings_of_a_layer_within_a_wording(teacher, with_export, llm_folder, pooling, layer):
+    """The wording is read, but not averaged."""
+    tokenizer, llm = load_llm(llm_folder, "float32", CPU)
+    reading = {"embedding_pooling": pooling, "embedding_layer": layer, "embedding_text": "a film: {title} . a word"}
+    reading |= {"batch_tokens": 60}
+
+    table = base_embeddings(with_export(teacher, **reading), teacher.dataset.titles)
+
+    before, after = (len(tokenizer(text, add_special_tokens=False).input_ids) for text in ("a film:", ". a word"))
+    for row, title in zip(table, teacher.dataset.titles, strict=True):
+        ids = tokenizer(f"a film: {title} . a word").input_ids
+        hidden = llm(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
+        own = slice(1 + before, len(ids) - after)
+        assert tokenizer.decode(ids[own]).strip() == title
+        torch.testing.assert_close(row, hidden[own].mean(0) if pooling == "mean" else hidden[-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_do_not_depend_on_the_batch(teacher, with_export, pooling):
+    titles, teacher = teacher.dataset.titles, with_export(teacher, embedding_pooling=pooling)
     alone = base_embeddings(with_export(teacher, batch_tokens=1), titles)
     torch.testing.assert_close(alone, base_embeddings(teacher, titles), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_an_average_leaves_the_bos_out_unless_there_is_nothing_else(teacher, with_export, llm_folder):
+    tokenizer, llm = load_llm(llm_folder, "float32", CPU)
+    table = base_embeddings(with_export(teacher, embedding_pooling="mean"), ["The Long Road (2)", ""])
+    hidden = llm.model(torch.tensor([tokenizer("The Long Road (2)").input_ids])).last_hidden_state[0]
+    torch.testing.assert_close(table[0], hidden[1:].mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(table[1], hidden[0], atol=1e-5, rtol=0)  # what stands before
 
 
 def test_the_adapter_works_again_after_embedding(teacher):

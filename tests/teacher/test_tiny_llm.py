@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from src.teacher.config import TinySettings
-from src.teacher.llm import load_llm
+from src.teacher.llm.load import load_llm
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.prompt.templates import TEMPLATES
 from src.teacher.tiny.start import association_vectors

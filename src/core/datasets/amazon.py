@@ -6,7 +6,7 @@ https://nijianmo.github.io/amazon/ (2018) and https://amazon-reviews-2023.github
 
 import html
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from src.core.datasets import tables
 from src.core.datasets.base import Interactions, LogConfig, check_label, plain_or_gzipped
 from src.core.errors import UserError, check
 from src.core.foreign.object_lines import read_object_lines
+from src.core.settings import NOTHING
 
 _MAX_TIME = 2**63
 
@@ -32,6 +33,7 @@ class AmazonConfig(LogConfig):
 
     source: str = "amazon"
     name: str = "amazon_Beauty"
+    history: str = field(default="removed", metadata=NOTHING)  # nobody reviews a product twice
     category: str = "Beauty"
     release: int | None = None
     interactions_file: str | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from src.core.errors import UserError, check
+from src.core.metrics import HISTORIES
 from src.core.settings import NOTHING
 
 MIN_INTERACTIONS = 3  # a training, a validation and a test target are too many for fewer
@@ -90,6 +91,7 @@ class DatasetConfig:
         raw_dir: folder of the raw files; None is `<data_dir>/raw/<name>`. A relative one starts where the command was
             called.
         max_train_rows: size of a fixed random sample of the training rows; None is all.
+        history: what `metrics.history` is unless it is given.
 
     Raises:
         UserError: for a value out of range.
@@ -102,12 +104,14 @@ class DatasetConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     raw_dir: str | None = field(default=None, metadata=NOTHING)
     max_train_rows: int | None = None
+    history: str = field(default="shown", metadata=NOTHING)  # what it decides, metrics.history says
 
     def __post_init__(self) -> None:
         rows = self.max_train_rows
         check_label("dataset.name", self.name)
         check(self.max_seq_len >= 1, "dataset.max_seq_len", self.max_seq_len, "an integer >= 1")
         check(rows is None or rows >= 1, "dataset.max_train_rows", rows, "null or an integer >= 1")
+        check(self.history in HISTORIES, "dataset.history", self.history, f"one of {', '.join(HISTORIES)}")
         check(self.raw_dir != "", "dataset.raw_dir", self.raw_dir, "null or a folder")
 
 

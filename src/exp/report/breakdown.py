@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.data_utils import SequenceDataset
-from src.core.metrics import metric_per_row
-from src.exp.report.significance import Ranks
+from src.exp.report.significance import PairedTest, Ranks, paired_tests, row_metric
 
 
 def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:
@@ -33,14 +32,35 @@ def _range(values: np.ndarray) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def breakdown(models: dict[str, list[Ranks]], masks: dict[str, np.ndarray], metric: str) -> pd.DataFrame:
+def breakdown(
+    models: dict[str, list[Ranks]], masks: dict[str, np.ndarray], metric: str, masked: bool = False
+) -> pd.DataFrame:
     """Mean of a metric by group (lines, with their number of rows) and model (columns), averaged over its runs.
 
     Args:
         models: the runs of each model, all of the same test rows.
+        masked: whether the history's items are out of the ranking.
     """
     columns: dict[str, dict[str, float]] = {"rows": {name: int(mask.sum()) for name, mask in masks.items()}}
     for model, runs in models.items():
-        values = np.mean([metric_per_row(metric, run["better"], run["equal"]) for run in runs], axis=0)
+        values = row_metric(runs, metric, masked)
         columns[model] = {name: float(values[mask].mean()) for name, mask in masks.items()}
     return pd.DataFrame(columns)
+
+
+def group_differences(
+    pair: tuple[list[Ranks], list[Ranks]], masks: dict[str, np.ndarray], metric: str, masked: bool = False
+) -> dict[str, PairedTest]:
+    """The pair's first model against its second within each group, p values Holm-corrected together.
+
+    Args:
+        pair: the runs of two models, all of the same test rows.
+        masks: bool [N] by group; masked: as in `breakdown`.
+    """
+
+    def within(runs: list[Ranks], mask: np.ndarray) -> list[Ranks]:
+        return [{name: values[mask] for name, values in run.items()} for run in runs]
+
+    one, other = pair
+    pairs = {name: (within(one, mask), within(other, mask)) for name, mask in masks.items()}
+    return paired_tests(pairs, metric, masked)

@@ -63,18 +63,23 @@ class Comparison:
         return self.settings.metrics.monitor
 
     @property
+    def metric(self) -> str:
+        """The metric that decides, for people."""
+        return metric_label(self.monitor, self.settings.metrics.masked)
+
+    @property
     def references(self) -> list[str]:
         return [name for name in REFERENCES if name in self.evaluations]
 
     def seed_metrics(self, student: str) -> pd.DataFrame:
-        """Test metrics of a student, one line per seed."""
-        return pd.DataFrame([evaluation["metrics"] for evaluation in self.seeds[student]])
+        """Test metrics of a student in the ranking that decides, one line per seed."""
+        return pd.DataFrame([evaluation[self.settings.metrics.part] for evaluation in self.seeds[student]])
 
     def value(self, model: str) -> float:
-        """The monitored test metric; a student's is the mean over its seeds."""
+        """The test metric that decides; a student's is the mean over its seeds."""
         if model in self.seeds:
             return float(self.seed_metrics(model)[self.monitor].mean())
-        return self.evaluations[model]["metrics"][self.monitor]
+        return self.evaluations[model][self.settings.metrics.part][self.monitor]
 
 
 def short_label(model: str) -> str:
@@ -82,14 +87,22 @@ def short_label(model: str) -> str:
     return LABELS[model].removeprefix("student, ")
 
 
-def metric_label(metric: str) -> str:
-    """A metric's name for people.
+def metric_label(metric: str, masked: bool | None = None) -> str:
+    """A metric's name for people, with what is ranked where `masked` says it.
 
     >>> metric_label("ndcg@10"), metric_label("hit_ratio@5"), metric_label("mrr")
     ('NDCG@10', 'HitRatio@5', 'MRR')
+    >>> metric_label("ndcg@10", masked=True)
+    'NDCG@10, history removed'
     """
     name, at, k = metric.partition("@")
-    return f"{_METRICS.get(name, name)}{at}{k}"
+    protocol = "" if masked is None else f", {history_label(masked)}"
+    return f"{_METRICS.get(name, name)}{at}{k}{protocol}"
+
+
+def history_label(masked: bool) -> str:
+    """Which ranking: with the history's items, or without them."""
+    return "history removed" if masked else "history shown"
 
 
 def summary_table(comparison: Comparison) -> pd.DataFrame:
@@ -109,8 +122,9 @@ def comparison_tests(comparison: Comparison) -> dict[str, PairedTest]:
     students = [name for name in STUDENTS if name in comparison.ranks]
     pairs = [("distill", "baseline")] if len(students) == len(STUDENTS) and not comparison.unlike else []
     pairs += [(student, reference) for student in reversed(students) for reference in comparison.references]
-    ranks = comparison.ranks
-    return paired_tests({_pair(*pair): (ranks[pair[0]], ranks[pair[1]]) for pair in pairs}, comparison.monitor)
+    ranks, metrics = comparison.ranks, comparison.settings.metrics
+    found = {_pair(*pair): (ranks[pair[0]], ranks[pair[1]]) for pair in pairs}
+    return paired_tests(found, metrics.monitor, metrics.masked)
 
 
 def _pair(one: str, other: str) -> str:

@@ -33,17 +33,23 @@ def plot_comparison(evaluations: dict[str, dict], ks: list[int]) -> Plot:
     return Plot(name="comparison", title="Recall and NDCG by cut-off", panels=panels, legend=_legend(evaluations))
 
 
-def plot_breakdown(tables: dict[str, pd.DataFrame], metric: str) -> Plot:
-    """Bars of a metric per group and model, one panel for each table of `src.exp.report.breakdown`."""
+def plot_breakdown(tables: dict[str, pd.DataFrame], differences: dict[str, dict[str, PairedTest]], metric: str) -> Plot:
+    """Bars of a metric per group and model, one panel for each table of `src.exp.report.breakdown`.
+
+    Args:
+        differences: what distillation changed in each group, by the tables' titles; none where it is not compared.
+        metric: its name for people, here and below.
+    """
     panels, models = [], []
     top = max(table.drop(columns="rows").max().max() for table in tables.values())
     for title, table in tables.items():
         groups = [f"{group}\n({rows} rows)" for group, rows in table["rows"].items()]
         models = list(table.columns.drop("rows"))
         values = {name: table[name].tolist() for name in models}
-        alt = f"Test {metric_label(metric)} by {title}: {_values_in_words(values, list(table.index))}."
+        alt = f"Test {metric}, by {title}: {_values_in_words(values, list(table.index))}."
         draw = partial(_bars, values=values, groups=groups, top=1.05 * top)
-        panels.append(Panel(title=f"{metric_label(metric)} by {title}", alt=alt, draw=draw))
+        panels.append(Panel(title=f"{metric}, by {title}", alt=alt, draw=draw))
+    panels += [difference_panel(tests, metric, f"{DIFFERENCE}, by {title}") for title, tests in differences.items()]
     return Plot(name="breakdown", title="Where it helps", panels=panels, legend=_legend(models))
 
 
@@ -60,7 +66,7 @@ def plot_intervals(means: dict[str, tuple[float, float, float]], tests: dict[str
     panels = [_means_panel(means, metric)]
     others = {name: test for name, test in tests.items() if name != DIFFERENCE}
     if others:
-        panels.append(difference_panel(others, metric, f"Differences to the references, {metric_label(metric)}"))
+        panels.append(difference_panel(others, metric, f"Differences to the references, {metric}"))
     if DIFFERENCE in tests:
         panels.append(main_difference_panel(tests[DIFFERENCE], metric))
     return Plot(name="intervals", title="Metric and differences with 95 % intervals", panels=panels)
@@ -68,19 +74,19 @@ def plot_intervals(means: dict[str, tuple[float, float, float]], tests: dict[str
 
 def main_difference_panel(test: PairedTest, metric: str) -> Panel:
     """What distillation changed, alone."""
-    return difference_panel({DIFFERENCE: test}, metric, f"{DIFFERENCE}, test {metric_label(metric)}")
+    return difference_panel({DIFFERENCE: test}, metric, f"{DIFFERENCE}, test {metric}")
 
 
 def difference_panel(tests: dict[str, PairedTest], metric: str, title: str) -> Panel:
     """Differences around a line at zero, coloured and named by their verdicts."""
     found = [f"{n} {t.difference:+.4f} ({t.low:+.4f} to {t.high:+.4f}), {t.verdict}" for n, t in tests.items()]
-    alt = f"Differences of {metric_label(metric)} with 95 % intervals: {'; '.join(found)}."
+    alt = f"Differences of {metric}, with 95 % intervals: {'; '.join(found)}."
     height = 1.1 + 0.45 * len(tests)
     return Panel(title=title, alt=alt, height=height, draw=partial(_differences, tests=tests))
 
 
 def _means_panel(means: dict[str, tuple[float, float, float]], metric: str) -> Panel:
-    title = f"Test {metric_label(metric)}, 95 % interval"
+    title = f"Test {metric}, 95 % interval"
     found = [f"{LABELS[name]} {mean:.4f} ({low:.4f} to {high:.4f})" for name, (mean, low, high) in means.items()]
 
     def draw(axis: Axes) -> None:
@@ -108,8 +114,12 @@ def _differences(axis: Axes, tests: dict[str, PairedTest]) -> None:
     axis.invert_yaxis()
 
 
-def plot_learning_curves(histories: dict[str, Path], monitor: str) -> Plot:
-    """Training loss and the validation metric by epoch, of the students whose history is there."""
+def plot_learning_curves(histories: dict[str, Path], monitor: str, metric: str) -> Plot:
+    """Training loss and the validation metric by epoch, of the students whose history is there.
+
+    Args:
+        monitor: the metric that picked the best epoch; metric: the same for people.
+    """
     curves = {name: pd.read_csv(file) for name, file in histories.items() if file.is_file()}
     losses = {name: next((c for c in _BASE_LOSSES if c in curve), None) for name, curve in curves.items()}
     students = {name: loss for name, loss in losses.items() if loss is not None}  # else no student of ours
@@ -117,17 +127,17 @@ def plot_learning_curves(histories: dict[str, Path], monitor: str) -> Plot:
         _curve_panel(
             {name: curves[name].set_index("epoch")[loss] for name, loss in students.items()}, "Base loss of training"
         ),
-        _validation_panel({name: curves[name] for name in students}, monitor),
+        _validation_panel({name: curves[name] for name in students}, monitor, metric),
     ]
     words = {name: loss.removeprefix("loss_").replace("_", " ") for name, loss in students.items()}
     legend = {name: f"{LABELS[name]} ({word})" for name, word in words.items()}
     return Plot(name="learning_curves", title="Learning curves", panels=panels, legend=legend)
 
 
-def _validation_panel(curves: dict[str, pd.DataFrame], monitor: str) -> Panel:
+def _validation_panel(curves: dict[str, pd.DataFrame], monitor: str, metric: str) -> Panel:
     column = f"valid/{monitor}"
     values = {name: curve.set_index("epoch")[column] for name, curve in curves.items() if column in curve}
-    title = f"Validation {metric_label(monitor)} (dot: best epoch)"
+    title = f"Validation {metric} (dot: best epoch)"
     return _curve_panel(values, title, mark_best=True)
 
 

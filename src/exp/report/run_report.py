@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from src.core.files import write_text
-from src.exp.report.breakdown import breakdown, row_groups, thirds
+from src.exp.report.breakdown import breakdown, group_differences, row_groups, thirds
 from src.exp.report.comparison import (
     DIFFERENCE,
     LABELS,
     STUDENTS,
     Comparison,
     comparison_tests,
-    metric_label,
+    history_label,
     short_label,
     summary_table,
 )
@@ -74,20 +74,26 @@ def write_report(comparison: Comparison) -> list[Path]:
 
 
 def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
-    monitor, means = comparison.monitor, {}
+    metrics, metric, means = comparison.settings.metrics, comparison.metric, {}
     for name, runs in comparison.ranks.items():
-        _, values = user_metric(runs, monitor)
+        _, values = user_metric(runs, metrics.monitor, metrics.masked)
         means[name] = (float(values.mean()), *bootstrap_interval(values))
     # Of the models that were tested on every row; the teacher saw a sample.
     models = {name: runs for name, runs in comparison.ranks.items() if name in (*comparison.references, *STUDENTS)}
-    groups = row_groups(comparison.dataset)
-    tables = {title: breakdown(models, thirds(values), monitor) for title, values in groups.items()}
+    groups = {title: thirds(values) for title, values in row_groups(comparison.dataset).items()}
+    tables = {title: breakdown(models, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()}
+    differences = {}
+    if DIFFERENCE in tests:
+        pair = (comparison.ranks["distill"], comparison.ranks["baseline"])
+        differences = {
+            title: group_differences(pair, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()
+        }
     histories = {name: source.history_file(name) for name, source in comparison.sources.items()}
     return [
-        plot_comparison(comparison.evaluations, sorted(comparison.settings.metrics.ks)),
-        plot_intervals(means, tests, monitor),
-        plot_breakdown(tables, monitor),
-        plot_learning_curves(histories, monitor),
+        plot_comparison(comparison.evaluations, sorted(metrics.ks)),
+        plot_intervals(means, tests, metric),
+        plot_breakdown(tables, differences, metric),
+        plot_learning_curves(histories, metrics.monitor, metric),
     ]
 
 
@@ -98,9 +104,11 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
     return {
         "title": f"{comparison.settings.general.experiment_name}: {comparison.dataset.name}",
         "sections": {name: title for name, title in _SECTIONS.items() if name not in absent},
-        "metric": metric_label(comparison.monitor),
+        "metric": comparison.metric,
+        "masked": comparison.settings.metrics.masked,
+        "history": history_label(comparison.settings.metrics.masked),
         "verdict": verdict(comparison, tests),
-        "difference": main_difference_panel(tests[DIFFERENCE], comparison.monitor) if DIFFERENCE in tests else None,
+        "difference": main_difference_panel(tests[DIFFERENCE], comparison.metric) if DIFFERENCE in tests else None,
         "tests": tests_table(tests),
         "num_tests": len(tests),
         "seeds": ", ".join(f"{short_label(name)}: {len(runs)}" for name, runs in comparison.seeds.items()),

@@ -48,6 +48,12 @@ class PairedTest:
         return "better" if self.difference > 0 else "worse"
 
 
+def row_metric(runs: list[Ranks], metric: str, masked: bool = False) -> np.ndarray:
+    """A metric by test row, averaged over the runs of one model: float [N]; arguments as in `user_metric`."""
+    better, equal = ("better_masked", "equal_masked") if masked else ("better", "equal")
+    return np.mean([metric_per_row(metric, run[better], run[equal]) for run in runs], axis=0)
+
+
 def user_metric(runs: list[Ranks], metric: str, masked: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """A metric by user, averaged over the user's rows and over the runs.
 
@@ -65,24 +71,26 @@ def user_metric(runs: list[Ranks], metric: str, masked: bool = False) -> tuple[n
     first = runs[0]
     if any(not np.array_equal(run[name], first[name]) for run in runs for name in ("user", "target")):
         raise UserError("the ranks to average are of different test rows; give runs of one data set and one split")
-    better, equal = ("better_masked", "equal_masked") if masked else ("better", "equal")
-    values = np.mean([metric_per_row(metric, run[better], run[equal]) for run in runs], axis=0)
+    values = row_metric(runs, metric, masked)
     users, position = np.unique(first["user"], return_inverse=True)
     return users, np.bincount(position, values) / np.bincount(position)
 
 
-def paired_tests(pairs: dict[str, tuple[list[Ranks], list[Ranks]]], metric: str) -> dict[str, PairedTest]:
+def paired_tests(
+    pairs: dict[str, tuple[list[Ranks], list[Ranks]]], metric: str, masked: bool = False
+) -> dict[str, PairedTest]:
     """Each pair's first model against its second, on the users that both know; p values Holm-corrected together.
 
     Args:
         pairs: by name, the runs (seeds) of the two models.
+        metric, masked: as in `user_metric`.
 
     Raises:
         UserError: two models without a user in common.
     """
     tests = {}
     for name, (one, other) in pairs.items():
-        (users, values), (other_users, other_values) = user_metric(one, metric), user_metric(other, metric)
+        (users, values), (other_users, other_values) = (user_metric(runs, metric, masked) for runs in (one, other))
         _, left, right = np.intersect1d(users, other_users, assume_unique=True, return_indices=True)
         if len(left) == 0:
             raise UserError(f"{name}: the two models have no test user in common; give runs of one data set")

@@ -7,13 +7,14 @@ from typing import Any
 from src.core.artefacts import Record, unlike
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
+from src.exp.report.comparison import STUDENTS
 from src.exp.report.significance import PairedTest, load_ranks, paired_tests
 from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, TEACHER_FILES, differ_besides_distillation
 from src.exp.stage.lookup import Found, Misfit, complete_runs, find, of_data, run_that_exported
 from src.exp.stage.multirun import is_multirun
 from src.exp.stage.stage import Stage
 
-SEED, TEACHER = "general.seed", "distill.teacher"
+SEED, TEACHER, HISTORY = "general.seed", "distill.teacher", "metrics.history"
 _OF_A_SEED = (SEED, TEACHER_FILES, INITIAL_WEIGHTS, "the frozen recommender", "the student that chose the rows")
 _UPSTREAM = "dllm2rec_upstream"
 
@@ -51,7 +52,8 @@ def find_sources(stage: Stage) -> Sources:
     difference = other
     if {"baseline", "distill"} <= runs.keys():
         difference = differ_besides_distillation(runs["baseline"].record, runs["distill"].record)
-    return Sources(runs=runs, unlike=difference, notes=_notes(runs))
+    notes = [*_notes(runs), *_other_ranking(runs, stage.settings.metrics.history)]
+    return Sources(runs=runs, unlike=difference, notes=notes)
 
 
 def _of_folder(stage: Stage, given: str) -> tuple[dict[str, Found], str]:
@@ -159,14 +161,26 @@ def _notes(runs: Mapping[str, Found]) -> list[str]:
             notes.append("The distilled student started from a baseline's weights, so it was trained for longer.")
         if other.made_from.get(TEACHER, "files") != "files":
             notes.append(f"The distilled student's teacher was a control: {other.made_from[TEACHER]}.")
-    if "teacher" in runs and (engine := _engine(runs["teacher"].folder)):
+    teacher = _training_of_teacher(runs["teacher"].folder) if "teacher" in runs else {}
+    if engine := teacher.get("teacher.engine"):
         notes.append(f"The teacher's engine was {engine} (teacher.engine); another engine gives another teacher.")
+    if teacher.get("teacher.num_epochs") == 0:
+        notes.append("The teacher was not trained (teacher.num_epochs=0): what it says is the LLM's as it was given.")
     return notes
 
 
-def _engine(folder: RunFolder) -> Any:
+def _other_ranking(runs: Mapping[str, Found], history: str) -> list[str]:
+    """That best epochs were chosen by another ranking than the one this report is about."""
+    chosen = {name: run.record.made_from.get(HISTORY, history) for name, run in runs.items() if name in STUDENTS}
+    others = [f"{found} ({name})" for name, found in chosen.items() if found != history]
+    if not others:
+        return []
+    return [f"Best epochs were chosen with the history {', '.join(others)}; here it is {history} ({HISTORY})."]
+
+
+def _training_of_teacher(folder: RunFolder) -> Mapping[str, Any]:
     record = folder.artefact("teacher").status().record
-    return record.made_from.get("teacher.engine") if record else None
+    return record.made_from if record else {}
 
 
 # --- runs of other seeds, and controls ----------------------------------------------------------------------
@@ -192,4 +206,5 @@ def random_control(stage: Stage, distilled: Found) -> PairedTest | None:
     if not seeds:
         return None
     ranks = [[load_ranks(alike[t][seed].folder.ranks_file("distill")) for seed in seeds] for t in ("files", "random")]
-    return paired_tests({"control": (ranks[0], ranks[1])}, stage.settings.metrics.monitor)["control"]
+    metrics = stage.settings.metrics
+    return paired_tests({"control": (ranks[0], ranks[1])}, metrics.monitor, metrics.masked)["control"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from src.exp.report.comparison import DIFFERENCE, LABELS, STUDENTS, Comparison, metric_label
+from src.exp.report.comparison import DIFFERENCE, LABELS, STUDENTS, Comparison
 from src.exp.report.significance import PairedTest
 
 _STUDENT_NAMES = {"baseline": "the baseline", "distill": "the distilled student"}
@@ -100,7 +100,7 @@ def _numbers(comparison: Comparison, test: PairedTest) -> str:
     before, after = comparison.value("baseline"), comparison.value("distill")
     relative = f", {(after / before - 1) * 100:+.1f} %" if before > 0 else ""
     return (
-        f"Difference {test.difference:+.4f} test {metric_label(comparison.monitor)}, 95 % interval {test.low:+.4f} to "
+        f"Difference {test.difference:+.4f} test {comparison.metric}, 95 % interval {test.low:+.4f} to "
         f"{test.high:+.4f}. Baseline {before:.4f}, distilled {after:.4f}{relative}."
     )
 
@@ -109,7 +109,7 @@ def _one_student(comparison: Comparison) -> str:
     (name,) = comparison.seeds
     return (
         "Only one student was found, so distillation has nothing to be compared with. "
-        f"Test {metric_label(comparison.monitor)}: {LABELS[name]} {comparison.value(name):.4f}."
+        f"Test {comparison.metric}: {LABELS[name]} {comparison.value(name):.4f}."
     )
 
 

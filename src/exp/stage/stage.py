@@ -85,6 +85,8 @@ class Step:
     Attributes:
         artefact: where its record is.
         made_from: what it would be made from now; asked again after the steps before it are done.
+        require: refuses inputs that have to be read for that; asked before the stage's folder is touched, if this is
+            the first step to be done.
         work: makes it, from where an interrupted making stopped; returns its best validation value, if it has one.
         files: hashes of what it consists of, as in `Record`.
         underway: keys of `made_from` that may change while it is being made.
@@ -95,6 +97,7 @@ class Step:
     made_from: Callable[[], dict[str, Any]]
     work: Callable[[], float | None]
     files: Callable[[], dict[str, str]] = field(default=dict)
+    require: Callable[[], None] = field(default=lambda: None)
     underway: tuple[str, ...] = ()
     forget: Callable[[], None] = field(default=lambda: None)
 
@@ -114,7 +117,8 @@ def run_stage(cfg: Settings, name: str, plan: Plan) -> float:
     """Do what is not done of a stage's steps, under the lock of the run folder.
 
     Args:
-        plan: the steps, in order; whatever can be refused is refused here, before anything is computed.
+        plan: the steps, in order; whatever can be refused without reading much is refused here, before anything is
+            computed.
 
     Returns:
         The value of the first step.
@@ -129,6 +133,7 @@ def run_stage(cfg: Settings, name: str, plan: Plan) -> float:
         steps = plan(stage)
         todo = _first_to_do(steps, stage)
         if todo is not None:
+            steps[todo].require()
             open_stage(stage)
             for i in range(todo, len(steps)):
                 _carry_out(steps[i], followers=steps[i + 1 :], stage=stage)

@@ -10,8 +10,10 @@ from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
 from src.student.training import FitResult, save_history
 
 
-def student_step(stage: Stage, *, made_from: dict[str, Any], work: Callable[[], float]) -> Step:
-    """The step that trains a student and tests its best epoch."""
+def student_step(
+    stage: Stage, *, made_from: dict[str, Any], work: Callable[[], float], require: Callable[[], None] = lambda: None
+) -> Step:
+    """The step that trains a student and tests its best epoch; arguments as in `Step`."""
     folder, name = stage.folder.model_dir(stage.name), stage.name
 
     def forget() -> None:
@@ -23,7 +25,12 @@ def student_step(stage: Stage, *, made_from: dict[str, Any], work: Callable[[], 
         return stage.hashes(folder / WEIGHTS_FILE, folder / CONFIG_FILE)
 
     return Step(
-        artefact=stage.folder.artefact(name), made_from=lambda: made_from, work=work, files=files, forget=forget
+        artefact=stage.folder.artefact(name),
+        made_from=lambda: made_from,
+        work=work,
+        files=files,
+        require=require,
+        forget=forget,
     )
 
 
@@ -32,7 +39,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
     folder, metrics = stage.folder, stage.settings.metrics
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
-    for name, value in evaluation.metrics.items():
+    for name, value in evaluation.by(metrics.masked).items():
         writer.add_scalar(f"{TEST_TAG}{name}", value, result.best_epoch)
     writer.close()
     write_evaluation(
@@ -42,7 +49,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
         about(stage, stage.settings.student.name, f"models/{stage.name}"),
     )
     stage.logger.info(
-        "test %s: %.4f (history masked: %.4f)",
+        "test %s: %.4f (history removed: %.4f)",
         metrics.monitor,
         evaluation.metrics[metrics.monitor],
         evaluation.metrics_masked[metrics.monitor],

@@ -9,11 +9,11 @@ import pandas as pd
 
 from src.core.files import write_text
 from src.core.foreign.escape import csv_cell
-from src.exp.report.comparison import metric_label
+from src.exp.report.comparison import history_label
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import MISSING, Table, write_pages
 from src.exp.study.plots import variants_plot
-from src.exp.study.table import NOT_COMPARABLE
+from src.exp.study.table import NOT_COMPARABLE, OTHER_RANKINGS
 
 _SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}
 _TONES = ("better", "worse", "cannot tell")
@@ -23,7 +23,7 @@ _OWN_COLUMNS = (
     "validation",
     "mean",
     "std",
-    "masked",
+    *OTHER_RANKINGS.values(),
     "difference",
     "low",
     "high",
@@ -38,6 +38,7 @@ class Study:
 
     Attributes:
         name: of its files.
+        metric: the one that decides, its name for people.
         table: of `study_table`; further columns are shown as they are.
         reference: the line that the others were tested against.
         plot: None draws the variants.
@@ -86,11 +87,11 @@ def _context(study: Study, plot: Plot) -> dict[str, Any]:
         "study": study,
         "title": study.title,
         "sections": {name: title for name, title in _SECTIONS.items() if there[name]},
-        "metric": metric_label(study.metric),
+        "metric": study.metric,
         "tone": _tone(study.table),
         "headline": _headline(study),
         "readings": _readings(study.table),
-        "table": _shown(study.table, metric_label(study.metric)),
+        "table": _shown(study.table, study.metric),
         "num_tests": int(study.table["difference"].notna().sum()),
         "plot": plot,
         "plot_file": f"{study.name}.png",
@@ -146,7 +147,9 @@ def _shown(table: pd.DataFrame, metric: str) -> Table:
     bounds = zip(_texts(table["low"], "{:+.4f}"), _texts(table["high"], "{:+.4f}"), strict=True)
     frame["95 % interval"] = [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
     frame["p"] = _texts(table["p_value"], "{:.3g}")
-    frame["history removed"] = _texts(table["masked"], "{:.4f}")
+    for masked, column in OTHER_RANKINGS.items():
+        if column in table:
+            frame[history_label(not masked)] = _texts(table[column], "{:.4f}")
     if "validation" in table:
         frame["validation"] = _texts(table["validation"], "{:.4f}")
     frame["seeds"], frame["users"] = _texts(table["seeds"]), _texts(table["users"])

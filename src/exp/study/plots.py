@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from src.exp.report.comparison import metric_label
 from src.exp.report.figures import (
     MARKERS,
     SERIES,
@@ -39,16 +38,17 @@ def variants_plot(table: pd.DataFrame, *, metric: str, name: str, sort: bool = F
 
     Args:
         table: of `study_table`; a point has the colour of its verdict.
+        metric: its name for people, here and below.
         sort: the best on top, else in the order of the table.
     """
     frame = table.sort_values("mean", ascending=False) if sort else table
-    title = f"Test {metric_label(metric)}, mean ± standard deviation over seeds"
+    title = f"Test {metric}, mean ± standard deviation over seeds"
     found = [f"{n} {line['mean']:.4f}{_sd(line['std'])}" for n, line in frame.iterrows()]
     height = 1.0 + _LINE_HEIGHT * len(frame)
     means = Panel(title=title, alt=f"{title}: {'; '.join(found)}.", height=height, draw=partial(_means, frame=frame))
     panels, tested = [means], frame[frame["difference"].notna()]
     if len(tested):
-        title = f"Difference in {metric_label(metric)}, 95 % interval"
+        title = f"Difference in {metric}, 95 % interval"
         found = [
             f"{n} {line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}), {line['verdict']}"
             for n, line in tested.iterrows()
@@ -72,7 +72,7 @@ def curve_plot(
     common, own = points[points[series].isna()], points[points[series].notna()]
     curves = {str(n): pd.concat([common, rows]).sort_values(x) for n, rows in own.groupby(series, sort=False)}
     x_label = label(x_label or x)
-    title = f"Test {metric_label(metric)} by {x_label}"
+    title = f"Test {metric}, by {x_label}"
     words = [
         f"{n} " + ", ".join(f"{value:g}: {mean:.4f}" for value, mean in zip(curve[x], curve["mean"], strict=True))
         for n, curve in curves.items()

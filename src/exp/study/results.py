@@ -9,9 +9,10 @@ import pandas as pd
 from src.core.artefacts import Record
 from src.core.errors import UserError
 from src.core.files import read_json
+from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder
 from src.exp.report.significance import Ranks, load_ranks
-from src.exp.report.sources import SEED
+from src.exp.report.sources import HISTORY, SEED
 from src.exp.stage.inputs import differ_besides_distillation
 
 
@@ -48,6 +49,8 @@ def compared_with(variant: Sequence[Result], reference: Sequence[Result]) -> str
     A distilled student is compared with a baseline that differs from it in nothing but the distillation, seed by seed.
     Two variants of one stage differ on purpose; they need the same test rows and the same seeds.
     """
+    if difference := _histories(variant[0], reference[0]):
+        return difference
     if [run.seed for run in variant] != [run.seed for run in reference]:
         return f"{SEED} {_seeds(reference)} / {_seeds(variant)}"
     for one, other in zip(reference, variant, strict=True):
@@ -58,6 +61,12 @@ def compared_with(variant: Sequence[Result], reference: Sequence[Result]) -> str
             if difference:
                 return difference
     return ""
+
+
+def _histories(variant: Result, reference: Result) -> str:
+    """Best epochs that were chosen by two rankings, in words; empty where it was one."""
+    chosen = [run.record.made_from.get(HISTORY, "shown") for run in (reference, variant)]
+    return "" if chosen[0] == chosen[1] else f"{HISTORY} {chosen[0]} / {chosen[1]}"
 
 
 def _seeds(runs: Iterable[Result]) -> str:
@@ -76,11 +85,19 @@ def reference_of(name: str, found: Mapping[str, Sequence[Result]]) -> tuple[str,
     return (fitting, "") if fitting else (nearest, reasons.get(nearest, ""))
 
 
-def require_metric(found: Mapping[str, Sequence[Result]], metric: str) -> None:
-    """Raises a UserError where a variant was not evaluated with the metric that decides."""
+def require_metric(found: Mapping[str, Sequence[Result]], metrics: MetricsConfig) -> None:
+    """Raises a UserError where a variant lacks the metric that decides, or none was trained for its ranking."""
     for name, runs in found.items():
-        if any(metric not in run.evaluation["metrics"] for run in runs):
-            raise UserError(f"metrics.monitor={metric}: not among the metrics of {name}; give one that all runs have")
+        if any(metrics.monitor not in run.evaluation[metrics.part] for run in runs):
+            raise UserError(
+                f"metrics.monitor={metrics.monitor}: not among the metrics of {name}; give one that all runs have"
+            )
+    histories = {run.record.made_from.get(HISTORY, metrics.history) for runs in found.values() for run in runs}
+    if metrics.history not in histories:
+        given = " or ".join(sorted(histories))
+        raise UserError(
+            f"{HISTORY}={metrics.history}: the best epochs were chosen with {given}; give {HISTORY}={given}"
+        )
 
 
 def run_table(found: Mapping[str, Sequence[Result]]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from src.core.errors import UserError
 from src.exp.report.significance import PairedTest, Ranks, paired_tests, user_metric
 
 NOT_COMPARABLE = "not comparable"
+OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
 
 _Line = dict[str, float | str | None]  # by column
 
@@ -17,6 +18,7 @@ def study_table(
     ranks: dict[str, list[Ranks]],
     *,
     metric: str,
+    masked: bool = False,
     reference: str,
     references: Mapping[str, str] | None = None,
     validation: Mapping[str, Sequence[float]] | None = None,
@@ -26,7 +28,7 @@ def study_table(
 
     Args:
         ranks: by variant, the ranks of its runs (seeds).
-        metric: such as `ndcg@10`.
+        metric: such as `ndcg@10`; masked: whether the ranking that decides leaves the history's items out.
         reference: the variant that the others are tested against.
         references: by variant, another one that it is tested against instead.
         validation: by variant, the best validation value of each run.
@@ -35,9 +37,9 @@ def study_table(
 
     Returns:
         Columns seeds, users, validation (mean; only if given), mean and std (over seeds, n - 1; none for one seed),
-        masked (mean with the history removed), difference, low, high, p_value (Holm-corrected over the variants that
-        are tested), verdict, and `not comparable`, the words where there is no test. The reference has none of the
-        last six.
+        masked (mean with the history removed; where `masked` decides: shown, with it left in), difference, low, high,
+        p_value (Holm-corrected over the variants that are tested), verdict, and `not comparable`, the words where there
+        is no test. The reference has none of the last six.
 
     Raises:
         UserError: the reference is not among the variants, or runs of one variant have other test rows.
@@ -47,10 +49,10 @@ def study_table(
     other = {name: (references or {}).get(name) or reference for name in ranks if name != reference}
     words = {name: _unlike(name, ranks, against, unlike or {}) for name, against in other.items()}
     pairs = {name: (ranks[name], ranks[other[name]]) for name, found in words.items() if not found}
-    tests = paired_tests(pairs, metric)
+    tests = paired_tests(pairs, metric, masked)
     lines: dict[str, _Line] = {}
     for name, runs in ranks.items():
-        own = _over_seeds(runs, metric, None if validation is None else validation.get(name, ()))
+        own = _over_seeds(runs, metric, masked, None if validation is None else validation.get(name, ()))
         lines[name] = own | _difference(tests.get(name), words.get(name, ""))
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("variant")
 
@@ -73,14 +75,14 @@ def _other_rows(one: Ranks, other: Ranks) -> str:
     return "" if left == right else "other test rows"
 
 
-def _over_seeds(runs: list[Ranks], metric: str, validation: Sequence[float] | None) -> _Line:
-    values = [float(user_metric([run], metric)[1].mean()) for run in runs]
+def _over_seeds(runs: list[Ranks], metric: str, masked: bool, validation: Sequence[float] | None) -> _Line:
+    values = [float(user_metric([run], metric, masked)[1].mean()) for run in runs]
     line: _Line = {"seeds": len(runs), "users": len(user_metric(runs, metric)[0])}
     if validation is not None:
         line["validation"] = float(np.mean(validation)) if len(validation) else np.nan
     line["mean"] = float(np.mean(values))
     line["std"] = float(np.std(values, ddof=1)) if len(runs) > 1 else np.nan
-    line["masked"] = float(user_metric(runs, metric, masked=True)[1].mean())
+    line[OTHER_RANKINGS[masked]] = float(user_metric(runs, metric, not masked)[1].mean())
     return line
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 
 from src.core.git_info import git_commit
+from src.exp.report.comparison import metric_label
 from src.exp.report.figures import Plot
 from src.exp.report.significance import Ranks
 from src.exp.stage.stage import Stage
@@ -30,12 +31,14 @@ def write_study(
         results: the runs of each variant, one for each seed.
         beside: what needs no student, by its name for people.
     """
-    config, metric = stage.settings.study, stage.settings.metrics.monitor
-    require_metric(results, metric)
+    config, metrics = stage.settings.study, stage.settings.metrics
+    require_metric(results, metrics)
+    metric = metric_label(metrics.monitor, metrics.masked)
     ranks = {name: [run.ranks for run in runs] for name, runs in results.items()}
     table = study_table(
         {**ranks, **{name: [values] for name, values in beside.items()}},
-        metric=metric,
+        metric=metrics.monitor,
+        masked=metrics.masked,
         reference=BASELINE,
         validation={name: [run.record.value or 0.0 for run in runs] for name, runs in results.items()},
         unlike={name: compared_with(runs, results[BASELINE]) for name, runs in results.items()},

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
 from src.core.foreign.tensors import check_fits
+from src.teacher.llm.folder import llm_name
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -26,7 +27,7 @@ _SAMPLE = 256
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which LM an adapter belongs to: its folder's name, and a digest of its weights."""
+    """Which LM an adapter belongs to: a name for people, and a digest of its weights."""
 
     name: str
     digest: str
@@ -46,7 +47,7 @@ def describe_base(llm: PreTrainedModel) -> BaseModel:
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         values = parameter.flatten()[:_SAMPLE].to(torch.bfloat16).view(torch.int16)
         digest.update(values.cpu().numpy().tobytes())
-    return BaseModel(Path(llm.name_or_path).name, digest.hexdigest())
+    return BaseModel(llm_name(Path(llm.name_or_path)), digest.hexdigest())
 
 
 def write_adapter(folder: Path, state: dict[str, Tensor], config: LoraConfig, base: BaseModel) -> None:

@@ -26,9 +26,10 @@ from src.core.errors import UserError
 from src.core.git_info import PROJECT_ROOT
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
-from src.teacher.adapter.moe_lora import TARGET_MODULES, lora_config
+from src.teacher.adapter.moe_lora import lora_config
 from src.teacher.adapter.upstream_weights import from_adapter, to_adapter
 from src.teacher.config import LoraSettings
+from src.teacher.llm.load import TARGET_MODULES
 
 FOLDER_VARIABLE = "ILORA_DIR"
 COMMIT = "28e4737"

@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
 from src.teacher.config import LoraSettings
-
-TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from src.teacher.llm.load import TARGET_MODULES
 
 
 class _ResidualBlock(nn.Module):

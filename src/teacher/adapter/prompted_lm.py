@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedTokenizerBase
 
 from src.teacher.adapter.adapted_lm import AdaptedLM
-from src.teacher.llm import positions
+from src.teacher.llm.texts import positions
 from src.teacher.prompt.builder import IGNORED, PromptBatch
 from src.teacher.scoring.answer_tree import AnswerTrees, build_trees
 

@@ -111,7 +111,7 @@ def examples(
         index: row numbers int64 [N], the first of those that `answers` (with this seed) are of.
         ranked: int64 [N, C], best first; made with the export's prompts, which offer other candidates.
     """
-    titles = teacher.dataset.titles
+    titles, embed = teacher.dataset.titles, teacher.config.reads_items
     lines = ["# Answers of the teacher on test rows", ""]
     for i, offered in enumerate(candidate_items(teacher, rows, index, seed=seed, kind="sampled")):
         history = rows.history(index[i])[-teacher.config.max_history :]
@@ -119,7 +119,7 @@ def examples(
         verdict = "invalid" if chosen is None else "right" if chosen == answers.targets[i] else "wrong"
         lines += [
             f"## Test row {index[i]}: {verdict}",
-            f"- prompt: {teacher.builder.text(history, offered, template=EVALUATION_TEMPLATE, embed=True)}",
+            f"- prompt: {teacher.builder.text(history, offered, template=EVALUATION_TEMPLATE, embed=embed)}",
             f"- answer: {answers.texts[i]}",
             f"- likeliest candidate: {answers.likeliest[i]}",
             f"- target: {answers.targets[i]}",

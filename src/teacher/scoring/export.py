@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from src.core.artefacts import locked
 from src.core.errors import UserError
@@ -30,7 +31,7 @@ from src.teacher.model import TeacherModel
 from src.teacher.provenance import ADAPTER
 from src.teacher.scoring.ranking import Scores, base_embeddings, score_rows, to_ranking
 from src.teacher.scoring.shards import read_shards, remove_shards, shard_folder, write_shards
-from src.teacher.training import training_rows
+from src.teacher.training import learnt_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Export:
         adapter: the file of the weights that score.
         base_model: a name of the LM for people.
         shards: folder for what is not finished.
+        rankings: whether rows are ranked; else the embeddings are all.
         rows: None: all training rows.
     """
 
@@ -53,6 +55,7 @@ class Export:
     base_model: str
     seed: int
     shards: Path
+    rankings: bool
     rows: ChosenRows | None
 
     def index(self, teacher: TeacherModel) -> np.ndarray:
@@ -101,15 +104,23 @@ def run_export(
         return {}
     with locked(export.folder, notify=logger.warning):
         hashes = _find_export(export, logger)
-        processes.broadcast("" if hashes else "score")
+        processes.broadcast("score" if hashes is None and export.rankings else "")
         if hashes is None:
-            teacher = load_teacher()
-            num_rows, num_items = len(export.index(teacher)), teacher.dataset.num_items
-            shards = _score(export, teacher, logger, on_shard)
-            hashes = _write(export, teacher, read_shards(shards, num_rows))
-            remove_shards(shards)
-            logger.info("wrote %s (%d rows, %d items)", export.folder, num_rows, num_items)
+            hashes = _make(export, load_teacher(), logger, on_shard)
     return {str(export.folder / name): digest for name, digest in hashes.items()}
+
+
+def _make(
+    export: Export, teacher: TeacherModel, logger: logging.Logger, on_shard: Callable[[], None]
+) -> dict[str, str]:
+    """Rank the rows, if they are wanted, and write; returns the files' hashes by name."""
+    num_rows = len(export.index(teacher)) if export.rankings else 0
+    shards = _score(export, teacher, logger, on_shard) if export.rankings else None
+    hashes = _write(export, teacher, read_shards(shards, num_rows) if shards else None)
+    if shards:
+        remove_shards(shards)
+    logger.info("wrote %s (%d rows, %d items)", export.folder, num_rows, teacher.dataset.num_items)
+    return hashes
 
 
 def _find_export(export: Export, logger: logging.Logger) -> dict[str, str] | None:
@@ -123,7 +134,8 @@ def _find_export(export: Export, logger: logging.Logger) -> dict[str, str] | Non
         logger.warning("%s: exporting again", damage)
         return None
     logger.info("%s: holds this export already", folder)
-    others = {name: sha256_file(folder / name) for name in (ROW_STATS_FILE, MANIFEST_FILE)}
+    unlisted = [ROW_STATS_FILE, MANIFEST_FILE] if manifest.has_rankings else [MANIFEST_FILE]
+    others = {name: sha256_file(folder / name) for name in unlisted}
     return manifest.sha256 | others
 
 
@@ -160,28 +172,28 @@ def _score(export: Export, teacher: TeacherModel, logger: logging.Logger, on_sha
     return folder
 
 
-def _write(export: Export, teacher: TeacherModel, scores: Scores) -> dict[str, str]:
-    """The teacher's files from the scores of the exported rows; returns their hashes by name."""
+def _write(export: Export, teacher: TeacherModel, scores: Scores | None) -> dict[str, str]:
+    """The teacher's files, from the scores of the exported rows where there are any; returns their hashes by name."""
+    embeddings = base_embeddings(teacher, teacher.dataset.titles)
+    by_row = {} if scores is None else _by_row(export, teacher, scores, embeddings)
+    in_sample = int(by_row["row_stats"]["in_sample"].sum()) if by_row else 0
+    about = _about(export, teacher, in_sample)
+    return write_teacher_files(export.folder, embeddings=embeddings, about=about, **by_row)
+
+
+def _by_row(export: Export, teacher: TeacherModel, scores: Scores, embeddings: Tensor) -> dict[str, Any]:
+    """What `write_teacher_files` takes of rows."""
     config, dataset = teacher.config, teacher.dataset
-    embeddings = base_embeddings(teacher, dataset.titles)
     count = min(config.export.top_n, dataset.num_items)
     ranking = to_ranking(teacher, scores, embeddings=embeddings, count=count)
-    learnt = training_rows(dataset, config.max_train_rows, export.seed)
-    in_sample = np.isin(export.index(teacher), learnt)
-    return write_teacher_files(
-        export.folder,
-        embeddings=embeddings,
-        ranking=ranking.items,
-        distances=ranking.confidences(config.export.confidence),
-        row_stats={
-            "raw_best_distance": ranking.distances[:, 0],
-            "log_prob": ranking.log_prob,
-            "valid": ranking.valid,
-            "in_sample": in_sample,
-        },
-        about=_about(export, teacher, int(in_sample.sum())),
-        rows=export.rows,
-    )
+    row_stats = {
+        "raw_best_distance": ranking.distances[:, 0],
+        "log_prob": ranking.log_prob,
+        "valid": ranking.valid,
+        "in_sample": np.isin(export.index(teacher), learnt_rows(dataset, config, export.seed)),
+    }
+    distances = ranking.confidences(config.export.confidence)
+    return {"ranking": ranking.items, "distances": distances, "row_stats": row_stats, "rows": export.rows}
 
 
 def _about(export: Export, teacher: TeacherModel, in_sample_rows: int) -> dict[str, Any]:
@@ -191,9 +203,9 @@ def _about(export: Export, teacher: TeacherModel, in_sample_rows: int) -> dict[s
         "dataset": teacher.dataset.name,
         "dataset_fingerprint": teacher.dataset.fingerprint,
         "engine": teacher.lm.lora.name,
-        "method": settings.method,
-        "candidates": settings.candidates,
-        "leaks_target": settings.candidates == "sampled",
+        "method": settings.method if export.rankings else "none",
+        "candidates": settings.candidates if export.rankings else "none",
+        "leaks_target": export.rankings and settings.candidates == "sampled",
         "confidence": settings.confidence,
         "base_model": export.base_model,
         "adapter_sha256": export.made_with[ADAPTER],
@@ -201,4 +213,7 @@ def _about(export: Export, teacher: TeacherModel, in_sample_rows: int) -> dict[s
         "seed": export.seed,
         "git_commit": git_commit(),
         "made_with": export.made_with,
+        "embedding_pooling": settings.embedding_pooling,
+        "embedding_layer": settings.embedding_layer,
+        "embedding_text": settings.embedding_text,
     }

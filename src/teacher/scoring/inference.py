@@ -81,9 +81,9 @@ def run_rows(
 
 
 def _prompts(teacher: TeacherModel, rows: Rows, index: np.ndarray, candidates: np.ndarray) -> list[Prompt]:
-    last = teacher.config.max_history
+    last, embed = teacher.config.max_history, teacher.config.reads_items
     return [
-        teacher.builder.prompt(rows.history(i)[-last:], offered, template=EVALUATION_TEMPLATE, embed=True)
+        teacher.builder.prompt(rows.history(i)[-last:], offered, template=EVALUATION_TEMPLATE, embed=embed)
         for i, offered in zip(index, candidates, strict=True)
     ]
 

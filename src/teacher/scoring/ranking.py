@@ -14,7 +14,7 @@ from torch import Tensor
 
 from src.core.data_utils import Rows
 from src.core.logging import row_progress
-from src.teacher.llm import encode_texts
+from src.teacher.llm.texts import encode_texts
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBatch
 from src.teacher.scoring.inference import answer_tokens, candidate_items, candidate_log_probs, run_rows
@@ -50,10 +50,10 @@ class Ranking:
 
 
 def base_embeddings(teacher: TeacherModel, texts: list[str]) -> Tensor:
-    """Embeddings of texts by the base LLM, adapter off: float32 [len(texts), llm_dim]."""
+    """Embeddings of texts by the base LLM, adapter off, as `teacher.export` says: float32 [len(texts), llm_dim]."""
     lora = teacher.lm.lora
     with lora.model.disable_adapter():
-        return encode_texts(lora.llm, teacher.builder.tokenizer, texts, teacher.config.export.batch_tokens)
+        return encode_texts(lora.llm, teacher.builder.tokenizer, texts, teacher.config.export)
 
 
 def rank_rows(

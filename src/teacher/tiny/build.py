@@ -21,7 +21,8 @@ from src.core.files import write_atomic
 from src.core.logging import progress_bar
 from src.student.context import RunContext
 from src.teacher.config import TeacherConfig, TinySettings
-from src.teacher.llm import load_llm, positions
+from src.teacher.llm.load import load_llm
+from src.teacher.llm.texts import positions
 from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
 from src.teacher.prompt.candidates import sample_candidates
 from src.teacher.prompt.templates import TEMPLATES

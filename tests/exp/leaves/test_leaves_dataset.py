@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
-from harness import TINY_STUDENT, places, read, refusal, run_here
+from harness import TINY_STUDENT, compose_config, places, read, refusal, run_here
 from leaves_bench import Bench
 from leaves_table import Effect, cases, refused
 from raw_files import write_raw_files
 
+from src.core.metrics import HISTORIES
+from src.core.settings import flat_settings
 from src.exp import run_student_baseline
+from src.exp.settings import parse_settings
 
 
 def _name(bench: Bench) -> None:
@@ -53,6 +56,14 @@ def _max_train_rows(bench: Bench) -> None:
     whole, part = bench.load(), bench.load("dataset.max_train_rows=7")
     assert len(whole.train) > 7 == len(part.train)
     assert whole.fingerprint != part.fingerprint
+
+
+def _history(bench: Bench) -> None:
+    """It says which ranking decides, and is no reason to process the data again."""
+    chosen = [compose_config(bench.choice, f"dataset.history={history}") for history in HISTORIES]
+    assert [parse_settings(config).metrics.history for config in chosen] == list(HISTORIES)
+    assert flat_settings(parse_settings(chosen[0]).dataset, "dataset").keys().isdisjoint({"dataset.history"})
+    refused("dataset.history=hidden", "dataset.history='hidden': must be one of shown, removed")(bench)
 
 
 def _version(bench: Bench) -> None:
@@ -148,6 +159,7 @@ EFFECTS: dict[str, Effect] = {
     ),
     "dataset.raw_dir": _raw_dir,
     "dataset.max_train_rows": _max_train_rows,
+    "dataset.history": _history,
     "dataset.version": _version,
     "dataset.interactions_file": _interactions_file,
     "dataset.titles_file": _titles_file,

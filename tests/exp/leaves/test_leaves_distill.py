@@ -83,6 +83,11 @@ def _started(bench: Bench, *overrides: str) -> torch.Tensor:
     return load_file(folder / "models" / "distill" / "model.safetensors")["output.weight"]
 
 
+def _dims(bench: Bench) -> None:
+    some, more = (bench.distil("distill.embedding_transform=whiten", f"distill.embedding_dims={n}") for n in (2, 4))
+    assert some.losses != more.losses
+
+
 def _init(bench: Bench) -> None:
     baseline = load_file(bench.pipeline.folder / "models" / "baseline" / "model.safetensors")["output.weight"]
     assert torch.allclose(_started(bench, "distill.init=baseline"), baseline)
@@ -115,7 +120,12 @@ EFFECTS: dict[str, Effect] = {
     "distill.candidate_loss": _other_distillation("distill.candidate_loss=softmax"),
     "distill.dros_average": _dros_average,
     "distill.confidence": _confidence,
+    "distill.confidence_temperature": _other_distillation("distill.confidence_temperature=0.1"),
     "distill.embedding": _other_distillation("distill.embedding=align"),
+    "distill.embedding_transform": _other_distillation(
+        "distill.embedding_transform=whiten", "distill.embedding_dims=4"
+    ),
+    "distill.embedding_dims": _dims,
     "distill.init": _init,
     "distill.init_checkpoint": _init_checkpoint,
 }

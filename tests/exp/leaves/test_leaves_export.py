@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from leaves_bench import Bench, same
 from leaves_table import Effect, cases
 from safetensors.torch import load_file
@@ -63,6 +64,7 @@ def _batch_tokens(bench: Bench) -> None:
         assert calls == expected
 
 
+_WORDING = "teacher.export.embedding_text='a film: {title} , as it is'"  # a title alone is one token
 CHOSEN = ("active=random", "active.budget_ratio=0.1", "teacher.export.rows=policy")
 
 
@@ -93,6 +95,43 @@ def _student_checkpoint(bench: Bench) -> None:
     assert message.startswith(f"{bench.tmp / 'config.json'}: missing file")
 
 
+def _max_rows(bench: Bench) -> None:
+    """So many of all rows, or of those that the policy chooses."""
+    outputs = bench.tmp / "outputs"
+    trained = shutil.copytree(bench.pipeline.folder, bench.folder())
+    found = []
+    for chosen in ([], list(CHOSEN)):
+        words = (*chosen, "teacher.export.max_rows=7", f"paths.teacher_outputs_dir={outputs}", "general.overwrite=true")
+        bench.stage(run_teacher.run, *words, folder=trained)
+        found.append(read_manifest(outputs).selection)
+        rows = np.load(outputs / "rows_train.npy")
+        assert len(rows) == 7 == len(np.loadtxt(outputs / "myrank_train.txt")) and (np.diff(rows) > 0).all()
+    assert found == ["7 at random", "random, of them 7 at random"]
+
+
+def _rankings_key(bench: Bench) -> None:
+    alone = bench.teach("teacher.export.rankings=false").export()
+    assert not (alone / "myrank_train.txt").exists() and read_manifest(alone).num_rows == 0
+
+
+def _embeddings(key: str, value: str, *beside: str) -> Effect:
+    """Other embeddings, of which the manifest says how they were made."""
+
+    def effect(bench: Bench) -> None:
+        folders = [bench.teach(*beside, *words).export() for words in ([], [f"teacher.export.{key}='{value}'"])]
+        one, other = (torch.load(folder / "all_embeddings.pt") for folder in folders)
+        assert one.shape == other.shape and not torch.allclose(one, other, atol=1e-3)
+        assert [str(getattr(read_manifest(folder), key)) == value for folder in folders] == [False, True]
+
+    return effect
+
+
+def _layer(bench: Bench) -> None:
+    one, other = (bench.teach(f"teacher.export.embedding_layer={layer}").export() for layer in (-1, 1))
+    assert [read_manifest(folder).embedding_layer for folder in (one, other)] == [-1, 1]
+    assert not torch.allclose(*(torch.load(folder / "all_embeddings.pt") for folder in (one, other)), atol=1e-3)
+
+
 EFFECTS: dict[str, Effect] = {
     "teacher.export.method": _method,
     "teacher.export.top_n": _top_n,
@@ -101,6 +140,11 @@ EFFECTS: dict[str, Effect] = {
     "teacher.export.batch_tokens": _batch_tokens,
     "teacher.export.rows": _rows,
     "teacher.export.student_checkpoint": _student_checkpoint,
+    "teacher.export.max_rows": _max_rows,
+    "teacher.export.rankings": _rankings_key,
+    "teacher.export.embedding_pooling": _embeddings("embedding_pooling", "mean", _WORDING),
+    "teacher.export.embedding_layer": _layer,
+    "teacher.export.embedding_text": _embeddings("embedding_text", "a film: {title} , as it is"),
 }
 
 

@@ -4,15 +4,17 @@ import io
 import shutil
 
 import pytest
-from harness import read, run_here
+from harness import compose_config, read, run_here
 from leaves_bench import Bench
-from leaves_table import Effect, cases
+from leaves_table import Effect, cases, refused
 from raw_files import write_raw_files
 from rich.console import Console
 
 import src.core.logging as run_logging
+from src.core.metrics import HISTORIES
 from src.core.paths import RunFolder
 from src.exp import gather, recommend, run_distill, run_eval_all, run_student_baseline
+from src.exp.settings import parse_settings
 from src.student import serving
 from src.student.serving import Recommendation
 
@@ -170,6 +172,25 @@ def _monitor(bench: Bench) -> None:
         assert trained.result.best_value == max(r[f"valid/{monitor}"] for r in trained.result.history)
 
 
+def _history(bench: Bench) -> None:
+    """Another ranking picks the epoch, and a data set may choose it."""
+    bench.file = "student/sasrec"
+    shown, removed = (bench.train(f"metrics.history={history}", "student.num_epochs=3") for history in HISTORIES)
+    assert shown.losses == removed.losses
+    best = [max(record["valid/ndcg@10"] for record in trained.result.history) for trained in (shown, removed)]
+    assert best[0] < best[1] and [shown.result.best_value, removed.result.best_value] == best
+    chosen = [parse_settings(compose_config(*words)).metrics.history for words in CHOICES]
+    assert chosen == ["shown", "removed", "removed", "shown", "shown"]
+    refused("metrics.history=hidden", "metrics.history='hidden': must be one of shown, removed")(bench)
+
+
+CHOICES = (
+    ["dataset=movielens"],
+    ["dataset.history=removed"],
+    ["dataset=amazon_games"],
+    ["dataset=amazon_games", "metrics.history=shown"],
+    ["+experiment=dllm2rec_official"],
+)
 EFFECTS: dict[str, Effect] = {
     "general.experiment_name": _experiment_name,
     "general.seed": _seed,
@@ -190,6 +211,7 @@ EFFECTS: dict[str, Effect] = {
     "logging.progress": _progress,
     "metrics.ks": _ks,
     "metrics.monitor": _monitor,
+    "metrics.history": _history,
 }
 
 

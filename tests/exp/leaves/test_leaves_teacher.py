@@ -1,10 +1,13 @@
 """`conf/teacher`: every key of what is trained, the recommender, the tiny LLM and the adapter, trains another one."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from harness import read, refusal
+from huggingface_hub import constants
 from leaves_bench import QUIET, Bench, Recorder, same
 from leaves_table import Effect, cases, refused
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -27,6 +30,45 @@ def _llm_path(bench: Bench) -> None:
     assert read_manifest(taught.export()).base_model == "llm"
     message = refusal(lambda: bench.teach(f"teacher.llm_path={missing}", tiny=False))
     assert message.startswith(f"teacher.llm_path={missing}: no such folder; expected a local Hugging Face folder")
+
+
+def _hub(bench: Bench) -> Path:
+    """A cache without network that holds two commits of a model, `old` and, as the main branch, `new`."""
+    bench.patch.setattr(constants, "HF_HUB_CACHE", str(bench.tmp / "hub"))
+    bench.patch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = bench.tmp / "hub" / "models--acme--llama"
+    for branch, commit in (("main", "a" * 40), ("old", "b" * 40)):
+        shutil.copytree(bench.pipeline.folder / "models" / "teacher" / "llm", model / "snapshots" / commit)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / branch).write_text(commit)
+    return model / "snapshots"
+
+
+def _llm_path_of_hub(bench: Bench) -> None:
+    snapshots = _hub(bench)
+    chosen = ("teacher=ilora_small", "teacher.llm_path=acme/llama")
+    assert bench.teacher(*chosen, tiny=False)[0].paths.llm == snapshots / ("a" * 40)
+    message = refusal(lambda: bench.teacher("teacher=ilora_small", tiny=False))
+    assert message.startswith("teacher.llm_path=HuggingFaceTB/SmolLM2-135M-Instruct: no folder of that name, the cache")
+
+
+def _llm_revision(bench: Bench) -> None:
+    snapshots = _hub(bench)
+    for revision, commit in (("old", "b" * 40), ("b" * 40, "b" * 40), ("main", "a" * 40)):
+        chosen = ("teacher.llm_path=acme/llama", f"teacher.llm_revision={revision}")
+        assert bench.teacher(*chosen, tiny=False)[0].paths.llm == snapshots / commit
+    message = refusal(lambda: bench.teacher("teacher.llm_revision=main"))
+    assert message.startswith("teacher.llm_revision='main': must be null with teacher=ilora_tiny")
+
+
+def _attn_implementation(bench: Bench) -> None:
+    teachers = [bench.teach(f"teacher.attn_implementation={way}").teacher for way in ("eager", "sdpa")]
+    assert [t._loaded().lm.lora.llm.config._attn_implementation for t in teachers] == ["eager", "sdpa"]
+
+
+def _load_in_4bit(bench: Bench) -> None:
+    message = refusal(lambda: bench.teacher("teacher.load_in_4bit=true"))
+    assert message.startswith("teacher.load_in_4bit=true: needs a CUDA device")
 
 
 def _engine(bench: Bench) -> None:
@@ -209,6 +251,10 @@ EFFECTS: dict[str, Effect] = {
     "teacher.name": _name,
     "teacher/ilora:teacher.llm_path": _llm_path,
     "teacher/ilora_tiny:teacher.llm_path": refused("teacher.llm_path=/x", "teacher.llm_path='/x': must be null"),
+    "teacher/ilora_small:teacher.llm_path": _llm_path_of_hub,
+    "teacher.llm_revision": _llm_revision,
+    "teacher.attn_implementation": _attn_implementation,
+    "teacher.load_in_4bit": _load_in_4bit,
     "teacher.engine": _engine,
     "teacher.init_adapter": _init_adapter,
     "teacher.rec_model_path": _rec_model_path,

@@ -17,23 +17,29 @@ from src.exp.settings import Settings, parse_settings
 KS = [1, 5, 10, 20]
 
 
-def ranks(better: list[int], users: list[int] | None = None) -> dict[str, np.ndarray]:
-    """Ranks without ties of users 0, 1, ... with target 0; with the history removed, every target is first."""
+def ranks(better: list[int], users: list[int] | None = None, masked: list[int] | None = None) -> dict[str, np.ndarray]:
+    """Ranks without ties of users 0, 1, ... with target 0; with the history removed, as `masked`, or all first."""
     users = users if users is not None else list(range(len(better)))
     ones, zeros = np.ones(len(better), int), np.zeros(len(better), int)
-    columns = {"better": np.array(better), "equal": ones, "better_masked": zeros, "equal_masked": ones}
+    columns = {
+        "better": np.array(better),
+        "equal": ones,
+        "better_masked": zeros if masked is None else np.array(masked),
+        "equal_masked": ones,
+    }
     return {"user": np.array(users), "target": zeros, **columns}
 
 
 def evaluation(run: dict[str, np.ndarray], seed: int = 1) -> dict[str, Any]:
     """The contents of an `eval_*.json`."""
-    metrics = metrics_from_ranks(run["better"], run["equal"], KS)
-    return {"metrics": metrics, "metrics_masked": metrics, "seed": seed}
+    shown = metrics_from_ranks(run["better"], run["equal"], KS)
+    masked = metrics_from_ranks(run["better_masked"], run["equal_masked"], KS)
+    return {"metrics": shown, "metrics_masked": masked, "seed": seed}
 
 
-def settings(experiment_name: str = "test", monitor: str = "recall@1") -> Settings:
+def settings(experiment_name: str = "test", monitor: str = "recall@1", history: str = "shown") -> Settings:
     """Of a tiny run; the metric is the share of users whose target comes first."""
-    found = parse_settings(compose_config(*TINY_STUDENT, f"metrics.monitor={monitor}"))
+    found = parse_settings(compose_config(*TINY_STUDENT, f"metrics.monitor={monitor}", f"metrics.history={history}"))
     return replace(found, general=replace(found.general, experiment_name=experiment_name))
 
 

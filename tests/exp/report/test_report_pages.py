@@ -128,8 +128,10 @@ def test_the_page_begins_with_the_verdict_and_the_main_difference(pages) -> None
     _, html = pages()
     top = html.split("<nav")[0]
     assert "The distilled student is better than the baseline" in top
-    assert "Difference +1.0000 test Recall@1, 95\u00a0% interval +1.0000 to +1.0000." in top
-    assert 'aria-label="Differences of Recall@1 with 95 % intervals: distilled - baseline +1.0000' in top
+    assert "Difference +1.0000 test Recall@1, history shown, 95\u00a0% interval +1.0000 to +1.0000." in top
+    assert (
+        'aria-label="Differences of Recall@1, history shown, with 95 % intervals: distilled - baseline +1.0000' in top
+    )
 
 
 def test_the_page_follows_the_readers_light_and_width(pages) -> None:
@@ -154,3 +156,17 @@ def test_a_teacher_that_answers_no_prompts_has_metrics_but_no_section(pages) -> 
     answered = {"num_rows": 8, **{f"{key}{end}": 0.5 for key in ANSWERS for end in ("", "_low", "_high")}}
     markdown, _ = pages(evaluations={**ranked, "teacher": {**ranked["teacher"], "answers": answered}})
     assert "\n## Teacher" in markdown
+
+
+def test_a_report_of_the_history_removed_says_so_and_that_the_original_program_has_no_such_number(pages) -> None:
+    program = {"metrics": {"recall@1": 0.5}, "metrics_masked": {}, "protocol": "history shown"}
+    ranked = {name: evaluation(found) for name, found in MODELS.items()}
+    for text in pages(settings=settings(history="removed"), evaluations={**ranked, "dllm2rec_upstream": program}):
+        text = text.replace("\\", "")
+        assert "Items of the history removed (this decides):" in text and "History shown:" in text
+        assert "Differences of Recall@1, history removed, user by user" in text
+        assert "Test Recall@1, history removed, by target's training rows: " in text.replace("&#39;", "'")
+        assert "do not compare. It has no number with the history removed, which decides here." in text
+        assert "Recall@1, history shown" not in text.replace("Recall, history shown", "")
+    for text in pages(evaluations={**ranked, "dllm2rec_upstream": program}):
+        assert "History shown (this decides):" in text and "It has no number" not in text

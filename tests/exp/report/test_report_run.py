@@ -9,7 +9,7 @@ from harness import read
 from torch import nn
 
 from src.core.paths import RunFolder
-from src.exp.report.breakdown import breakdown, thirds
+from src.exp.report.breakdown import breakdown, group_differences, thirds
 from src.exp.report.provenance import repeat_command
 from src.student.cost import answer_latency, parameter_counts, record_cost
 
@@ -30,6 +30,23 @@ def test_a_breakdown_averages_rows_of_a_group_and_runs() -> None:
     table = breakdown({"distill": [ranks([0, 9, 0, 0]), ranks([9, 9, 0, 9])]}, masks, "recall@1")
     assert table["rows"].tolist() == [2, 2]
     assert table["distill"].tolist() == [(0.5 + 0) / 2, (1 + 0.5) / 2]
+
+
+def test_a_difference_within_a_group_is_that_of_its_rows_alone() -> None:
+    def ranks(better: np.ndarray) -> dict[str, np.ndarray]:
+        users = np.arange(40)
+        return {"user": users, "target": users, "better": better, "equal": np.ones(40, int)}
+
+    few = np.arange(40) < 20
+    hit, missed = np.zeros(40, int), np.full(40, 9)
+    tests = group_differences(
+        ([ranks(np.where(few, hit, missed))], [ranks(missed)]), {"few": few, "many": ~few}, "recall@1"
+    )
+    assert {name: (test.difference, test.num_users) for name, test in tests.items()} == {
+        "few": (1, 20),
+        "many": (0, 20),
+    }
+    assert {name: test.verdict for name, test in tests.items()} == {"few": "better", "many": "cannot tell"}
 
 
 def test_parameters_are_counted_and_the_first_answer_is_not_timed(tmp_path) -> None:

@@ -36,7 +36,8 @@ def test_a_better_student_is_called_better(distilled_first) -> None:
         "The distilled student is better than the baseline; no control with a random teacher was run."
     )
     assert found.numbers == (
-        "Difference +1.0000 test Recall@1, 95 % interval +1.0000 to +1.0000. Baseline 0.0000, distilled 1.0000."
+        "Difference +1.0000 test Recall@1, history shown, 95 % interval +1.0000 to +1.0000. "
+        "Baseline 0.0000, distilled 1.0000."
     )
     assert found.surroundings[0] == "References without training: most popular 0.0000, Markov chain 0.0000."
 
@@ -105,7 +106,7 @@ def test_one_student_is_no_comparison(tiny_dataset, tmp_path) -> None:
     assert found.tone == "one student"
     assert found.headline == (
         "Only one student was found, so distillation has nothing to be compared with. "
-        "Test Recall@1: student, distilled 0.5000."
+        "Test Recall@1, history shown: student, distilled 0.5000."
     )
 
 
@@ -116,3 +117,15 @@ def test_several_seeds_are_averaged(tiny_dataset, tmp_path) -> None:
     several = comparison(tmp_path, tiny_dataset, models, seeds=seeds)
     assert several.value("baseline") == (0 + 1) / 2
     assert "This is one seed" not in " ".join(verdict(several, comparison_tests(several)).surroundings)
+
+
+def test_the_ranking_that_decides_is_tested_and_named(tiny_dataset, tmp_path) -> None:
+    """With the history shown the distilled student wins, with it removed the baseline does."""
+    wins, loses = ranks([0] * 8, masked=[5] * 8), ranks([5] * 8, masked=[0] * 8)
+    models = {"popular": LATE, "baseline": loses, "distill": wins}
+    shown, removed = (
+        judge(tmp_path, tiny_dataset, models, settings=settings(history=history)) for history in ("shown", "removed")
+    )
+    assert (shown.tone, removed.tone) == ("better", "worse")
+    assert "test Recall@1, history removed, 95 % interval" in removed.numbers
+    assert removed.numbers.endswith("Baseline 1.0000, distilled 0.0000, -100.0 %.")

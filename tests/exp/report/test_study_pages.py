@@ -68,6 +68,14 @@ def test_variants_that_are_unlike_the_reference_are_not_tested() -> None:
     assert found.loc["some users", "users"] == 4
 
 
+def test_the_history_may_be_removed_from_the_ranking_that_decides() -> None:
+    given = {"a": [ranks([5] * 8, masked=[0] * 8)], "b": [ranks([0] * 8, masked=[5] * 8)]}
+    shown, removed = (study_table(given, metric="recall@1", masked=m, reference="a") for m in (False, True))
+    assert (shown.loc["b", "difference"], removed.loc["b", "difference"]) == (1, -1)
+    assert shown["masked"].tolist() == removed["mean"].tolist() == [1, 0]
+    assert removed["shown"].tolist() == shown["mean"].tolist() == [0, 1] and "masked" not in removed
+
+
 def test_the_reference_has_to_be_a_variant() -> None:
     message = refusal(lambda: study_table({"a": [EIGHT_FIRST]}, metric="mrr", reference="b"))
     assert message == "reference 'b': is none of the variants; give one of a"

@@ -1,97 +1,94 @@
-"""Loading a LLaMA-family model and tokenizer from a local Hugging Face folder."""
+"""Loading a LLaMA-family model and tokenizer from a Hugging Face folder, as the machine allows."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from src.core.errors import UserError
-from src.core.files import read_json
 from src.core.foreign.tensors import read_tensors
-from src.teacher.adapter.moe_lora import TARGET_MODULES
-from src.teacher.prompt.batching import token_batches
+from src.teacher.llm.folder import EXPECTED, check_llm_folder, weight_files
 from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
 
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-_WEIGHT_FILES = (  # transformers reads the first that is there; a download may leave the index of another
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_EXPECTED = (
-    "expected a local Hugging Face folder of a LLaMA-family model with config.json, tokenizer.model or "
-    "tokenizer.json, and *.safetensors or pytorch_model*.bin (or use teacher=ilora_tiny, which builds one)"
-)
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # that are adapted
+_TOKENIZER_MODEL = "tokenizer.model"
+_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # flags of a processor that multiplies it
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
-def check_llm_folder(path: Path) -> None:
-    """Look at the files only, so that a wrong path fails before anything expensive.
+def native_dtype(dtype: str, device: torch.device) -> str:
+    """`teacher.dtype`; `auto` is bfloat16 where the device computes it natively, else float32."""
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        flags = _CPU_INFO.read_text(encoding="utf-8", errors="replace").split() if _CPU_INFO.is_file() else []
+        native = not _CPU_BFLOAT16.isdisjoint(flags)
+    return "bfloat16" if native else "float32"
+
+
+def require_4bit(device: torch.device) -> None:
+    """Whether `teacher.load_in_4bit` can be had, before anything is computed.
 
     Raises:
-        UserError: `path` is no Hugging Face folder; the message says what is expected there.
+        UserError: no CUDA, or no bitsandbytes.
     """
-    if not path.is_dir():
-        raise UserError(f"teacher.llm_path={path}: no such folder; {_EXPECTED}")
-    if not (path / "config.json").is_file():
-        raise UserError(f"teacher.llm_path={path}: has no config.json; {_EXPECTED}")
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"teacher.llm_path={path}: has no tokenizer; {_EXPECTED}")
-    if (path / "adapter_config.json").is_file():  # transformers would load another model, named there
+    if device.type != "cuda":
         raise UserError(
-            f"teacher.llm_path={path}: holds a PEFT adapter (adapter_config.json); give the folder of a whole model, "
-            "with the adapter merged into it"
+            f"teacher.load_in_4bit=true: needs a CUDA device, and this run computes on {device} (general.device); set "
+            "it to false, and take a smaller LLaMA, as teacher=ilora_small does"
         )
-    _weight_files(path)
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "teacher.load_in_4bit=true: needs the package bitsandbytes, which is not installed; run `poetry install "
+            "--extras quantization`, or set it to false"
+        )
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights, all of them there."""
-    weights = next((path / name for name in _WEIGHT_FILES if (path / name).is_file()), None)
-    if weights is None:
-        raise UserError(f"teacher.llm_path={path}: has none of {', '.join(_WEIGHT_FILES)}; {_EXPECTED}")
-    if weights.suffix != ".json":
-        return [weights]
-    shards = sorted(set(read_json(weights).get("weight_map", {}).values()))
-    missing = [name for name in shards if not (path / name).is_file()]
-    if missing:
-        raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
-    return [path / name for name in shards]
-
-
-def load_llm(path: Path, dtype: str, device: torch.device) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_llm(
+    path: Path, dtype: str, device: torch.device, *, attn_implementation: str = "auto", load_in_4bit: bool = False
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load tokenizer and causal LM, with a padding token and the four markers added to both.
 
-    The tokenizer has a BOS and puts it before every text; its EOS is another token.
+    The tokenizer has a BOS and puts it before every text; its EOS is another token. What the checkpoint says of
+    generation (`generation_config.json`) is of no account: `PromptedLM` chooses each token itself.
+
+    Args:
+        attn_implementation: as transformers has it; `auto`: the one that it takes by itself.
+        load_in_4bit: NF4 (Dettmers et al., arXiv 2305.14314), computed with in `dtype`; see `require_4bit`.
 
     Raises:
         UserError: `path` holds no LLaMA-family model; the message says what is expected there.
     """
     check_llm_folder(path)
     tokenizer = _load_tokenizer(path)
-    model = _load_model(path, dtype)
+    options: dict[str, Any] = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
+    if load_in_4bit:
+        options |= _quantization(path, dtype, device)
+    model = _load_model(path, dtype, options)
     _add_markers(tokenizer, model)
     _put_bos_first(path, tokenizer, model.config)
-    model = model.to(device).eval()
+    model = (model if load_in_4bit else model.to(device)).eval()
     _check_output_layer(path, model)
     return tokenizer, model
 
 
-def _load_model(path: Path, dtype: str) -> PreTrainedModel:
+def _load_model(path: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         # trust_remote_code=False: without it transformers asks on the terminal whether to run code of the folder.
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -104,14 +101,15 @@ def _load_model(path: Path, dtype: str) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
             **weights,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher.llm_path={path}: the model does not load ({reason}); {_EXPECTED}") from error
+        raise UserError(f"teacher.llm_path={path}: the model does not load ({reason}); {EXPECTED}") from error
     missing = [name for name in TARGET_MODULES if not any(n.endswith(name) for n, _ in model.named_modules())]
     if missing:
         raise UserError(
-            f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {_EXPECTED}"
+            f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {EXPECTED}"
         )
     absent = found["missing_keys"]
     lacking = sorted(name for name, value in model.named_parameters() if value.is_meta or name in absent)
@@ -127,16 +125,27 @@ def _weights(path: Path) -> tuple[Path | None, dict[str, Any]]:
     """What tells transformers to take the weights from safetensors, or from memory: its own way to `.bin` is torch's
     loader, which may run what it reads. Those take twice the memory while they are copied.
     """
-    files = _weight_files(path)
+    files = weight_files(path)
     if files[0].suffix == ".safetensors":
         return path, {"use_safetensors": True, "low_cpu_mem_usage": True}
     state: dict[str, Tensor] = {}
     for file in files:
         content = read_tensors(file)
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise UserError(f"{file}: holds no state_dict of tensors; {_EXPECTED}")
+            raise UserError(f"{file}: holds no state_dict of tensors; {EXPECTED}")
         state |= content
     return None, {"state_dict": state}
+
+
+def _quantization(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
+    if weight_files(path)[0].suffix != ".safetensors":
+        raise UserError(
+            f"teacher.load_in_4bit=true: teacher.llm_path={path} has pickled weights (pytorch_model*.bin); get the "
+            "model's safetensors, or set it to false"
+        )
+    kind = getattr(torch, dtype)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 @torch.no_grad()
@@ -147,7 +156,7 @@ def _check_output_layer(path: Path, model: PreTrainedModel) -> None:
     if not torch.allclose(own, model(ids, use_cache=False).logits, rtol=1e-2, atol=1e-3):
         raise UserError(
             f"teacher.llm_path={path}: a {model.config.model_type} model, which changes the output layer's logits; "
-            f"{_EXPECTED}"
+            f"{EXPECTED}"
         )
 
 
@@ -156,7 +165,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         # legacy: the tokenization that upstream's transformers version had.
         return AutoTokenizer.from_pretrained(
             path,
-            use_fast=not (path / _TOKENIZER_FILES[0]).is_file(),
+            use_fast=not (path / _TOKENIZER_MODEL).is_file(),
             legacy=True,
             add_bos_token=True,
             local_files_only=True,
@@ -164,7 +173,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # SentencePiece raises the last
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher.llm_path={path}: the tokenizer does not load ({reason}); {_EXPECTED}") from error
+        raise UserError(f"teacher.llm_path={path}: the tokenizer does not load ({reason}); {EXPECTED}") from error
 
 
 def _add_markers(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -202,35 +211,3 @@ def _put_bos_first(path: Path, tokenizer: PreTrainedTokenizerBase, config: Pretr
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=[bos, "$A"], special_tokens=[(bos, tokenizer.bos_token_id)]
         )
-
-
-@torch.no_grad()
-def encode_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_tokens: int
-) -> Tensor:
-    """Embed each text: the last layer's hidden state at its last token, float32 [len(texts), llm_dim] on the CPU.
-
-    BIGRec's item embedding: the text alone, BOS first. `model` must be the base LLM, adapter off.
-
-    Args:
-        batch_tokens: tokens of a forward pass, padding included.
-    """
-    ids = [torch.tensor(tokenizer(text).input_ids) for text in texts]
-    result = torch.empty(len(texts), model.config.hidden_size)
-    for batch in token_batches(np.array([len(row) for row in ids], dtype=int), batch_tokens):
-        rows = [ids[i].flip(0) for i in batch]  # flipped twice: padding on the left
-        padded = pad_sequence(rows, batch_first=True, padding_value=-1).flip(1)
-        mask = padded >= 0
-        hidden = model.model(
-            input_ids=padded.clamp(min=0).to(model.device),
-            attention_mask=mask.long().to(model.device),
-            position_ids=positions(mask).to(model.device),
-            use_cache=False,
-        ).last_hidden_state
-        result[torch.from_numpy(batch)] = hidden[:, -1].float().cpu()
-    return result
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids that count real tokens: bool [B, S] -> int64 [B, S], 0 on padding."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
