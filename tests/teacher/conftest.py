@@ -21,6 +21,7 @@ from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, Tiny
 from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.wording import read_wording
 from src.teacher.recommender import FrozenRecommender
 from src.teacher.tiny.build import build_tiny_llm
 
@@ -112,7 +113,7 @@ def lora(make_lora) -> GatedLora:
 
 @pytest.fixture
 def builder(llm_folder, dataset) -> PromptBuilder:
-    return PromptBuilder(load_llm(llm_folder, "float32", CPU)[0], dataset.titles, "movie")
+    return PromptBuilder(load_llm(llm_folder, "float32", CPU)[0], dataset.titles, read_wording("movie"))
 
 
 @pytest.fixture

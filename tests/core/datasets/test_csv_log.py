@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from raw_examples import write
 
 from src.core.datasets.base import Interactions
@@ -151,9 +153,6 @@ PARQUET = CsvConfig(interactions_file="log.parquet", titles_file="items.parquet"
 
 
 def read_parquet(folder: Path, **columns: object) -> Interactions:
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     log = {"user": ["u", "v"], "item": [7, 8], "timestamp": [1, 2], **columns}
     parquet.write_table(
         pa.table({name: values for name, values in log.items() if values is not None}), folder / "log.parquet"
@@ -189,7 +188,6 @@ def test_parquet_is_read_like_text(tmp_path):
     ],
 )
 def test_times_in_parquet_are_exact(tmp_path, kind, values, expected):
-    pa = pytest.importorskip("pyarrow")
     types = {"dictionary": pa.dictionary(pa.int32(), pa.string()), "timestamp[ns]": pa.timestamp("ns", "UTC")}
     column = pa.array(values, types.get(kind) or pa.type_for_alias(kind))
     assert read_parquet(tmp_path, timestamp=column).timestamps.tolist() == expected
