@@ -165,7 +165,7 @@ def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
         rows = {"max_train_rows": 8, "max_valid_rows": 4, "max_eval_rows": 4}
         return AllSettings(
             GeneralSettings(seed, overwrite),
-            DatasetConfig(name="sample"),
+            DatasetConfig(source="sample", name="sample"),
             replace(config, **{"recommender": student, **rows, **changes}),
             MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
             PathsConfig(data_dir="data", result_root="result", teacher_outputs_dir=str(tmp_path / outputs)),

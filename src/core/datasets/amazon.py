@@ -142,12 +142,17 @@ def find_files(config: AmazonConfig, folder: Path) -> Files:
 
 
 def _refuse_absent(config: AmazonConfig, folder: Path, admitted: list[Files]) -> NoReturn:
-    wanted = ", ".join(
-        f"{kind.interactions} with {kind.metadata} ({kind.release})".replace("{}", config.category) for kind in admitted
+    names = {
+        kind.release: (kind.metadata, [k.interactions for k in admitted if k.release == kind.release])
+        for kind in admitted
+    }
+    wanted = "; ".join(
+        f"{' or '.join(files)} with {metadata} ({release})" for release, (metadata, files) in names.items()
     )
     raise UserError(
-        f"{folder}: no reviews of dataset.category={config.category!r}; looked for {wanted}, gzipped or not; put them "
-        "there, or set dataset.raw_dir, dataset.category or dataset.release"
+        f"{folder}: no reviews of dataset.category={config.category!r}; looked for "
+        f"{wanted.replace('{}', config.category)}, gzipped or not; put them there, or set dataset.raw_dir, "
+        "dataset.category or dataset.release"
     )
 
 

@@ -96,7 +96,7 @@ def _read_literal(text: str, wanted: Collection[str]) -> dict[str, Any]:
         if entry is None:
             raise _Malformed(
                 f"not a Python literal of at most {_MAX_LEVELS} levels from character {place + 1} on "
-                f"({_start(text[place:])})"
+                f"({_start(text[place:].strip())})"
             )
         key = _scalar(entry["key"])
         if key in wanted:

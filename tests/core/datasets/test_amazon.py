@@ -175,8 +175,9 @@ def test_the_metadata_tell_whose_ratings_they_are(tmp_path):
 def test_nothing_there_names_what_was_looked_for(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"no reviews of dataset\.category='Pet_Supplies'; looked for reviews_Pet_Supplies_5\.json with "
-        r"meta_Pet_Supplies\.json \(2014\), .*Pet_Supplies\.csv with meta_Pet_Supplies\.jsonl \(2023\), gzipped or not",
+        match=r"no reviews of dataset\.category='Pet_Supplies'; looked for reviews_Pet_Supplies_5\.json or "
+        r"reviews_Pet_Supplies\.json or ratings_Pet_Supplies\.csv with meta_Pet_Supplies\.json \(2014\); .*; "
+        r"Pet_Supplies\.jsonl or Pet_Supplies\.csv with meta_Pet_Supplies\.jsonl \(2023\), gzipped or not",
     ):
         Amazon().files(PETS, tmp_path)
 
