@@ -246,7 +246,7 @@ def yaml_of(page: str) -> str:
 
 
 def test_a_log_of_ones_own_is_told_as_described(tmp_path) -> None:
-    """The YAML of the guide lies in a folder of one's own, which `--config-dir` adds to where Hydra looks."""
+    """The YAML of the guide, in a folder of one's own."""
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "shop.yaml").write_text(yaml_of("docs/data.md"))
     found = parse_settings(compose_config(f"hydra.searchpath=[file://{tmp_path}]", "dataset=shop")).dataset
