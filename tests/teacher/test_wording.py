@@ -84,7 +84,7 @@ def test_a_template_that_is_not_there_names_those_that_are(name):
 @pytest.mark.parametrize("word", ["", " ", "song ", "so\nng", "so\x1bng", "so\u2028ng", "{history}", "a}", "[CansEmb]"])
 @pytest.mark.parametrize("key", ["item_noun", "item_noun_plural", "verb"])
 def test_a_word_that_cannot_stand_in_a_prompt_is_refused(key, word):
-    with pytest.raises(UserError, match=rf"^teacher\.prompt\.{key}=.*: must be a text in one line without braces"):
+    with pytest.raises(UserError, match=rf"^teacher\.prompt\.{key}=.*: must be a text in one line without blanks"):
         read_wording("movie", PromptConfig(**{key: word}))
 
 
@@ -107,7 +107,7 @@ def test_a_word_that_cannot_stand_in_a_prompt_is_refused(key, word):
     ],
 )
 def test_a_question_without_its_places_is_refused(question):
-    allowed = r"must be a text in one line with \{history\} before \{candidates\}, once"
+    allowed = r"must be a text in one line with \{history\} before \{candidates\}, each once, "
     with pytest.raises(UserError, match=rf"^teacher\.prompt\.questions\[1\]=.*: {allowed}"):
         read_wording("movie", PromptConfig(questions=[MOVIES[0], question]))
 

@@ -59,7 +59,7 @@ class Wording:
     def __post_init__(self) -> None:
         for key in _WORDS:
             word = getattr(self, key)
-            allowed = "a text in one line without braces, blanks around it and " + " ".join(MARKERS)
+            allowed = f"a text in one line without blanks at its ends, braces, {', '.join(MARKERS)}"
             check(
                 word is None or (_is_line(word) and not re.search("[{}]", word)), f"teacher.prompt.{key}", word, allowed
             )
@@ -98,8 +98,8 @@ def _check_places(key: str, question: str, expected: list[str]) -> None:
     words = [f"{{{word}}}" for word in _WORDS]
     places = [place for place in re.findall(r"\{[^{}]*\}|[{}]", question) if place not in words]
     allowed = (
-        f"a text in one line with {' before '.join(expected)}, once, where wanted {', '.join(words)}, no other braces, "
-        f"no blanks around it and none of {' '.join(MARKERS)}"
+        f"a text in one line with {' before '.join(expected)}, each once, {', '.join(words)} where they are wanted, "
+        f"without blanks at its ends, other braces, {', '.join(MARKERS)}"
     )
     check(_is_line(question) and places == expected, key, question, allowed)
 
