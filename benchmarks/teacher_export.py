@@ -77,7 +77,7 @@ def build_teacher(folder: Path, candidates: str) -> TeacherModel:
     untrained = replace(config, tiny=replace(config.tiny, pretrain_steps=1))
     build_tiny_llm(untrained, words_only, folder=folder / "llm", context=context)
     tokenizer, llm = load_llm(folder / "llm", "float32", context.device)
-    builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
+    builder = PromptBuilder(tokenizer, dataset.titles, config.wording)
     pretrain(llm, builder, dataset, config=config, context=context)
     lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
     lm = PromptedLM(lora, recommender.item_table)

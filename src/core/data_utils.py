@@ -123,7 +123,7 @@ def load_dataset(config: DatasetConfig, data_dir: Path, logger: logging.Logger) 
     Raises:
         UserError: for missing or damaged files, or when no user is left.
     """
-    source = SOURCES[config.name]
+    source = SOURCES[config.source]
     raw_dir = Path(data_dir) / "raw" / config.name if config.raw_dir is None else project_path(config.raw_dir)
     files = find_raw_files(source, config, raw_dir, logger=logger)
     processed = load_or_make(
@@ -187,6 +187,8 @@ class _Numbered:
 
 def _process(raw: Interactions | WindowSplits, config: DatasetConfig, logger: logging.Logger) -> Processed:
     """Number the items, split the rows, name the items, and sample the training rows."""
+    for note in raw.notes:
+        logger.info(note)
     numbered = _NUMBER_AND_SPLIT[config.split.method](raw, config, logger)
     titles = make_titles(numbered.raw_titles, numbered.item_ids, logger)
     train, valid, test = numbered.rows

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from src.core.errors import UserError
 
@@ -53,11 +55,12 @@ def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], 
 
 
 def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict[str, Any], name: str, by: str = "name") -> Any:
-    """`parse_section` with the schema that the section's `name` (or another key, `by`) chooses.
+    """`parse_section` with the schema that the section's `name` (or another key, `by`, where it is there) chooses.
 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
+    by = by if by in section else "name"
     choice = section.get(by)
     if not isinstance(choice, str) or choice not in schemas:
         raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
@@ -85,6 +88,19 @@ def _plain(section: DictConfig | dict[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{values!r} stands where a section with keys is expected")
     return {str(key): value for key, value in values.items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, references resolved.
+
+    Raises:
+        UserError: it cannot be read, or has no keys; without the file's name.
+    """
+    try:
+        content: Any = OmegaConf.load(path)
+        return _plain(content)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot be read as YAML: {error}") from None
 
 
 def _renamed(schema: type) -> dict[str, str]:

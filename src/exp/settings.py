@@ -87,7 +87,7 @@ class Settings:
 _SCHEMAS: dict[str, type] = {name: kind for name, kind in typing.get_type_hints(Settings).items() if name != "composed"}
 _SECTIONS = list(_SCHEMAS)
 _CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
-    "dataset": (sources.SCHEMAS, "name"),
+    "dataset": (sources.SCHEMAS, "source"),
     "student": (students.SCHEMAS, "name"),
     "active": (selection_policy.SCHEMAS, "strategy"),
 }

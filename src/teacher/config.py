@@ -5,11 +5,12 @@ Fields that do not decide the trained adapter carry metadata that say what they 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from src.core.errors import check
 from src.core.settings import EVALUATION, EXPORT, NOTHING, UNDERWAY
 from src.student.config import SASRecConfig
-from src.teacher.prompt.templates import TEMPLATES
+from src.teacher.prompt.wording import PromptConfig, Wording, read_wording
 
 DTYPES = ("auto", "float32", "bfloat16")
 ATTENTIONS = ("auto", "eager", "sdpa")
@@ -151,6 +152,9 @@ class TeacherConfig:
         rec_model_path: folder of a student checkpoint, or upstream's pickled `.pt`, that serves as frozen recommender;
             null trains one.
         batch_size: rows per optimizer step (micro-batches accumulate up to it).
+        prompt_template: the wording, a file of `conf/teacher/prompt` or of one's own. Not its name but the texts
+            decide, `wording`.
+        prompt: what is to differ from it.
         max_history: titles of the history in a prompt, the last ones.
         max_train_rows: rows the teacher trains on, drawn once; null takes all. The rankings of the others are
             out-of-sample.
@@ -172,7 +176,8 @@ class TeacherConfig:
     engine: str = "auto"
     init_adapter: str | None = None
     rec_model_path: str | None = None
-    prompt_template: str = "default"
+    prompt_template: str = field(default="default", metadata=NOTHING)
+    prompt: PromptConfig = field(default_factory=PromptConfig, metadata=NOTHING)
     max_history: int = 10
     num_candidates: int = 20
     max_train_rows: int | None = None
@@ -195,7 +200,7 @@ class TeacherConfig:
     tiny: TinySettings | None = None
 
     def __post_init__(self) -> None:
-        check(self.prompt_template in TEMPLATES, "teacher.prompt_template", self.prompt_template, _one_of(TEMPLATES))
+        _ = self.wording  # checked now
         check(self.engine in ENGINES, "teacher.engine", self.engine, _one_of(ENGINES))
         check(self.dtype in DTYPES, "teacher.dtype", self.dtype, _one_of(DTYPES))
         attention = self.attn_implementation
@@ -245,6 +250,11 @@ class TeacherConfig:
             self.export.top_n,
             f"at most teacher.num_candidates={self.num_candidates} with export.method=likelihood",
         )
+
+    @cached_property
+    def wording(self) -> Wording:
+        """The prompts' wording, read once."""
+        return read_wording(self.prompt_template, self.prompt)
 
     @property
     def reads_items(self) -> bool:

@@ -278,7 +278,7 @@ class ILoRATeacher(ITeacherRecommender):
         context = lora.llm.config.max_position_embeddings
         return TeacherModel(
             lm=PromptedLM(lora, recommender.item_table),
-            builder=PromptBuilder(tokenizer, self.dataset.titles, self.config.prompt_template, context),
+            builder=PromptBuilder(tokenizer, self.dataset.titles, self.config.wording, context),
             recommender=recommender,
             dataset=self.dataset,
             config=self.config,

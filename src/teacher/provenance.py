@@ -42,7 +42,8 @@ def tiny_llm_made_from(cfg: Settings, dataset: SequenceDataset) -> dict[str, Any
     """Of the tiny LLaMA."""
     return {
         "general.seed": cfg.general.seed,
-        **_values(cfg, "prompt_template", "max_history", "num_candidates"),
+        **_values(cfg, "max_history", "num_candidates"),
+        **_wording(cfg),
         **flat_settings(cfg.teacher.tiny, "teacher.tiny"),
         _DATA_SET: dataset.fingerprint,
         _TITLES: _titles_sha256(dataset),
@@ -59,6 +60,7 @@ def training_made_from(
         "general.seed": cfg.general.seed,
         **flat_settings(cfg.dataset, "dataset"),
         **flat_settings(used, "teacher"),
+        **_wording(cfg),
         **flat_settings(cfg.metrics, "metrics"),
         _DATA_SET: dataset.fingerprint,
         _TITLES: _titles_sha256(dataset),
@@ -101,7 +103,8 @@ def _scoring_made_from(cfg: Settings, dataset: SequenceDataset, paths: TeacherPa
     return {
         "general.seed": cfg.general.seed,
         **{f"teacher.{name}": value for name, value in chosen.items()},
-        **_values(cfg, "load_in_4bit", "prompt_template", "max_history", "num_candidates"),
+        **_values(cfg, "load_in_4bit", "max_history", "num_candidates"),
+        **_wording(cfg),
         _DATA_SET: dataset.fingerprint,
         _TITLES: _titles_sha256(dataset),
         _LLM: _llm_digest(paths),
@@ -112,6 +115,11 @@ def _scoring_made_from(cfg: Settings, dataset: SequenceDataset, paths: TeacherPa
 
 def _values(cfg: Settings, *names: str) -> dict[str, Any]:
     return {f"teacher.{name}": getattr(cfg.teacher, name) for name in names}
+
+
+def _wording(cfg: Settings) -> dict[str, Any]:
+    """The prompts' texts, wherever they come from."""
+    return flat_settings(cfg.teacher.wording, "teacher.prompt")
 
 
 def _llm_digest(paths: TeacherPaths) -> str | None:

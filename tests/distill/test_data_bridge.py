@@ -398,9 +398,7 @@ def test_own_embeddings_alone_need_no_export(dataset, logger, tmp_path):
     alone = settings(ranking=False, embeddings_file=file)
     outputs = load_teacher_outputs(tmp_path / "nowhere", dataset, alone, logger=logger)
     assert torch.equal(outputs.embeddings, EMBEDDINGS) and outputs.ranking is None
-    with pytest.raises(
-.*holds no rankings, set distill.ranking="
-    ):
+    with pytest.raises(UserError, match="nowhere: no teacher outputs; .*holds no rankings, set distill.ranking="):
         load_teacher_outputs(tmp_path / "nowhere", dataset, settings(embeddings_file=file), logger=logger)
 
 

@@ -34,11 +34,14 @@ def _movielens(folder: Path, num_users: int) -> None:
     (folder / "movies.dat").write_text("".join(f"{i}::Film {i} (1999)::x\n" for i in range(NUM_ITEMS)))
 
 
-def _amazon_games(folder: Path, num_users: int) -> None:
-    reviews = [{"reviewerID": f"u{u:03d}", "asin": f"a{i}", "unixReviewTime": t} for u, i, t in make_log(num_users)]
-    products = [{"asin": f"a{i}", "title": f"Game {i}"} for i in range(NUM_ITEMS)]
-    for name, lines in (("Video_Games_5.json", reviews), ("meta_Video_Games.json", products)):
-        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+def _amazon(category: str, pattern: str = "reviews_{}_5.json") -> Callable[[Path, int], None]:
+    def write(folder: Path, num_users: int) -> None:
+        reviews = [{"reviewerID": f"u{u:03d}", "asin": f"a{i}", "unixReviewTime": t} for u, i, t in make_log(num_users)]
+        products = [{"asin": f"a{i}", "title": f"Product {i}"} for i in range(NUM_ITEMS)]
+        for name, lines in ((pattern.format(category), reviews), (f"meta_{category}.json", products)):
+            (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    return write
 
 
 def _lastfm(folder: Path, num_users: int) -> None:
@@ -55,7 +58,11 @@ _WRITERS: dict[str, Callable[[Path, int], None]] = {
     "sample": _csv,
     "csv": _csv,
     "movielens": _movielens,
-    "amazon_games": _amazon_games,
+    "beauty": _csv,
+    "amazon": _amazon("Beauty"),
+    "amazon_beauty": _amazon("Beauty"),
+    "amazon_toys": _amazon("Toys_and_Games"),
+    "amazon_games": _amazon("Video_Games", "{}_5.json"),
     "lastfm": _lastfm,
 }
 

@@ -10,16 +10,18 @@ import torch
 from harness import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
 
+from src.core.datasets.csv_log import CsvConfig
 from src.core.errors import UserError
 from src.core.settings import parse_choice, parse_section
 from src.distill import selection_policy
 from src.distill.selection_policy import TeacherInfo
-from src.exp.settings import known_keys
+from src.exp.settings import known_keys, parse_settings
 from src.exp.study.config import StudyConfig
 from src.exp.study.plan import variants
 from src.student import config as students
 from src.student import models
 from src.student.datamodule import Batch
+from src.teacher.prompt.wording import read_wording
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 TRANSLATED = sorted((ROOT / "docs" / "ja").glob("*.md"))
@@ -161,7 +163,14 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line) -> None:
-    own_yamls = {"dataset=plays", "student=mean_pool", "active=rare", "teacher=popular", "study=weights"}
+    own_yamls = {
+        "dataset=plays",
+        "dataset=shop",
+        "student=mean_pool",
+        "active=rare",
+        "teacher=popular",
+        "study=weights",
+    }
     words = [w for w in shlex.split(line, comments=True) if re.match(r"\+{0,2}[a-z_./]+=", w) and w not in own_yamls]
     if any(word.startswith(("hydra/launcher=", "hydra/sweeper=")) for word in words):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -230,9 +239,30 @@ def test_a_student_of_ones_own_scores_as_described() -> None:
     assert model(torch.tensor([[0, 1, 2]]), torch.tensor([2])).tolist() == [[2.0, 20.0]]
 
 
+def yaml_of(page: str) -> str:
+    """The one YAML block of a page."""
+    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    return yaml
+
+
+def test_a_log_of_ones_own_is_told_as_described(tmp_path) -> None:
+    """The YAML of the guide, in a folder of one's own."""
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "shop.yaml").write_text(yaml_of("docs/data.md"))
+    found = parse_settings(compose_config(f"hydra.searchpath=[file://{tmp_path}]", "dataset=shop")).dataset
+    assert isinstance(found, CsvConfig) and (found.name, found.source, found.min_user_inter) == ("shop", "csv", 5)
+    assert (found.titles_file, found.columns.timestamp, found.history) == ("products.parquet", "ordered_at", "removed")
+
+
+def test_a_wording_of_ones_own_asks_as_described(tmp_path) -> None:
+    (tmp_path / "songs.yaml").write_text(yaml_of("docs/teacher.md"))
+    wording = read_wording(str(tmp_path / "songs.yaml"))
+    assert wording.templates[1] == "Playlist: {history}. Offered: {candidates}. Next:"
+    assert wording.open_template == "Somebody listened to these songs: {history}. The next song is"
+
+
 def test_a_study_of_ones_own_has_variants_that_compose() -> None:
-    (yaml,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS["docs/studies.md"], flags=re.MULTILINE | re.DOTALL)
-    found = variants(parse_section(StudyConfig, OmegaConf.create(yaml), "study"))
+    found = variants(parse_section(StudyConfig, OmegaConf.create(yaml_of("docs/studies.md")), "study"))
     assert len(found) > 1
     for variant in found:
         compose_config(*variant.overrides)

@@ -21,6 +21,7 @@ from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, Tiny
 from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.wording import read_wording
 from src.teacher.recommender import FrozenRecommender
 from src.teacher.tiny.build import build_tiny_llm
 
@@ -112,7 +113,7 @@ def lora(make_lora) -> GatedLora:
 
 @pytest.fixture
 def builder(llm_folder, dataset) -> PromptBuilder:
-    return PromptBuilder(load_llm(llm_folder, "float32", CPU)[0], dataset.titles, "movie")
+    return PromptBuilder(load_llm(llm_folder, "float32", CPU)[0], dataset.titles, read_wording("movie"))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
         rows = {"max_train_rows": 8, "max_valid_rows": 4, "max_eval_rows": 4}
         return AllSettings(
             GeneralSettings(seed, overwrite),
-            DatasetConfig(name="sample"),
+            DatasetConfig(source="sample", name="sample"),
             replace(config, **{"recommender": student, **rows, **changes}),
             MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
             PathsConfig(data_dir="data", result_root="result", teacher_outputs_dir=str(tmp_path / outputs)),

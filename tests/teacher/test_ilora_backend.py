@@ -26,6 +26,7 @@ from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
 from src.teacher.llm import load
 from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.wording import PromptConfig
 
 CPU = torch.device("cpu")
 
@@ -306,6 +307,9 @@ def test_each_step_is_made_from_what_decides_it(make_teacher, make_settings, dat
         ({"save_steps": 7, "gradient_checkpointing": True}, set()),
         ({"max_eval_rows": 3}, {"evaluate"}),
         ({"max_history": 2}, {"train", "export", "evaluate"}),
+        ({"prompt_template": "movie"}, {"train", "export", "evaluate"}),
+        ({"prompt": PromptConfig(verb="took")}, {"train", "export", "evaluate"}),
+        ({"prompt": PromptConfig(verb="chose")}, set()),  # as it was
         ({"export": {"top_n": 2}}, {"export"}),
         ({"export": {"batch_tokens": 9}}, set()),
         ({"export": {"candidates": "sampled"}}, {"export", "evaluate"}),

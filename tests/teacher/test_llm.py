@@ -12,7 +12,8 @@ from src.teacher.config import ExportSettings
 from src.teacher.llm import load
 from src.teacher.llm.load import load_llm
 from src.teacher.llm.texts import encode_texts, positions
-from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
+from src.teacher.prompt.builder import PAD_TOKEN
+from src.teacher.prompt.wording import MARKERS
 
 CPU = torch.device("cpu")
 EXPECTED = "expected a local Hugging Face folder of a LLaMA-family model"

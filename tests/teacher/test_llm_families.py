@@ -27,7 +27,7 @@ from src.teacher.config import ExportSettings, LoraSettings
 from src.teacher.llm.load import load_llm
 from src.teacher.llm.texts import encode_texts, own_tokens
 from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
-from src.teacher.prompt.templates import TEMPLATES
+from src.teacher.prompt.wording import read_wording
 
 CPU = torch.device("cpu")
 SEPARATOR, END = "<|endoftext|>", "<|im_end|>"
@@ -102,8 +102,8 @@ def test_a_bos_stands_before_every_text_and_does_not_end_one(loaded):
 
 def test_prompts_are_the_tokens_of_the_whole_text(loaded, dataset):
     tokenizer, model = loaded
-    builder = PromptBuilder(tokenizer, dataset.titles, "movie")
-    for template in range(len(TEMPLATES["movie"])):
+    builder = PromptBuilder(tokenizer, dataset.titles, read_wording("movie"))
+    for template in range(3):
         prompt = builder.prompt(HISTORY, CANDIDATES, template=template, embed=True)
         assert prompt.ids == tokenizer(builder.text(HISTORY, CANDIDATES, template=template, embed=True)).input_ids
     assert max(prompt.ids) < model.get_input_embeddings().num_embeddings
@@ -111,7 +111,7 @@ def test_prompts_are_the_tokens_of_the_whole_text(loaded, dataset):
 
 def test_an_answer_ends_with_the_newline_that_stops_generation(loaded, dataset):
     tokenizer, _ = loaded
-    builder = PromptBuilder(tokenizer, dataset.titles, "movie")
+    builder = PromptBuilder(tokenizer, dataset.titles, read_wording("movie"))
     item = dataset.titles.index("The Long Road (2)")
     assert builder.newline_id not in builder.tokens(dataset.titles[item] + "\n")  # ")\n" is one token
     assert builder.answer(item)[-1] == builder.newline_id
@@ -140,7 +140,7 @@ def test_loss_generation_and_scores_are_those_of_plain_forwards(loaded, dataset,
     lora = add_gated_lora(model, LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2), 8)
     fill_with_ramp(torch.nn.ParameterList(p for p in lora.model.parameters() if p.requires_grad), 0.1)
     lora.model.eval()
-    builder = PromptBuilder(tokenizer, dataset.titles, "movie")
+    builder = PromptBuilder(tokenizer, dataset.titles, read_wording("movie"))
     lm = PromptedLM(lora, torch.zeros(len(dataset.titles), 8))
     gates = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
     prompts = [builder.prompt(history, CANDIDATES, template=0, embed=False) for history in (HISTORY[:1], HISTORY)]

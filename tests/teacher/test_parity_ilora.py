@@ -31,6 +31,7 @@ from src.teacher.llm.load import load_llm
 from src.teacher.llm.texts import positions
 from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
 from src.teacher.prompt.candidates import sample_candidates
+from src.teacher.prompt.wording import read_wording
 
 CPU = torch.device("cpu")
 HIDDEN, NUM_CANDIDATES, SEED = 64, 20, 5
@@ -165,7 +166,7 @@ def make_sides(program, data, plain_llm, tmp_path) -> Callable[..., Sides]:
         llm.load_state_dict(base.state_dict())
         interface = upstream.build_interface(program, llm, tokenizer, sasrec, settings, known.state())
         users = sasrec.cacul_h(data.rows.history, data.rows.length)[:, 0]
-        return Sides(program, data, interface, lm, users, PromptBuilder(tokenizer, data.titles, "artist"))
+        return Sides(program, data, interface, lm, users, PromptBuilder(tokenizer, data.titles, read_wording("artist")))
 
     return make
 

@@ -21,6 +21,7 @@ from src.teacher.config import TeacherConfig
 from src.teacher.llm.load import load_llm
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
+from src.teacher.prompt.wording import read_wording
 from src.teacher.recommender import FrozenRecommender
 from src.teacher.training import train_adapter, training_rows
 
@@ -36,7 +37,7 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
     recommender.model.double()
     lora = add_gated_lora(model, config.lora, 8)
     lora.model.double()
-    builder = PromptBuilder(tokenizer, dataset.titles, "movie")
+    builder = PromptBuilder(tokenizer, dataset.titles, read_wording("movie"))
     lm = PromptedLM(lora, recommender.item_table)
     teacher = TeacherModel(lm=lm, builder=builder, recommender=recommender, dataset=dataset, config=config)
     gathered = []

@@ -12,15 +12,8 @@ import torch
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
 from src.teacher.llm.load import load_llm
-from src.teacher.prompt.builder import (
-    CANDIDATE_MARKER,
-    HISTORY_MARKER,
-    IGNORED,
-    MARKERS,
-    PLACEHOLDER,
-    TEMPLATES,
-    PromptBuilder,
-)
+from src.teacher.prompt.builder import IGNORED, PromptBuilder
+from src.teacher.prompt.wording import CANDIDATE_MARKER, HISTORY_MARKER, MARKERS, PLACEHOLDER, read_wording
 
 HISTORY, CANDIDATES = np.array([2, 9, 4, 7]), np.array([1, 8, 20, 23, 11])  # every kind of title
 
@@ -30,12 +23,12 @@ def marker_ids(builder) -> dict[str, int]:
     return dict(zip(MARKERS, builder.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
 
 
-@pytest.mark.parametrize("template_set", TEMPLATES)
+@pytest.mark.parametrize("name", ["default", "movie"])
 @pytest.mark.parametrize("embed", [True, False])
 @pytest.mark.parametrize("history", [HISTORY, HISTORY[:1]], ids=["long", "short"])
-def test_cached_pieces_are_the_tokens_of_the_whole_text(builder, dataset, template_set, embed, history):
-    builder = PromptBuilder(builder.tokenizer, dataset.titles, template_set)
-    for template in range(len(TEMPLATES[template_set])):
+def test_cached_pieces_are_the_tokens_of_the_whole_text(builder, dataset, name, embed, history):
+    builder = PromptBuilder(builder.tokenizer, dataset.titles, read_wording(name))
+    for template in range(3):
         prompt = builder.prompt(history, CANDIDATES, template=template, embed=embed)
         assert (
             prompt.ids == builder.tokenizer(builder.text(history, CANDIDATES, template=template, embed=embed)).input_ids
@@ -50,7 +43,7 @@ def strict_tokenizer(llm_folder, dataset, tmp_path):
     folder = shutil.copytree(llm_folder, tmp_path / "llm")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(dataset.titles + [t for texts in TEMPLATES.values() for t in texts]),
+        sentence_iterator=iter(dataset.titles + read_wording("movie").templates),
         model_writer=model,
         model_type="bpe",
         vocab_size=400,
@@ -71,7 +64,7 @@ def strict_tokenizer(llm_folder, dataset, tmp_path):
 @pytest.mark.parametrize("embed", [True, False])
 def test_cached_pieces_with_a_tokenizer_that_keeps_blanks(strict_tokenizer, dataset, template, embed):
     assert strict_tokenizer.tokenize("a  b") != strict_tokenizer.tokenize("a b")
-    builder = PromptBuilder(strict_tokenizer, dataset.titles, "movie")
+    builder = PromptBuilder(strict_tokenizer, dataset.titles, read_wording("movie"))
     text = builder.text(HISTORY, CANDIDATES, template=template, embed=embed)
     assert builder.prompt(HISTORY, CANDIDATES, template=template, embed=embed).ids == strict_tokenizer(text).input_ids
 
@@ -109,7 +102,9 @@ def test_text_names_the_titles_in_order(builder, dataset):
 
 def test_braces_in_a_title_are_text(builder, dataset):
     titles = ["{history} {0}", *dataset.titles[1:]]
-    text = PromptBuilder(builder.tokenizer, titles, "default").text(np.array([0]), CANDIDATES, template=0, embed=True)
+    text = PromptBuilder(builder.tokenizer, titles, read_wording()).text(
+        np.array([0]), CANDIDATES, template=0, embed=True
+    )
     assert "{history} {0} [HistoryEmb]" in text
 
 
@@ -172,7 +167,7 @@ def warnings(caplog, monkeypatch):
 
 
 def fitting(builder, context: int) -> PromptBuilder:
-    return PromptBuilder(builder.tokenizer, builder.titles, "movie", context)
+    return PromptBuilder(builder.tokenizer, builder.titles, read_wording("movie"), context)
 
 
 def longest_answer(builder) -> int:
@@ -205,13 +200,13 @@ def test_candidates_that_do_not_fit_are_refused(builder, warnings):
 def test_a_blank_title_is_refused(builder, dataset, blank):
     titles = [*dataset.titles[:5], blank, *dataset.titles[6:]]
     with pytest.raises(UserError, match=r"titles: item 5 has a blank title \(1 in all\); the LLM reads titles"):
-        PromptBuilder(builder.tokenizer, titles, "movie")
+        PromptBuilder(builder.tokenizer, titles, read_wording("movie"))
 
 
 def test_a_title_longer_than_the_context_is_refused(builder, dataset):
     titles = [*dataset.titles[:7], "Stone " * 40, *dataset.titles[8:]]
     length = len(builder.tokens("Stone " * 40)) + 2  # BOS and newline
-    PromptBuilder(builder.tokenizer, titles, "movie", 2 * length)
+    PromptBuilder(builder.tokenizer, titles, read_wording("movie"), 2 * length)
     allowed = f"titles: that of item 7 has {length} tokens, the LLM reads {2 * length - 1} in all; shorten it"
     with pytest.raises(UserError, match=allowed):
-        PromptBuilder(builder.tokenizer, titles, "movie", 2 * length - 1)
+        PromptBuilder(builder.tokenizer, titles, read_wording("movie"), 2 * length - 1)

@@ -4,12 +4,17 @@ import pytest
 
 from src.core.errors import UserError
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings
+from src.teacher.prompt.wording import PromptConfig
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"prompt_template": "x"}, "teacher.prompt_template='x': must be one of default, movie, artist, game"),
+        (
+            {"prompt_template": "x"},
+            "teacher.prompt_template='x': must be one of artist, default, game, movie, or a .yaml",
+        ),
+        ({"prompt": PromptConfig(verb="")}, "teacher.prompt.verb='': must be a text in one line"),
         ({"dtype": "int8"}, "teacher.dtype='int8': must be one of auto, float32, bfloat16"),
         ({"max_history": 0}, "teacher.max_history=0: must be an integer >= 1"),
         ({"batch_size": 0}, "teacher.batch_size=0"),

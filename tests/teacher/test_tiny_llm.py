@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from src.teacher.config import TinySettings
 from src.teacher.llm.load import load_llm
 from src.teacher.prompt.builder import PromptBuilder
-from src.teacher.prompt.templates import TEMPLATES
+from src.teacher.prompt.wording import read_wording
 from src.teacher.tiny.start import association_vectors
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_every_title_is_one_token_and_other_texts_can_be_spelt(make_dataset, bui
     ids = tokenizer(other, add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == other
-    words = {word for template in TEMPLATES["default"] for word in template.split()}
+    words = {word for template in read_wording().templates for word in template.split()}
     assert tokenizer.vocab_size <= vocab_size + len(titles) + len(words)
 
 
@@ -58,7 +58,7 @@ def test_it_starts_with_a_pointer_to_the_fitting_candidate(make_dataset, build_l
     build_llm(replace(config, tiny=untrained), tmp_path / "llm", 3, dataset)
     tokenizer, _ = load_llm(tmp_path / "llm", "float32", CPU)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "llm", attn_implementation="eager")
-    builder = PromptBuilder(tokenizer, dataset.titles, "default")
+    builder = PromptBuilder(tokenizer, dataset.titles, read_wording())
     for group, template in product(range(10), range(3)):
         fitting = 4 * group + 3
         candidates = np.roll([4 * other for other in range(10) if other != group] + [fitting], group)

@@ -1,5 +1,8 @@
 """What the data sets share: the types that readers return, the common settings, and helpers for raw files."""
 
+import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +30,14 @@ class Interactions:
         items: raw item ids [N], int64 or object (str).
         timestamps: int64 or float64 [N], any unit.
         titles: raw item id (str) -> title; may be empty or lack an item where the format allows it.
+        notes: what was changed or left out, a line each with its count, for the log.
     """
 
     users: np.ndarray
     items: np.ndarray
     timestamps: np.ndarray
     titles: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class WindowSplits:
-    """A data set that comes already split; item ids are positions in `titles`."""
+    """A data set that comes already split; item ids are positions in `titles`, `notes` as those of `Interactions`."""
 
     train: Windows
     valid: Windows
     test: Windows
     titles: list[str]
+    notes: tuple[str, ...] = ()
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -77,7 +83,8 @@ class DatasetConfig:
     """The settings that every data set has.
 
     Attributes:
-        name: its name in `SOURCES`.
+        source: its reader, a key of `SOURCES`.
+        name: what it is called in folders, reports and records; letters, digits, `.`, `_` and `-`.
         max_seq_len: window of a row; the last items count.
         min_user_inter: users with fewer interactions are dropped.
         split: see `SplitConfig`.
@@ -90,6 +97,7 @@ class DatasetConfig:
         UserError: for a value out of range.
     """
 
+    source: str
     name: str
     max_seq_len: int = 50
     min_user_inter: int = 5
@@ -100,6 +108,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         rows = self.max_train_rows
+        check_label("dataset.name", self.name)
         check(self.max_seq_len >= 1, "dataset.max_seq_len", self.max_seq_len, "an integer >= 1")
         check(rows is None or rows >= 1, "dataset.max_train_rows", rows, "null or an integer >= 1")
         check(self.history in HISTORIES, "dataset.history", self.history, f"one of {', '.join(HISTORIES)}")
@@ -126,6 +135,18 @@ class LogConfig(DatasetConfig):
         )
 
 
+def check_label(key: str, value: str) -> None:
+    """Refuse what cannot be (part of) the name of a folder on every system.
+
+    >>> check_label("dataset.name", "a/b")
+    Traceback (most recent call last):
+    ...
+    src.core.errors.UserError: dataset.name='a/b': must be a name of letters, digits, '.', '_' and '-', no sign first
+    """
+    allowed = "a name of letters, digits, '.', '_' and '-', no sign first"
+    check(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is not None, key, value, allowed)
+
+
 # --- raw files ----------------------------------------------------------------------------------------------
 
 
@@ -147,13 +168,24 @@ def require_files(paths: list[Path], advice: str) -> None:
             raise UserError(f"{path}: the file is empty; replace it by a complete copy")
 
 
+def plain_or_gzipped(path: Path) -> Path:
+    """`path`, or `path` + ".gz" where only that exists."""
+    zipped = path.with_name(path.name + ".gz")
+    return zipped if zipped.is_file() and not path.is_file() else path
+
+
 def read_decoded(path: Path, encoding: str) -> str:
-    """The text of a file.
+    """The text of a file, unzipped where its name ends in `.gz`.
 
     Raises:
-        UserError: naming the line that is not text of this encoding.
+        UserError: naming the line that is not text of this encoding; or a damaged file.
     """
     data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: damaged ({error}); replace it by a complete copy") from None
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -1,17 +1,16 @@
-"""Any log of user, item, timestamp with a table of titles, both with a header line."""
+"""Any log of user, item, timestamp with a table of titles, in text files with a header line or in Parquet."""
 
-import csv
-import io
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from src.core.datasets.base import Interactions, LogConfig, read_decoded, shorten
+from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
+from src.core.datasets.tables import Layout, Table, read_table
 from src.core.errors import UserError, check
+
+MISSING_TITLES = ("refuse", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +34,19 @@ class CsvConfig(LogConfig):
     """`conf/dataset/csv.yaml`.
 
     Attributes:
-        interactions_file, titles_file: file names in the raw folder.
+        interactions_file, titles_file: file names in the raw folder; `.parquet` tells that format.
         separator: one character; `\\t` as two is a tab, for a shell and Hydra pass both on.
         columns: see `CsvColumns`.
+        missing_titles: of an item that the table of titles lacks: `refuse` the log, or `name` the item after its id.
     """
 
+    source: str = "csv"
     name: str = "csv"
     interactions_file: str = "interactions.csv"
     titles_file: str = "items.csv"
     separator: str = ","
     columns: CsvColumns = field(default_factory=CsvColumns)
+    missing_titles: str = "refuse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +55,7 @@ class CsvConfig(LogConfig):
         separator = one_character(self.separator)
         usable = len(separator) == 1 and separator not in "\r\n\"'" and not separator.isalnum()
         check(usable, "dataset.separator", self.separator, 'one character such as "," or "\\t"')
+        check(self.missing_titles in MISSING_TITLES, "dataset.missing_titles", self.missing_titles, "refuse or name")
 
 
 def one_character(separator: str) -> str:
@@ -73,123 +76,61 @@ class CsvLog:
         return None
 
     def files(self, config: CsvConfig, folder: Path) -> list[Path]:
-        return [folder / config.interactions_file, folder / config.titles_file]
+        return [plain_or_gzipped(folder / name) for name in (config.interactions_file, config.titles_file)]
 
     def read(self, config: CsvConfig, folder: Path) -> Interactions:
-        return read_csv(*self.files(config, folder), separator=one_character(config.separator), columns=config.columns)
+        return read_csv(
+            *self.files(config, folder),
+            separator=one_character(config.separator),
+            columns=config.columns,
+            missing_titles=config.missing_titles,
+        )
 
 
-def read_csv(interactions: Path, titles: Path, *, separator: str, columns: CsvColumns) -> Interactions:
+def read_csv(
+    interactions: Path, titles: Path, *, separator: str, columns: CsvColumns, missing_titles: str = "refuse"
+) -> Interactions:
     """Read a log and a table of titles: ids as text; times int64, or float64 where one has a fraction.
 
     Args:
-        interactions: file with a user, an item and a timestamp (a number) in each line; other columns are ignored.
-        titles: file with an item and a title in each line; every item of the log must be in it once.
-        separator: one character.
+        interactions: file with a user, an item and a timestamp (a number or a date, see `timestamps`) in each line;
+            other columns are ignored.
+        titles: file with an item and a title in each line, no item twice; with `missing_titles=refuse` every item of
+            the log must be in it.
+        separator: one character, of text files.
 
     Raises:
         UserError: naming file and line of what is wrong.
     """
     title_of = _read_titles(titles, separator, columns)
     names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
-    scan = _LogScan(path=interactions, titles_path=titles, separator=separator, names=names, titles=title_of)
-    try:
-        frame = _parse_log(interactions, separator)
-    except (ValueError, pd.errors.ParserWarning) as error:
-        scan.raise_first_error()
-        raise UserError(f"{interactions}: cannot be read: {shorten(str(error))}") from None
-    for key, column in names.items():
-        _column_place(interactions, list(frame.columns), key, column)
-    if frame.empty:
+    log = read_table(interactions, Layout(names=names, separator=separator))
+    if not len(log.columns["user"]):
         raise UserError(f"{interactions}: has no interactions; add lines below the header")
-    users, items = frame[columns.user].to_numpy(), frame[columns.item].to_numpy()
-    times = pd.to_numeric(frame[columns.timestamp], errors="coerce").to_numpy()
-    are_titled = pd.Series(frame[columns.item].unique()).isin(title_of.keys()).all()
-    if not (are_titled and np.isfinite(times).all() and (users != "").all() and (items != "").all()):
-        scan.raise_first_error()
-        raise UserError(f"{interactions}: has a line that cannot be used")
-    return Interactions(users=users, items=items, timestamps=times, titles=title_of)
+    for name in ("user", "item"):
+        log.require_text(name)
+    times = log.times()
+    if missing_titles == "refuse":
+        _require_titles(log, title_of, titles)
+    return Interactions(users=log.columns["user"], items=log.columns["item"], timestamps=times, titles=title_of)
 
 
-def _parse_log(path: Path, separator: str) -> pd.DataFrame:
-    text = read_decoded(path, "utf-8-sig")
-    with warnings.catch_warnings():
-        # A first line that is longer than the header is only warned about, and cut.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(io.StringIO(text), sep=separator, dtype=str, na_filter=False, index_col=False)
-
-
-def _column_place(path: Path, header: list[str], key: str, column: str) -> int:
-    """Place in the header of the column that `dataset.columns.<key>` names."""
-    if column not in header:
+def _require_titles(log: Table, titles: dict[str, str], path: Path) -> None:
+    items = log.columns["item"]
+    untitled = np.flatnonzero(~pd.Series(items).isin(titles.keys()))
+    if len(untitled):
+        row = int(untitled[0])
         raise UserError(
-            f"{path}:1: dataset.columns.{key}={column!r} is not a column; the file has "
-            f"{', '.join(map(str, header))}"
+            f"{log.where(row)}: item {items[row]!r} has no entry in {path}; add one, or set dataset.missing_titles=name"
         )
-    return header.index(column)
-
-
-def _csv_rows(path: Path, separator: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """The header and (line number, fields) of each row, every row checked to be as long as the header."""
-    reader = csv.reader(io.StringIO(read_decoded(path, "utf-8-sig"), newline=""), delimiter=separator)
-    header = next(reader, [])
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for fields in reader:
-                if fields and len(fields) != len(header):
-                    raise UserError(
-                        f"{path}:{reader.line_num}: has {len(fields)} fields, expected {len(header)} "
-                        f"({separator.join(header)}); put quotes round a field that contains {separator!r}"
-                    )
-                if fields:
-                    yield reader.line_num, fields
-        except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: {error}") from None
-
-    return header, rows()
 
 
 def _read_titles(path: Path, separator: str, columns: CsvColumns) -> dict[str, str]:
-    header, rows = _csv_rows(path, separator)
-    item_place = _column_place(path, header, "item", columns.item)
-    title_place = _column_place(path, header, "title", columns.title)
-    titles: dict[str, str] = {}
-    for line, fields in rows:
-        item = fields[item_place]
-        if item in titles:
-            raise UserError(f"{path}:{line}: item {item!r} occurs twice; remove one of its lines")
-        titles[item] = fields[title_place]
-    return titles
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LogScan:
-    """Reads a log line by line, slowly, to name the line at which the fast parser or a check failed.
-
-    Attributes:
-        names: the columns by their key in `dataset.columns`.
-        titles: title by item.
-    """
-
-    path: Path
-    titles_path: Path
-    separator: str
-    names: dict[str, str]
-    titles: dict[str, str]
-
-    def raise_first_error(self) -> None:
-        header, rows = _csv_rows(self.path, self.separator)
-        places = {key: _column_place(self.path, header, key, column) for key, column in self.names.items()}
-        for line, fields in rows:
-            self._check(line, {key: fields[place] for key, place in places.items()})
-
-    def _check(self, line: int, row: dict[str, str]) -> None:
-        where = f"{self.path}:{line}"
-        for key in ("user", "item"):
-            if row[key] == "":
-                raise UserError(f"{where}: the {key} is empty; correct or remove the line")
-        if not np.isfinite(pd.to_numeric(pd.Series([row["timestamp"]]), errors="coerce")).all():
-            raise UserError(f"{where}: timestamp {row['timestamp']!r} is not a number; correct or remove the line")
-        if row["item"] not in self.titles:
-            raise UserError(f"{where}: item {row['item']!r} has no entry in {self.titles_path}; add one")
+    names = {"item": columns.item, "title": columns.title}
+    table = read_table(path, Layout(names=names, separator=separator), strict=True)
+    items = table.columns["item"]
+    again = np.flatnonzero(pd.Series(items).duplicated())
+    if len(again):
+        row = int(again[0])
+        raise UserError(f"{table.where(row)}: item {items[row]!r} occurs twice; remove one of its lines")
+    return dict(zip(items, table.columns["title"], strict=True))

@@ -24,6 +24,7 @@ FILES = ("train_data.df", "Val_data.df", "Test_data.df", "id2name.txt")
 class LastfmConfig(DatasetConfig):
     """`conf/dataset/lastfm.yaml`: the files are the split, hold the last 10 items, and have no users to drop."""
 
+    source: str = "lastfm"
     name: str = "lastfm"
     max_seq_len: int = 10
     min_user_inter: int = 0

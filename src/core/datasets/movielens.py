@@ -57,6 +57,7 @@ class MovielensConfig(LogConfig):
         version: a key of `RELEASES`.
     """
 
+    source: str = "movielens"
     name: str = "movielens"
     version: str = "100k"
 

@@ -11,6 +11,7 @@ from src.core.datasets.csv_log import CsvColumns, read_csv
 class SampleConfig(LogConfig):
     """`conf/dataset/sample.yaml`."""
 
+    source: str = "sample"
     name: str = "sample"
     max_seq_len: int = 20
 

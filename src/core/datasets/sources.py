@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.core.datasets.amazon_games import AmazonGames
+from src.core.datasets.amazon import Amazon
 from src.core.datasets.base import DatasetConfig, Interactions, WindowSplits, require_files
 from src.core.datasets.csv_log import CsvLog
 from src.core.datasets.download import Archive, fetch_missing
@@ -37,11 +37,11 @@ class Source(Protocol):
 SOURCES: dict[str, Source] = {
     "sample": Sample(),
     "movielens": Movielens(),
-    "amazon_games": AmazonGames(),
+    "amazon": Amazon(),
     "lastfm": Lastfm(),
     "csv": CsvLog(),
 }
-SCHEMAS: dict[str, type[DatasetConfig]] = {name: source.config for name, source in SOURCES.items()}
+SCHEMAS: dict[str, type[DatasetConfig]] = {name: source.config for name, source in SOURCES.items()}  # by `source`
 
 
 def find_raw_files(source: Source, config: DatasetConfig, raw_dir: Path, *, logger: logging.Logger) -> list[Path]:

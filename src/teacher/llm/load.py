@@ -22,7 +22,8 @@ from transformers import (
 from src.core.errors import UserError
 from src.core.foreign.tensors import read_tensors
 from src.teacher.llm.folder import EXPECTED, check_llm_folder, weight_files
-from src.teacher.prompt.builder import MARKERS, PAD_TOKEN
+from src.teacher.prompt.builder import PAD_TOKEN
+from src.teacher.prompt.wording import MARKERS
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # that are adapted
 _TOKENIZER_MODEL = "tokenizer.model"

@@ -17,10 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
-from src.teacher.prompt.templates import OPEN_TEMPLATES, TEMPLATES
+from src.teacher.prompt.wording import CANDIDATE_MARKER, HISTORY_MARKER, MARKERS, PLACEHOLDER, Wording
 
-PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER = "[PH]", "[HistoryEmb]", "[CansEmb]", "[ItemEmb]"
-MARKERS = (PLACEHOLDER, HISTORY_MARKER, CANDIDATE_MARKER, ITEM_MARKER)
 PAD_TOKEN = "[PAD]"
 TERMINATOR = "\n"
 IGNORED = -100
@@ -71,12 +69,12 @@ class PromptBuilder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, titles: list[str], template: str, context: int | None = None
+        self, tokenizer: PreTrainedTokenizerBase, titles: list[str], wording: Wording, context: int | None = None
     ) -> None:
         self.tokenizer = tokenizer
         self.titles = titles
-        self.templates = TEMPLATES[template]
-        self.open_template = OPEN_TEMPLATES[template]
+        self.templates = wording.templates
+        self.open_template = wording.open_template
         self.embedding_ids = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
         self.placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.bos_id = tokenizer.bos_token_id

@@ -25,7 +25,6 @@ from src.teacher.llm.load import load_llm
 from src.teacher.llm.texts import positions
 from src.teacher.prompt.builder import IGNORED, PromptBatch, PromptBuilder
 from src.teacher.prompt.candidates import sample_candidates
-from src.teacher.prompt.templates import TEMPLATES
 from src.teacher.schedule import learning_rate_factor
 from src.teacher.tiny.start import ROPE_THETA, start_from_association
 
@@ -43,7 +42,7 @@ def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: P
     """
     tiny = config.tiny
     assert tiny is not None
-    _train_tokenizer(dataset.titles, config.prompt_template, tiny.vocab_size, folder)
+    _train_tokenizer(dataset.titles, config.wording.templates, tiny.vocab_size, folder)
     # add_prefix_space concerns decoding only: with it, a leading piece loses its blank and is not found again.
     tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True, add_prefix_space=False)
     tokenizer.save_pretrained(folder)
@@ -51,7 +50,7 @@ def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: P
     # Saved and read back once, so that the pretraining sees the markers as the adapter's training will.
     LlamaForCausalLM(_llama_config(tiny, len(tokenizer))).save_pretrained(folder)
     tokenizer, model = load_llm(folder, "float32", context.device)
-    builder = PromptBuilder(tokenizer, dataset.titles, config.prompt_template)
+    builder = PromptBuilder(tokenizer, dataset.titles, config.wording)
     start_from_association(model, builder, dataset, config.max_history)
     context.logger.info(
         "tiny LLaMA: %.2f M parameters, %d tokens, %d pretraining steps",
@@ -64,13 +63,13 @@ def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: P
     tokenizer.save_pretrained(folder)
 
 
-def _train_tokenizer(titles: list[str], prompt_template: str, vocab_size: int, folder: Path) -> None:
+def _train_tokenizer(titles: list[str], templates: list[str], vocab_size: int, folder: Path) -> None:
     """A SentencePiece unigram model with byte fallback, to which every title and every word of a prompt is added.
 
     So a title is one token, which is read, predicted and copied as a whole. Other texts are spelt in `vocab_size`
     pieces at most, characters among them up to a half, the most frequent first; rarer ones are spelt in bytes.
     """
-    words = [word for text in TEMPLATES[prompt_template] for word in text.replace("{", " ").replace("}", " ").split()]
+    words = [word for text in templates for word in text.replace("{", " ").replace("}", " ").split()]
     counts = Counter("".join([*titles, *words]))
     kept = {character for character, _ in counts.most_common((vocab_size - _NUM_BASE_PIECES) // 2)}
     trained = io.BytesIO()

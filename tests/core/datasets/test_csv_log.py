@@ -1,8 +1,13 @@
 """A user's own log: what the reader returns, and the line that each kind of bad input is answered with."""
 
+import gzip
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from raw_examples import write
 
 from src.core.datasets.base import Interactions
@@ -109,3 +114,107 @@ def test_a_tab_written_out_separates(tmp_path):
     log = CsvLog().read(config, tmp_path)
     assert (log.users.tolist(), log.items.tolist(), log.titles) == (["u"], ["a"], {"a": "First, of all"})
     assert config.separator == "\\t"  # as it was given
+
+
+def test_dates_are_times_and_two_kinds_of_them_name_the_line(tmp_path):
+    log = read(tmp_path, "user,item,timestamp\nu,a,2014-07-08T12:00:00+02:00\nu,b,2014-07-08T11:00:00Z\n")
+    assert np.diff(log.timestamps).tolist() == [3600]
+    with pytest.raises(UserError, match=r"log\.csv:4: timestamp '2014-07-08' is a date without a zone, but the first"):
+        read(tmp_path, "user,item,timestamp\nu,a,2014-07-08T12:00Z\n\nu,b,2014-07-08\n")
+
+
+def test_nanoseconds_keep_their_order_beside_a_fraction_that_is_none(tmp_path):
+    log = read(tmp_path, "user,item,timestamp\nu,a,1600000000000000002.0\nu,b,1600000000000000001\n")
+    assert (log.timestamps - 1600000000000000000).tolist() == [2, 1]
+
+
+def test_a_missing_title_is_refused_or_left_to_the_items_name(tmp_path):
+    write(tmp_path, interactions__csv="user,item,timestamp\nu,a,1\nu,c,2\n", items__csv=ITEMS)
+    with pytest.raises(
+        UserError, match=r"csv:3: item 'c' has no entry in .*; add one, or set dataset\.missing_titles=name"
+    ):
+        CsvLog().read(CsvConfig(), tmp_path)
+    log = CsvLog().read(CsvConfig(missing_titles="name"), tmp_path)
+    assert log.items.tolist() == ["a", "c"] and "c" not in log.titles
+
+
+def test_gzipped_files_are_read_where_only_they_are_there(tmp_path):
+    for name, text in (("interactions.csv", "user,item,timestamp\nu,a,1\n"), ("items.csv", ITEMS)):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    assert CsvLog().read(CsvConfig(), tmp_path).titles["a"] == "First"
+    (tmp_path / "items.csv.gz").write_bytes(gzip.compress(ITEMS.encode())[:-9])
+    with pytest.raises(UserError, match=r"items\.csv\.gz: damaged .*; replace it by a complete copy"):
+        CsvLog().read(CsvConfig(), tmp_path)
+
+
+# --- Parquet ------------------------------------------------------------------------------------------------
+
+PARQUET = CsvConfig(interactions_file="log.parquet", titles_file="items.parquet")
+
+
+def read_parquet(folder: Path, **columns: object) -> Interactions:
+    log = {"user": ["u", "v"], "item": [7, 8], "timestamp": [1, 2], **columns}
+    parquet.write_table(
+        pa.table({name: values for name, values in log.items() if values is not None}), folder / "log.parquet"
+    )
+    parquet.write_table(pa.table({"item": ["7", "8"], "title": ["Seven", None]}), folder / "items.parquet")
+    return CsvLog().read(PARQUET, folder)
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    write(tmp_path, log__parquet="x", items__parquet="x")
+    with pytest.raises(
+        UserError, match=r"items\.parquet: reading Parquet needs pyarrow, .* poetry install --extras parquet"
+    ):
+        CsvLog().read(PARQUET, tmp_path)
+
+
+def test_parquet_is_read_like_text(tmp_path):
+    log = read_parquet(tmp_path, user=["u", "ü"], timestamp=[2**62 + 1, 2**62])
+    assert (log.users.tolist(), log.items.tolist()) == (["u", "ü"], ["7", "8"])
+    assert log.titles == {"7": "Seven", "8": ""}
+    assert log.timestamps.dtype == np.int64 and log.timestamps.tolist() == [2**62 + 1, 2**62]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("timestamp[ns]", [10**18 + 1, 10**18], [10**18 + 1, 10**18]),
+        ("date32", [3, 2], [3, 2]),
+        ("double", [1.5, 2.0], [1.5, 2.0]),
+        ("string", ["1970-01-02", "1970-01-01"], [86400, 0]),
+        ("dictionary", ["5", "4"], [5, 4]),
+    ],
+)
+def test_times_in_parquet_are_exact(tmp_path, kind, values, expected):
+    types = {"dictionary": pa.dictionary(pa.int32(), pa.string()), "timestamp[ns]": pa.timestamp("ns", "UTC")}
+    column = pa.array(values, types.get(kind) or pa.type_for_alias(kind))
+    assert read_parquet(tmp_path, timestamp=column).timestamps.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"user": None, "item": None, "who": ["u", "v"]},
+            r"dataset\.columns\.user='user', dataset\.columns\.item='item' are not columns; the file has time.*, who",
+        ),
+        ({"user": ["u", None]}, r"log\.parquet: row 2: the user is empty"),
+        ({"timestamp": [1, None]}, r"log\.parquet: row 2: the timestamp is missing"),
+        ({"timestamp": [1.0, float("inf")]}, r"log\.parquet: row 2: timestamp inf is not a number"),
+        ({"timestamp": [True, False]}, r"the column 'timestamp' holds bool, must be numbers, points in time or text"),
+        ({"item": [7.0, 8.0]}, r"the column 'item' holds double, must be text or integers"),
+        ({"item": [7, 9]}, r"log\.parquet: row 2: item '9' has no entry"),
+    ],
+)
+def test_a_parquet_file_of_another_kind_is_refused(tmp_path, columns, message):
+    with pytest.raises(UserError, match=message):
+        read_parquet(tmp_path, **columns)
+
+
+def test_what_is_no_parquet_is_refused(tmp_path):
+    read_parquet(tmp_path)
+    (tmp_path / "log.parquet").write_bytes((tmp_path / "log.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"log\.parquet: not a Parquet file that can be read"):
+        CsvLog().read(PARQUET, tmp_path)

@@ -15,21 +15,29 @@ from src.core.settings import flat_settings, parse_choice
 YAMLS = sorted((ROOT / "conf" / "dataset").glob("*.yaml"))
 
 
-def parse(name: str, **changes):
-    return parse_choice(SCHEMAS, {"name": name, **changes}, "dataset")
+def parse(source: str, **changes):
+    return parse_choice(SCHEMAS, {"source": source, **changes}, "dataset", by="source")
 
 
-def test_each_data_set_has_a_yaml_and_each_yaml_a_data_set():
-    assert {path.stem for path in YAMLS} == {*SCHEMAS}
+def test_each_source_has_a_yaml_and_each_other_yaml_starts_from_one():
+    assert {path.stem for path in YAMLS} >= {*SCHEMAS}
+    presets = [OmegaConf.load(path) for path in YAMLS if path.stem not in SCHEMAS]
+    assert presets and all(preset.defaults[0] in SCHEMAS and preset.defaults[1] == "_self_" for preset in presets)
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_a_yaml_holds_every_key_and_the_defaults_of_its_settings(path):
+@pytest.mark.parametrize("source", SCHEMAS)
+def test_a_yaml_holds_every_key_and_the_defaults_of_its_settings(source):
     """What Python builds without a YAML is what the command line runs without overrides."""
-    section = OmegaConf.load(path)
-    config = parse_choice(SCHEMAS, section, "dataset")
-    assert config == SCHEMAS[path.stem]() and type(config) is SCHEMAS[path.stem]
-    assert OmegaConf.to_container(section) == OmegaConf.to_container(OmegaConf.structured(config))
+    section = OmegaConf.load(ROOT / "conf" / "dataset" / f"{source}.yaml")
+    config = parse_choice(SCHEMAS, section, "dataset", by="source")
+    assert config == SCHEMAS[source]() and type(config) is SCHEMAS[source]
+    assert OmegaConf.to_container(section, resolve=True) == OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def test_a_yaml_of_before_the_source_names_it_by_its_name():
+    assert parse_choice(SCHEMAS, {"name": "csv", "separator": ";"}, "dataset", by="source") == parse(
+        "csv", separator=";"
+    )
 
 
 def test_movielens_yaml_has_the_keys_of_the_specification():
@@ -41,7 +49,20 @@ def test_movielens_yaml_has_the_keys_of_the_specification():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("netflix", {}, r"dataset\.name='netflix': must be one of sample, movielens"),
+        ("netflix", {}, r"dataset\.source='netflix': must be one of sample, movielens, amazon"),
+        *(
+            ("csv", {"name": name}, r"dataset\.name=.*: must be a name of letters, digits, '\.', '_' and '-'")
+            for name in ("", ".", "..", ".hidden", "a/b", "a\\b", "a b", "-x", "é", "x\n", "x" * 101)
+        ),
+        ("csv", {"missing_titles": "drop"}, r"dataset\.missing_titles='drop': must be refuse or name"),
+        ("amazon", {"category": "../x"}, r"dataset\.category='\.\./x': must be a name of letters"),
+        ("amazon", {"release": 2020}, r"dataset\.release=2020: must be null or one of 2014, 2018, 2023"),
+        (
+            "amazon",
+            {"release": 2014, "interactions_file": "Beauty_5.json"},
+            r"dataset\.interactions_file='Beauty_5\.json': must be null or one of reviews_Beauty_5\.json, "
+            r"reviews_Beauty\.json, ratings_Beauty\.csv, gzipped or not",
+        ),
         ("sample", {"max_seq_len": 0}, r"dataset\.max_seq_len=0: must be an integer >= 1"),
         ("sample", {"min_user_inter": 2}, r"dataset\.min_user_inter=2: must be an integer >= 3"),
         ("sample", {"max_train_rows": 0}, r"dataset\.max_train_rows=0: must be null or an integer >= 1"),

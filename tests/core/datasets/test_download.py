@@ -14,7 +14,7 @@ from raw_examples import MOVIES_100K, RATINGS_100K, write
 
 from src.core.data_utils import load_dataset
 from src.core.datasets import download, sources
-from src.core.datasets.amazon_games import AmazonGamesConfig
+from src.core.datasets.amazon import AmazonConfig
 from src.core.datasets.base import DatasetConfig
 from src.core.datasets.csv_log import CsvConfig
 from src.core.datasets.download import Archive
@@ -31,7 +31,7 @@ LOGGER = logging.getLogger("test_download")
     [
         (SampleConfig(), "interactions.csv, items.csv"),
         (CsvConfig(interactions_file="a.tsv"), "a.tsv, items.csv"),
-        (AmazonGamesConfig(), "Video_Games_5.json, meta_Video_Games.json"),
+        (AmazonConfig(release=2018, interactions_file="Beauty_5.json"), "Beauty_5.json, meta_Beauty.json"),
         (LastfmConfig(), "train_data.df, Val_data.df, Test_data.df, id2name.txt"),
     ],
     ids=lambda value: value.name if isinstance(value, DatasetConfig) else "",

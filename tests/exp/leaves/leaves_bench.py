@@ -177,13 +177,12 @@ class Bench:
 
     def load(self, *overrides: str, raw: Path | None = None) -> SequenceDataset:
         """The data set of this file, from invented raw files."""
-        name = self.file.split("/")[1]
         data = self.tmp / "data"
-        if not (data / "raw" / name).is_dir():
-            write_raw_files(name, data / "raw" / name)
         where = [f"dataset.raw_dir={raw}"] if raw else []
-        settings = parse_settings(compose_config(self.choice, *where, *overrides))
-        return load_dataset(settings.dataset, data, QUIET)
+        config = parse_settings(compose_config(self.choice, *where, *overrides)).dataset
+        if not (data / "raw" / config.name).is_dir():
+            write_raw_files(self.file.split("/")[1], data / "raw" / config.name)
+        return load_dataset(config, data, QUIET)
 
     # --- students -------------------------------------------------------------------------------------------
 

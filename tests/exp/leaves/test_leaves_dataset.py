@@ -14,6 +14,13 @@ from src.exp import run_student_baseline
 from src.exp.settings import parse_settings
 
 
+def _name(bench: Bench) -> None:
+    """What the data are called, and where they lie; the same data all the same."""
+    usual, named = bench.load(), bench.load("dataset.name=mine")
+    assert named.name == "mine" != usual.name and named.fingerprint == usual.fingerprint
+    assert all((bench.tmp / "data" / "processed" / name).is_dir() for name in ("mine", usual.name))
+
+
 def _max_seq_len(bench: Bench) -> None:
     """The student's window is cut to the data set's."""
     name = bench.file.split("/")[1]
@@ -102,8 +109,47 @@ def _column(key: str) -> Effect:
     return effect
 
 
+def _missing_titles(bench: Bench) -> None:
+    raw = write_raw_files("csv", bench.tmp / "other")
+    (raw / "items.csv").write_text("item,title\n0,Title 0\n")
+    assert bench.load("dataset.missing_titles=name", raw=raw).titles[:2] == ["Title 0", "item 1"]
+    assert "item '1' has no entry" in refusal(lambda: bench.load(raw=raw))
+
+
+def _category(bench: Bench) -> None:
+    raw = write_raw_files("amazon", bench.tmp / "other")  # Beauty
+    write_raw_files("amazon_games", raw, num_users=12)
+    assert bench.load("dataset.category=Beauty", "dataset.release=2014", *_ANY_FILE, raw=raw).num_users == 24
+    assert bench.load("dataset.category=Video_Games", "dataset.release=2018", *_ANY_FILE, raw=raw).num_users == 12
+
+
+_ANY_FILE = ("dataset.interactions_file=null",)
+
+
+def _release(bench: Bench) -> None:
+    """Two releases in one folder: nothing says which, unless the key does."""
+    raw = write_raw_files("amazon", bench.tmp / "other")
+    (raw / "Beauty_5.json").write_text("".join((raw / "reviews_Beauty_5.json").read_text().splitlines(True)[:72]))
+    for release, users in ((2014, 24), (2018, 12)):
+        words = ("dataset.category=Beauty", f"dataset.release={release}", *_ANY_FILE)
+        assert bench.load(*words, raw=raw).num_users == users
+    message = refusal(lambda: bench.load("dataset.category=Beauty", "dataset.release=null", *_ANY_FILE, raw=raw))
+    assert (
+        "reviews_Beauty_5.json with meta_Beauty.json (2014) and Beauty_5.json with meta_Beauty.json (2018)" in message
+    )
+
+
+def _amazon_file(bench: Bench) -> None:
+    raw = write_raw_files("amazon", bench.tmp / "other")
+    (raw / "reviews_Beauty.json").write_text("".join((raw / "reviews_Beauty_5.json").read_text().splitlines(True)[:72]))
+    for file, users in (("reviews_Beauty_5.json", 24), ("reviews_Beauty.json", 12)):
+        words = ("dataset.category=Beauty", "dataset.release=2014", f"dataset.interactions_file={file}")
+        assert bench.load(*words, raw=raw).num_users == users
+
+
 EFFECTS: dict[str, Effect] = {
-    "dataset.name": refused("dataset.name=other", "dataset.name='other': must be one of"),
+    "dataset.source": refused("dataset.source=other", "dataset.source='other': must be one of"),
+    "dataset.name": _name,
     "dataset.max_seq_len": _max_seq_len,
     "dataset.min_user_inter": _min_user_inter,
     "dataset.split.method": _split_method,
@@ -117,6 +163,11 @@ EFFECTS: dict[str, Effect] = {
     "dataset.version": _version,
     "dataset.interactions_file": _interactions_file,
     "dataset.titles_file": _titles_file,
+    "dataset.missing_titles": _missing_titles,
+    "dataset.category": _category,
+    "dataset.release": _release,
+    "dataset/amazon:dataset.interactions_file": _amazon_file,
+    "dataset/amazon_games:dataset.interactions_file": _amazon_file,
     "dataset.separator": _separator,
     "dataset.columns.user": _column("user"),
     "dataset.columns.item": _column("item"),

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness import read, refusal
@@ -12,6 +13,7 @@ from leaves_bench import QUIET, Bench, Recorder, same
 from leaves_table import Effect, cases, refused
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from src.core.artefacts import differing_keys
 from src.core.teacher_files import read_manifest
 from src.student.context import Resume
 from src.teacher import ilora_backend
@@ -109,6 +111,26 @@ def _other_teaching(*overrides: str) -> Effect:
         assert bench.teach().losses != bench.teach(*overrides).losses
 
     return effect
+
+
+def _questions(bench: Bench) -> None:
+    """Training asks them, and whoever was asked others is another teacher."""
+    usual, own = bench.teach(), bench.teach(
+        "teacher.prompt.questions=['{history}; which {item_noun} of {candidates}?']"
+    )
+    assert usual.losses != own.losses
+    used = own.teacher._loaded().builder.text(np.array([0]), np.array([1]), template=0, embed=False)
+    assert used.endswith("?") and "; which item of " in used
+    for step in ("train", "export", "evaluate"):
+        one, other = (usual.teacher.made_from(step, taught.cfg) for taught in (usual, own))
+        assert differing_keys(one, other)[0] == "teacher.prompt.questions"
+
+
+def _open_question(bench: Bench) -> None:
+    """It is asked where nothing is offered."""
+    own = bench.teach("teacher.prompt.open_question='After {history} comes'")
+    asked = own.teacher._loaded().builder.text(np.array([0]), np.array([], dtype=int), template=0, embed=False)
+    assert asked.startswith("After ") and asked.endswith(" comes")
 
 
 def _weight_decay(bench: Bench) -> None:
@@ -264,6 +286,11 @@ EFFECTS: dict[str, Effect] = {
     "teacher.weight_decay": _weight_decay,
     "teacher.num_epochs": _steps("teacher.num_epochs=3", expected=6),
     "teacher.prompt_template": _other_teaching("teacher.prompt_template=movie"),
+    "teacher.prompt.item_noun": _other_teaching("teacher.prompt.item_noun=song"),
+    "teacher.prompt.item_noun_plural": _other_teaching("teacher.prompt.item_noun_plural=music"),
+    "teacher.prompt.verb": _other_teaching("teacher.prompt.verb='listened to'"),
+    "teacher.prompt.questions": _questions,
+    "teacher.prompt.open_question": _open_question,
     "teacher.max_history": _other_teaching("teacher.max_history=1"),
     "teacher.num_candidates": _other_teaching("teacher.num_candidates=8"),
     "teacher.max_train_rows": _steps("teacher.max_train_rows=24", expected=3),
