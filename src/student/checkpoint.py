@@ -12,10 +12,9 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
-from src.student.models import NORMS, SCORES, ModelConfig, Student, build_model
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+from src.core.paths import CONFIG_FILE, WEIGHTS_FILE
+from src.student.config import NORMS, SCORES, ModelConfig
+from src.student.models import Student, build_model
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from src.core.errors import UserError
 from src.distill.control_teachers import random_teacher, recommender_teacher
 from src.distill.data_bridge import TeacherOutputs
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
+from src.student.config import ModelConfig
 from src.student.evaluator import history_mask
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,17 @@ import pytest
 
 from src.core.errors import UserError
 from src.core.settings import flat_settings, parse_choice
-from src.student.config import SCHEMAS, CaserConfig, FitSettings, GRU4RecConfig, SASRecConfig, fit_window
-from src.student.models import MODELS, ModelConfig
-from src.student.objectives import LossSettings
+from src.student.config import (
+    SCHEMAS,
+    CaserConfig,
+    FitSettings,
+    GRU4RecConfig,
+    LossSettings,
+    ModelConfig,
+    SASRecConfig,
+    fit_window,
+)
+from src.student.models import MODELS
 
 
 def parse(name="sasrec", **values):

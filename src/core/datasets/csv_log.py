@@ -6,12 +6,15 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from src.core.datasets.base import Interactions, LogConfig, read_decoded, shorten
 from src.core.errors import UserError, check
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,8 @@ def read_csv(interactions: Path, titles: Path, *, separator: str, columns: CsvCo
     Raises:
         UserError: naming file and line of what is wrong.
     """
+    import pandas as pd  # a second that only a log costs, not what was processed before
+
     title_of = _read_titles(titles, separator, columns)
     names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
     scan = _LogScan(path=interactions, titles_path=titles, separator=separator, names=names, titles=title_of)
@@ -111,7 +116,9 @@ def read_csv(interactions: Path, titles: Path, *, separator: str, columns: CsvCo
     return Interactions(users=users, items=items, timestamps=times, titles=title_of)
 
 
-def _parse_log(path: Path, separator: str) -> pd.DataFrame:
+def _parse_log(path: Path, separator: str) -> "pd.DataFrame":
+    import pandas as pd
+
     text = read_decoded(path, "utf-8-sig")
     with warnings.catch_warnings():
         # A first line that is longer than the header is only warned about, and cut.
@@ -185,6 +192,8 @@ class _LogScan:
             self._check(line, {key: fields[place] for key, place in places.items()})
 
     def _check(self, line: int, row: dict[str, str]) -> None:
+        import pandas as pd
+
         where = f"{self.path}:{line}"
         for key in ("user", "item"):
             if row[key] == "":
