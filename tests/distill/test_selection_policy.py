@@ -368,7 +368,7 @@ def test_refused(section, message):
 
 def test_every_strategy_has_settings_and_a_policy():
     assert SCHEMAS.keys() == POLICIES.keys()
-    assert active_config.MEASURES == tuple(MEASURES)
+    assert tuple(MEASURES) == active_config.MEASURES
 
 
 def test_what_chooses_in_words():

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from src.core.paths import RunFolder
 from src.exp import run_study
-from src.exp.study import run as study_run
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.stage import look
+from src.exp.study import run as study_run
 from src.exp.study.plan import job_overrides, variants
 from src.exp.study.results import result
 from src.exp.study.write import write_study
