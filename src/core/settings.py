@@ -36,13 +36,14 @@ def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], 
             refuses.
     """
     keys = _renamed(schema)
+    kind: Any = schema  # classes can be hashed, whatever their objects can
     try:
         values = _plain(section)
         given = {keys.get(key, key): value for key, value in values.items()}
         for key, attribute in keys.items():
             if attribute in values:
                 raise UserError(f"{name}.{attribute}: unknown key; did you mean {name}.{key}?")
-        built: Any = OmegaConf.to_object(OmegaConf.merge(_template(schema), given))
+        built: Any = OmegaConf.to_object(OmegaConf.merge(_template(kind), given))
     except ConfigKeyError as error:
         raise UserError(unknown_key(schema, name, str(error.full_key or error.key))) from error
     except OmegaConfBaseException as error:

@@ -6,16 +6,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from harness import TINY_STUDENT, TINY_TEACHER, close_log, make_data_dir, places, run_here
+from harness import TINY_STUDENT, TINY_TEACHER, close_log, make_data_dir, places, run_here, run_process
 
-from src.exp import run_distill, run_eval_all, run_student_baseline, run_teacher
+from src.exp import run_distill, run_eval_all, run_teacher
 
-STAGES = {
-    "teacher": run_teacher.run,
-    "baseline": run_student_baseline.run,
-    "distill": run_distill.run,
-    "eval": run_eval_all.run,
-}
+STAGES = {"teacher": run_teacher.run, "baseline": None, "distill": run_distill.run, "eval": run_eval_all.run}
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,11 @@ def pipeline(tmp_path_factory) -> Pipeline:
     for stage, run in STAGES.items():
         if stage == "eval":
             after_training = {path.name: path.read_bytes() for path in (folder / "metrics").iterdir()}
-        with redirect_stdout(StringIO()) as out:
-            assert run_here(run, *TINY_STUDENT, *TINY_TEACHER, *places(data, results, folder)) == 0
-        printed[stage] = out.getvalue()
+        overrides = [*TINY_STUDENT, *TINY_TEACHER, *places(data, results, folder)]
+        if run is None:  # another process, with which tests compare what this one computes
+            printed[stage] = run_process("run_student_baseline", *overrides).expect_success().out
+        else:
+            with redirect_stdout(StringIO()) as out:
+                assert run_here(run, *overrides, drawn=True) == 0
+            printed[stage] = out.getvalue()
     return Pipeline(data, results, folder, printed, after_training)

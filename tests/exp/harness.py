@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from src.core.errors import UserError
 from src.core.files import LOCK_FILE
 from src.core.logging import LOGGER_NAME
+from src.exp.report import figures
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 
@@ -128,12 +129,17 @@ ARTEFACTS = {
 
 
 def run_here(
-    run: Callable[[Settings], float | None], *overrides: str, full_error: bool = False, artefact: str | None = None
+    run: Callable[[Settings], float | None],
+    *overrides: str,
+    full_error: bool = False,
+    artefact: str | None = None,
+    drawn: bool = False,
 ) -> int:
     """The entry point of a stage in this process; returns its exit code.
 
     Args:
         artefact: what it makes; None: what `run`'s module makes.
+        drawn: whether plots are to be looked at; else their files are there, and empty, which saves seconds a page.
 
     Raises:
         Exception: what the stage raised, if `full_error`.
@@ -146,6 +152,8 @@ def run_here(
         patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
         # Hydra composes everything twice, at first only to see whether a YAML sets `hydra.mode`; none does.
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        if not drawn:
+            patch.setattr(figures, "_fill", lambda axis, panel: axis.set_axis_off())
         try:
             run_entry_point(run, artefact or ARTEFACTS.get(run.__module__))
         except SystemExit as exit_:
