@@ -7,6 +7,7 @@ import pytest
 from src.core.errors import UserError
 from src.core.settings import flat_settings, parse_choice
 from src.student.config import (
+    BATCHINGS,
     SCHEMAS,
     CaserConfig,
     FitSettings,
@@ -16,6 +17,7 @@ from src.student.config import (
     SASRecConfig,
     fit_window,
 )
+from src.student.datamodule import LOADERS
 from src.student.models import MODELS
 
 
@@ -77,6 +79,7 @@ def test_a_kind_takes_its_own_names_only():
 
 def test_every_model_has_its_settings():
     assert SCHEMAS.keys() == MODELS.keys()
+    assert tuple(LOADERS) == BATCHINGS
     assert [type(parse(name)) for name in ("sasrec", "sasrec_plus")] == [SASRecConfig] * 2
 
 
