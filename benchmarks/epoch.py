@@ -22,9 +22,9 @@ from benchmarks.quality import CPU, quiet_context
 from src.core.data_utils import Rows, SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
 from src.core.metrics import MetricsConfig
-from src.student.config import SASRecConfig
+from src.student.config import ModelConfig, SASRecConfig
 from src.student.evaluator import evaluate_model, evaluate_scores
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 from src.student.trainer_baseline import train_baseline
 
 REPEATS = 3

@@ -30,7 +30,8 @@ from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import DistillObjective
 from src.student import objectives
-from src.student.models import ModelConfig, build_model
+from src.student.config import ModelConfig
+from src.student.models import build_model
 
 NUM_ITEMS, WINDOW, NUM_ROWS, BATCH_SIZE, TOP_K, WIDTH, LLM_DIM = 4606, 10, 5120, 256, 10, 64, 4096
 STEPS, WARM_UP = 12, 2

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from src.distill.data_bridge import TeacherOutputs
+from src.student.config import ModelConfig
 from src.student.datamodule import Batch
-from src.student.models import ModelConfig, Student, build_model
+from src.student.models import Student, build_model
 
 STUDENTS = ("sasrec", "gru4rec", "caser")
 _NAMES = {

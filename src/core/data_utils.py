@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from src.core.datasets.base import GIVEN_SPLIT, MIN_INTERACTIONS, DatasetConfig, Interactions, Windows, WindowSplits
 from src.core.datasets.cache import SPLITS, Processed, load_or_make
@@ -232,7 +231,7 @@ def _number_windows(raw: WindowSplits, config: DatasetConfig, logger: logging.Lo
 
 
 def _drop_short_users(log: Interactions, min_user_inter: int, logger: logging.Logger) -> Interactions:
-    codes, uniques = pd.factorize(log.users)
+    codes, uniques = _factorize(log.users)
     counts = np.bincount(codes, minlength=len(uniques))
     short = counts < min_user_inter
     if short.all():
@@ -255,13 +254,21 @@ def number_ids(raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
     Returns:
         codes int64 [N], and the raw id of each code as text.
     """
-    codes, uniques = pd.factorize(raw)
+    codes, uniques = _factorize(raw)
     ids = [str(value) for value in uniques]
     numeric = all(value.isascii() and value.isdecimal() for value in ids)
     order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
     rank = np.empty(len(ids), dtype=np.int64)
     rank[order] = np.arange(len(ids))
     return rank[codes], [ids[i] for i in order]
+
+
+def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int64 [N] of the values in the order of their first occurrence, and the values [n]."""
+    import pandas as pd  # a second that only raw data cost, not what was processed before
+
+    codes, uniques = pd.factorize(values)
+    return codes, uniques
 
 
 # --- split --------------------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@ constant scorer gets exactly what chance gets.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from src.core.errors import UserError, check
 from src.core.settings import EVALUATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NAMES = ("recall", "ndcg", "hit_ratio")
 HISTORIES = ("shown", "removed")
@@ -59,7 +61,7 @@ class MetricsConfig:
         return f"{self.monitor} (history removed)" if self.masked else self.monitor
 
 
-def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rank_counts(scores: "Tensor", targets: "Tensor", excluded: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
     """How many items stand above each target, and how many stand level with it.
 
     Args:
@@ -73,7 +75,7 @@ def rank_counts(scores: Tensor, targets: Tensor, excluded: Tensor | None = None)
     Raises:
         UserError: a score is NaN, which would rank as best or worst at random.
     """
-    if torch.isnan(scores).any():
+    if scores.isnan().any():
         raise UserError("evaluation: the model's scores contain NaN; training diverged, lower the learning rate")
     target_score = scores.gather(1, targets[:, None])  # [B, 1]
     better, equal = scores > target_score, scores == target_score

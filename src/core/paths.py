@@ -8,6 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from src.core.artefacts import Artefact
 
+# Of a student's checkpoint, in its `RunFolder.model_dir`.
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathsConfig:

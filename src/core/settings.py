@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -37,13 +38,14 @@ def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], 
             refuses.
     """
     keys = _renamed(schema)
+    kind: Any = schema  # classes can be hashed, whatever their objects can
     try:
         values = _plain(section)
         given = {keys.get(key, key): value for key, value in values.items()}
         for key, attribute in keys.items():
             if attribute in values:
                 raise UserError(f"{name}.{attribute}: unknown key; did you mean {name}.{key}?")
-        built: Any = OmegaConf.to_object(OmegaConf.merge(_unlocked(OmegaConf.structured(schema)), given))
+        built: Any = OmegaConf.to_object(OmegaConf.merge(_template(kind), given))
     except ConfigKeyError as error:
         raise UserError(unknown_key(schema, name, str(error.full_key or error.key))) from error
     except OmegaConfBaseException as error:
@@ -106,6 +108,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _renamed(schema: type) -> dict[str, str]:
     """Attribute by key, of the fields whose keys differ from their names."""
     return {entry.metadata["key"]: entry.name for entry in fields(schema) if "key" in entry.metadata}
+
+
+@cache
+def _template(schema: type) -> DictConfig:
+    """The configuration of a dataclass with its defaults, which a merge copies."""
+    return _unlocked(OmegaConf.structured(schema))
 
 
 def _unlocked(node: DictConfig) -> DictConfig:

@@ -16,13 +16,15 @@ import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from src.core.errors import UserError
 from src.core.files import read_json, sha256_file, write_hashed, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 EMBEDDINGS_FILE = "all_embeddings.pt"
 RANKING_FILE = "myrank_train.txt"
@@ -121,7 +123,7 @@ def find_damage(folder: Path, manifest: Manifest) -> str | None:
 def write_teacher_files(
     folder: Path,
     *,
-    embeddings: torch.Tensor,
+    embeddings: "torch.Tensor",
     ranking: np.ndarray | None = None,
     distances: np.ndarray | None = None,
     row_stats: dict[str, np.ndarray] | None = None,
@@ -170,7 +172,9 @@ def write_teacher_files(
     return written | unlisted
 
 
-def _write_tensor(path: Path, tensor: torch.Tensor) -> None:
+def _write_tensor(path: Path, tensor: "torch.Tensor") -> None:
+    import torch  # names and manifests are read by commands that need no tensors
+
     # Through memory: torch writes the name of the file into it, which would make the bytes differ from run to run.
     buffer = io.BytesIO()
     torch.save(tensor.float().contiguous(), buffer)

@@ -4,9 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from src.core.errors import UserError, check
 from src.core.settings import IN_STUDENT, NOTHING, key_of
-from src.distill.kd_losses import RankingWeights
-from src.student.config import StudentConfig
-from src.student.objectives import LOSSES
+from src.student.config import LOSSES, StudentConfig
 
 PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
 CANDIDATE_LOSSES = ("paper", "official", "softmax")
@@ -39,6 +37,19 @@ _IN_THE_STUDENTS_WIDTH = ("residual", "init")
 _WEIGHTS = ("alpha", "ed_weight", "gamma_position", "gamma_confidence", "gamma_consistency")
 
 
+@dataclass(frozen=True)
+class RankingWeights:
+    """How the three weights of a teacher's candidate are mixed (gamma in the upstream code).
+
+    `temperature` divides the distances; upstream has 1.
+    """
+
+    position: float
+    confidence: float
+    consistency: float
+    temperature: float = 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """The keys of `conf/distill/*.yaml`; `kd_weight` stands for the key `lambda`, a reserved word.
@@ -56,7 +67,7 @@ class DistillConfig:
         ranking: `exported`, or `similarity`: the Markov chain of the training rows and the similarity of the teacher's
             embeddings; similarity_weight: of the second beside the first, None: chosen on validation rows.
         teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
-        loss: base loss, one of `student.objectives.LOSSES`; None takes the student's.
+        loss: base loss, one of `student.config.LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher.
         dros_average: of `candidate_loss=official`: over what its DROS terms are averaged before they are weighted, the
             rows of the batch, as upstream's code comes to do, or the row alone (`kd_losses.average_over_batch`).

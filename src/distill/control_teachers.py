@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
 from src.core.data_utils import SequenceDataset
@@ -75,6 +74,8 @@ def title_embeddings(dataset: SequenceDataset) -> Tensor:
     Raises:
         UserError: the titles have no words in common.
     """
+    from sklearn.decomposition import TruncatedSVD  # two seconds that only this control costs
+
     vectors = required_title_vectors(dataset)
     svd = TruncatedSVD(n_components=min(_TITLE_DIMS, *vectors.shape), random_state=0)
     embeddings = svd.fit_transform(vectors)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.distill.config import RankingWeights
+
 _EPSILON = 1e-8
 
 
@@ -42,19 +44,6 @@ def compute(terms: Mapping[str, Term], *, mask: Tensor) -> tuple[Tensor, dict[st
         (terms[name].weight * mean for name, mean in means.items()), start=mask.new_zeros((), dtype=torch.float32)
     )
     return total, {f"loss_{name}": mean.detach() for name, mean in means.items()}
-
-
-@dataclass(frozen=True)
-class RankingWeights:
-    """How the three weights of a teacher's candidate are mixed (gamma in the upstream code).
-
-    `temperature` divides the distances; upstream has 1.
-    """
-
-    position: float
-    confidence: float
-    consistency: float
-    temperature: float = 1.0
 
 
 def candidate_weights(

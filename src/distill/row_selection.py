@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from src.core.data_utils import SequenceDataset
-from src.distill.selection_policy import ActiveConfig, StudentInfo, TeacherInfo, build_selection_policy
+from src.distill.active_config import ActiveConfig
+from src.distill.selection_policy import StudentInfo, TeacherInfo, build_selection_policy
 from src.student.datamodule import Batch
 from src.student.models import Student
 

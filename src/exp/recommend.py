@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from src.core.data_utils import load_dataset
-from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.foreign.escape import rich_text
 from src.core.logging import LOGGER_NAME
@@ -16,7 +15,6 @@ from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.lookup import find, of_data
 from src.exp.stage.stage import run_folder
-from src.student.serving import recommend
 
 
 def run(cfg: Settings) -> None:
@@ -27,6 +25,10 @@ def run(cfg: Settings) -> None:
         checkpoint = project_path(asked.checkpoint)
     else:
         checkpoint = _newest(cfg, dataset.fingerprint, logger)
+    # PyTorch, once there is a student to ask.
+    from src.core.device import resolve_device
+    from src.student.serving import recommend
+
     device = resolve_device(cfg.general.device, logger)
     best = recommend(
         checkpoint,

@@ -16,9 +16,9 @@ from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
 from src.core.settings import parse_choice, parse_section
-from src.distill import selection_policy
+from src.distill import active_config as policies
+from src.distill.active_config import ActiveConfig
 from src.distill.config import DistillConfig
-from src.distill.selection_policy import ActiveConfig
 from src.exp.study.config import GatherConfig, StudyConfig
 from src.student import config as students
 from src.student.config import StudentConfig, fit_window
@@ -89,7 +89,7 @@ _SECTIONS = list(_SCHEMAS)
 _CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
     "dataset": (sources.SCHEMAS, "source"),
     "student": (students.SCHEMAS, "name"),
-    "active": (selection_policy.SCHEMAS, "strategy"),
+    "active": (policies.SCHEMAS, "strategy"),
 }
 
 

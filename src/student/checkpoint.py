@@ -2,20 +2,21 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
-from src.student.models import NORMS, SCORES, ModelConfig, Student, build_model
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
+from src.core.paths import CONFIG_FILE, WEIGHTS_FILE
+from src.student.config import NORMS, SCORES, ModelConfig
+from src.student.models import Student, build_model
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,19 @@ def _without_memory(config: ModelConfig, path: Path, num_tensors: int) -> Studen
         if not (sound and known):
             keys = ("num_blocks", "num_heads", "norm", "scores", "temperature")
             raise ValueError(", ".join(f"{key}={getattr(config, key)!r}" for key in keys))
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutStart():
             return build_model(config)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{path}: describes no student ({error})") from error
+
+
+class _WithoutStart(TorchFunctionMode):
+    """Leaves out `nn.init`, which has nothing to fill on the meta device and imports SymPy to do it, for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _check_fits(folder: Path, state: dict[str, torch.Tensor], model: nn.Module) -> None:

@@ -1,17 +1,69 @@
 """`conf/student`: one dataclass per kind of model, with how it is trained."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from src.core.errors import check
 from src.core.settings import NOTHING
-from src.student.datamodule import LOADERS
-from src.student.models import NORMS, SCORES, ModelConfig
-from src.student.objectives import LOSSES, NEGATIVES, LossSettings
 
+LOSSES = ("ce", "bce", "bce_dros", "sampled_softmax")
+NEGATIVES = ("uniform", "popular")
+NORMS = ("dllm2rec", "pre", "post")
+SCORES = ("dot", "cosine")
+BATCHINGS = ("rows", "packed")
 LR_SCHEDULES = ("constant", "linear")
+Target = TypeVar("Target", "ModelConfig", "LossSettings", "FitSettings")
 
-Target = TypeVar("Target", ModelConfig, LossSettings, "FitSettings")
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint needs to rebuild its model.
+
+    `emb_size` is the width of the item table, `hidden_size` the width inside the model; a linear map joins
+    them where they differ. `max_seq_len` is the number of last items that the model looks at. `num_filters` and
+    `filter_sizes` are Caser's: horizontal filters of each height, and the heights. `num_blocks` counts SASRec's blocks
+    or the GRU's layers; `num_heads` and `norm` (one of `NORMS`) are SASRec's. `tied_output` scores items by their
+    input embeddings. `scores` is one of `SCORES`, SASRec's, as `temperature`, which divides cosines.
+    """
+
+    name: str
+    num_items: int
+    emb_size: int
+    hidden_size: int
+    max_seq_len: int
+    dropout: float
+    num_filters: int = 16
+    filter_sizes: tuple[int, ...] = (2, 3, 4)
+    num_blocks: int = 1
+    num_heads: int = 1
+    norm: str = "dllm2rec"
+    tied_output: bool = False
+    scores: str = "dot"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filter_sizes", tuple(self.filter_sizes))  # JSON makes lists of tuples
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Which base loss, and its numbers.
+
+    Attributes:
+        name: one of `LOSSES`.
+        dros_weight: weight of the DROS term in `bce_dros`; dros_beta: its robustness radius.
+        num_negatives: items that stand for the catalogue in `sampled_softmax`; negatives: how they are drawn, one of
+            `NEGATIVES`, `popular` half uniformly and half as often as they are targets.
+    """
+
+    name: str
+    dros_weight: float = 1.0
+    dros_beta: float = 1.0
+    num_negatives: int = 256
+    negatives: str = "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +78,7 @@ class FitSettings:
         weight_decay: Adam's L2 term.
         grad_clip: largest gradient norm; 0 turns clipping off.
         patience: epochs without a better validation value after which training stops.
-        batching: one of `datamodule.LOADERS`.
+        batching: one of `BATCHINGS`.
         mixed_precision: forward passes of training in bfloat16, weights stay float32.
         save_interval: epochs between saves of the state that an interrupted training goes on from.
     """
@@ -138,7 +190,7 @@ class CausalConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.batching in LOADERS, "student.batching", self.batching, f"one of {', '.join(LOADERS)}")
+        check(self.batching in BATCHINGS, "student.batching", self.batching, f"one of {', '.join(BATCHINGS)}")
         allowed = f"false where student.emb_size={self.emb_size} and student.hidden_size={self.hidden_size} differ"
         can_tie = self.emb_size == self.hidden_size
         check(can_tie or not self.tied_output, "student.tied_output", self.tied_output, allowed)

@@ -194,7 +194,7 @@ def require_full_batch(batch_size: int, num_rows: int) -> None:
         )
 
 
-LOADERS: dict[str, Callable[..., Loader]] = {"rows": RowLoader, "packed": PackedLoader}
+LOADERS: dict[str, Callable[..., Loader]] = {"rows": RowLoader, "packed": PackedLoader}  # by `config.BATCHINGS`
 
 
 def build_train_loader(

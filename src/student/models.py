@@ -1,45 +1,11 @@
 """Student architectures: small models that score every item from a history of item ids."""
 
-from dataclasses import asdict, dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What a checkpoint needs to rebuild its model.
-
-    `emb_size` is the width of the item table, `hidden_size` the width inside the model; a linear map joins
-    them where they differ. `max_seq_len` is the number of last items that the model looks at. `num_filters` and
-    `filter_sizes` are Caser's: horizontal filters of each height, and the heights. `num_blocks` counts SASRec's blocks
-    or the GRU's layers; `num_heads` and `norm` (one of `NORMS`) are SASRec's. `tied_output` scores items by their
-    input embeddings. `scores` is one of `SCORES`, SASRec's, as `temperature`, which divides cosines.
-    """
-
-    name: str
-    num_items: int
-    emb_size: int
-    hidden_size: int
-    max_seq_len: int
-    dropout: float
-    num_filters: int = 16
-    filter_sizes: tuple[int, ...] = (2, 3, 4)
-    num_blocks: int = 1
-    num_heads: int = 1
-    norm: str = "dllm2rec"
-    tied_output: bool = False
-    scores: str = "dot"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "filter_sizes", tuple(self.filter_sizes))  # JSON makes lists of tuples
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+from src.student.config import ModelConfig
 
 
 class ItemEmbedding(nn.Embedding):
@@ -353,8 +319,6 @@ def _at_last(values: Tensor, length: Tensor) -> Tensor:
     return values[torch.arange(len(length), device=length.device), (length - 1).clamp(min=0)]
 
 
-NORMS = ("dllm2rec", "pre", "post")
-SCORES = ("dot", "cosine")
 MODELS: dict[str, type[Student]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "sasrec_plus": SASRec}
 
 

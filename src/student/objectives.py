@@ -11,29 +11,9 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.seed import generator
+from src.student.config import LossSettings
 from src.student.datamodule import Batch
 from src.student.models import Student
-
-LOSSES = ("ce", "bce", "bce_dros", "sampled_softmax")
-NEGATIVES = ("uniform", "popular")
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Which base loss, and its numbers.
-
-    Attributes:
-        name: one of `LOSSES`.
-        dros_weight: weight of the DROS term in `bce_dros`; dros_beta: its robustness radius.
-        num_negatives: items that stand for the catalogue in `sampled_softmax`; negatives: how they are drawn, one of
-            `NEGATIVES`, `popular` half uniformly and half as often as they are targets.
-    """
-
-    name: str
-    dros_weight: float = 1.0
-    dros_beta: float = 1.0
-    num_negatives: int = 256
-    negatives: str = "uniform"
 
 
 @dataclass(frozen=True)

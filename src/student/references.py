@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
 from src.core.data_utils import Rows, SequenceDataset, sample_rows
@@ -22,7 +22,7 @@ _LAST_TITLES, _CHOSEN_ON, _CHUNK = 10, 3000, 512
 _WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]{2,}|[\u30a1-\u30fa\u30fc-\u30ff]{2,}|[\u3400-\u9fff]"
 
 
-Vectors = sparse.csr_matrix | np.ndarray
+Vectors: TypeAlias = "sparse.csr_matrix | np.ndarray"
 
 
 def popularity(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
@@ -93,6 +93,8 @@ def title_vectors(dataset: SequenceDataset) -> sparse.csr_matrix | None:
     A word counts that two titles have and no more than half of them. None where there is none, as where items are
     called "item <id>" or all the same.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # two seconds that a student need not wait for
+
     names = zip(dataset.titles, dataset.item_ids, strict=True)
     texts = ["" if title == f"item {item_id}" else title for title, item_id in names]
     try:
@@ -114,9 +116,9 @@ def similarity_scores(vectors: Vectors, rows: Rows, decay: float) -> np.ndarray:
     row, item, gap = _last_items(rows, _LAST_TITLES)
     weights = sparse.csr_matrix(((decay ** (gap - 1.0)), (row, item)), shape=(len(rows), vectors.shape[0]))
     weights = weights.astype(np.float32)
-    squares = vectors.multiply(vectors) if sparse.issparse(vectors) else vectors * vectors
+    squares = vectors * vectors if isinstance(vectors, np.ndarray) else vectors.multiply(vectors)
     scores = weights @ vectors @ vectors.T
-    scores = scores.toarray() if sparse.issparse(scores) else scores
+    scores = scores if isinstance(scores, np.ndarray) else scores.toarray()
     return scores - weights.multiply(np.asarray(squares.sum(1)).ravel()).toarray()
 
 

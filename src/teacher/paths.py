@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.core.paths import WEIGHTS_FILE as RECOMMENDER_WEIGHTS
 from src.core.paths import project_path
-from src.student.checkpoint import WEIGHTS_FILE as RECOMMENDER_WEIGHTS
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from src.teacher.config import TeacherConfig
 from src.teacher.llm.folder import llm_name

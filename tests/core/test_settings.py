@@ -34,6 +34,12 @@ def parse(text: str) -> Section:
     return parse_section(Section, OmegaConf.create(text), "model")
 
 
+def test_what_one_section_is_given_does_not_reach_the_next():
+    parse("{name: a, ks: [3], inner: {rank: 2}}").ks.append(4)
+    parse("{name: b}").ks.append(5)
+    assert parse("{name: c}") == Section("c")
+
+
 def test_values_and_defaults():
     section = parse("{name: a, lr: 1, ks: [3, 4], inner: {rank: 2}}")
 

@@ -18,8 +18,9 @@ from src.distill.control_teachers import (
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.similarity import similarity_ranking
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
+from src.student.config import ModelConfig
 from src.student.evaluator import history_mask
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 from src.student.references import ChainWithSimilarity, title_vectors
 
 CPU = torch.device("cpu")

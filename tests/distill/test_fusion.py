@@ -20,7 +20,8 @@ from src.distill.fusion import (
     start_from_text,
     whiten,
 )
-from src.student.models import ItemEmbedding, ModelConfig, build_model
+from src.student.config import ModelConfig
+from src.student.models import ItemEmbedding, build_model
 
 NUM_ITEMS, LLM_DIM, MAX_LEN = 7, 6, 4
 

@@ -5,8 +5,8 @@ from math import exp, log
 import pytest
 import torch
 
+from src.distill.config import RankingWeights
 from src.distill.kd_losses import (
-    RankingWeights,
     Term,
     alignment_loss,
     average_over_batch,

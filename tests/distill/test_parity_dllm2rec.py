@@ -13,8 +13,8 @@ from src.distill.fusion import TeacherTable, fuse_teacher
 from src.distill.selection_policy import SelectionPolicyAll
 from src.distill.trainer_distill import DistillObjective
 from src.student import objectives
-from src.student.config import SASRecConfig
-from src.student.models import ModelConfig, Student, build_model
+from src.student.config import ModelConfig, SASRecConfig
+from src.student.models import Student, build_model
 from src.student.objectives import BaseLoss
 
 CPU = torch.device("cpu")

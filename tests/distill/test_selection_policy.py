@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from src.core.errors import UserError
 from src.core.settings import parse_choice
+from src.distill import active_config
+from src.distill.active_config import SCHEMAS, ActiveConfig
 from src.distill.selection_policy import (
     MEASURES,
     POLICIES,
-    SCHEMAS,
-    ActiveConfig,
     Budget,
     SelectionPolicy,
     SelectionPolicyAll,
@@ -21,8 +21,9 @@ from src.distill.selection_policy import (
     build_selection_policy,
     fill_budget,
 )
+from src.student.config import ModelConfig
 from src.student.datamodule import Batch
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 
 
 def parse(**section) -> ActiveConfig:
@@ -369,6 +370,7 @@ def test_refused(section, message):
 
 def test_every_strategy_has_settings_and_a_policy():
     assert SCHEMAS.keys() == POLICIES.keys()
+    assert tuple(MEASURES) == active_config.MEASURES
 
 
 def test_what_chooses_in_words():

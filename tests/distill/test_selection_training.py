@@ -10,18 +10,12 @@ from safetensors.torch import load_file
 
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
+from src.distill.active_config import SCHEMAS, ActiveConfig
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy, read_selection
-from src.distill.selection_policy import (
-    SCHEMAS,
-    ActiveConfig,
-    SelectionPolicy,
-    SelectionPolicyAll,
-    TeacherInfo,
-    build_selection_policy,
-)
+from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, TeacherInfo, build_selection_policy
 from src.distill.trainer_distill import Distillation, train_distilled
 from src.student.config import SCHEMAS as STUDENTS
 from src.student.config import SASRecConfig

@@ -11,20 +11,20 @@ import torch
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.core.settings import flat_settings, parse_section
-from src.distill.config import DistillConfig
+from src.distill.config import DistillConfig, RankingWeights
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, fuse_teacher
-from src.distill.kd_losses import RankingWeights, alignment_loss, candidate_weights, positive_losses
+from src.distill.kd_losses import alignment_loss, candidate_weights, positive_losses
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll
 from src.distill.trainer_distill import Alignment, Distillation, DistillObjective, train_distilled
 from src.student import objectives
 from src.student.checkpoint import load_checkpoint
-from src.student.config import SASRecConfig
+from src.student.config import LossSettings, ModelConfig, SASRecConfig
 from src.student.context import Resume
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model
-from src.student.models import ItemEmbedding, ModelConfig, Student, build_model
-from src.student.objectives import BaseLoss, Dros, LossSettings, propensity
+from src.student.models import ItemEmbedding, Student, build_model
+from src.student.objectives import BaseLoss, Dros, propensity
 from src.student.trainer_baseline import train_baseline
 
 CPU = torch.device("cpu")

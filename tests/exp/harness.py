@@ -4,21 +4,28 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
 from src.core.files import LOCK_FILE
 from src.core.logging import LOGGER_NAME
+from src.exp.report import figures
 from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 
@@ -122,12 +129,17 @@ ARTEFACTS = {
 
 
 def run_here(
-    run: Callable[[Settings], float | None], *overrides: str, full_error: bool = False, artefact: str | None = None
+    run: Callable[[Settings], float | None],
+    *overrides: str,
+    full_error: bool = False,
+    artefact: str | None = None,
+    drawn: bool = False,
 ) -> int:
     """The entry point of a stage in this process; returns its exit code.
 
     Args:
         artefact: what it makes; None: what `run`'s module makes.
+        drawn: whether plots are to be looked at; else their files are there, and empty, which saves seconds a page.
 
     Raises:
         Exception: what the stage raised, if `full_error`.
@@ -138,6 +150,10 @@ def run_here(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["stage", *overrides])
         patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
+        # Hydra composes everything twice, at first only to see whether a YAML sets `hydra.mode`; none does.
+        patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        if not drawn:
+            patch.setattr(figures, "_fill", lambda axis, panel: axis.set_axis_off())
         try:
             run_entry_point(run, artefact or ARTEFACTS.get(run.__module__))
         except SystemExit as exit_:
@@ -159,9 +175,34 @@ def close_log() -> None:
 
 
 def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """The configuration that an entry point would get."""
+    """The configuration that an entry point would get.
+
+    YAMLs are put together once for each choice of them, which takes far longer than to change values in the result.
+    """
+    if with_hydra or not all(_is_choice(word) or _is_value(word) for word in overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+    config = deepcopy(_compose_choices(*filter(_is_choice, overrides)))
+    values = OverridesParser.create().parse_overrides([word for word in overrides if not _is_choice(word)])
+    ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
+def _is_choice(word: str) -> bool:
+    """`student=caser`: a YAML."""
+    key, _, name = word.partition("=")
+    return key.isidentifier() and (CONF / key / f"{name}.yaml").is_file()
+
+
+def _is_value(word: str) -> bool:
+    """`student.lr=0.1`, but none of Hydra's own, nor one that adds or removes a key."""
+    return re.match(r"(?!hydra\.)\w+\.[\w.]+=", word) is not None
+
+
+@cache
+def _compose_choices(*choices: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
+        return compose("config", overrides=list(choices))
 
 
 def snapshot(folder: Path) -> dict[str, str]:

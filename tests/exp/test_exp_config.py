@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import CONF, compose_config, refusal
+from harness import CONF, TINY_STUDENT, TINY_TEACHER, compose_config, refusal
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from src.exp.settings import parse_settings
@@ -225,3 +226,31 @@ def test_teacher_outputs_are_keyed_by_the_dataset() -> None:
 )
 def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(override, message) -> None:
     assert refusal(lambda: parse_settings(compose_config(override))).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*TINY_STUDENT, *TINY_TEACHER],
+        ["student.lr=0.5", "student=caser", "student.filter_sizes=[2,5]", "student.lr=0.1"],
+        [
+            "dataset=csv",
+            "teacher.export.embedding_text='a {title}, b'",
+            "student.lr=",
+            "paths.data_dir=${dataset.name}",
+        ],
+    ],
+    ids=len,
+)
+def test_the_tests_compose_as_hydra_does(words) -> None:
+    assert compose_config(*words) == compose_config(*words, "++general.seed=42")  # an addition goes through Hydra
+
+
+@pytest.mark.parametrize("word", ["student.lrr=1", "student.num_filters=1", "nothing.x=1"])
+def test_the_tests_refuse_as_hydra_does(word) -> None:
+    messages = []
+    for words in ([word], ["++general.seed=42", word]):
+        with pytest.raises(ConfigCompositionException) as error:
+            compose_config(*words)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]

@@ -244,7 +244,7 @@ def test_evaluating_again_gives_what_training_gave(pipeline, stage) -> None:
 
 
 def test_eval_prints_the_table_and_where_the_report_is(pipeline) -> None:
-    out = pipeline.outcomes["eval"].out
+    out = pipeline.printed["eval"]
     assert all(
         word in out for word in ("popular", "Markov", "TF-IDF", "teacher", "baseline", "distilled", "ndcg@10 masked")
     )

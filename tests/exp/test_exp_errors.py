@@ -2,6 +2,7 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,18 @@ from hydra.errors import ConfigCompositionException
 
 from src.core.errors import UserError
 from src.exp import run_distill, run_eval_all, run_student_baseline, run_study, run_teacher
+
+BESIDE_PYTORCH = {
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "scipy",
+    "sklearn",
+    "sympy",
+    "tensorboard",
+    "transformers",
+}
 
 
 @pytest.fixture
@@ -35,7 +48,7 @@ def here(data_dir, tmp_path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def processes(pipeline, data_dir, tmp_path_factory):
-    """Four mistakes, two processes at a time: most of what they do is to import PyTorch."""
+    """Mistakes and questions, two processes at a time, and what each of them imported."""
     root = tmp_path_factory.mktemp("errors")
     finished = [*pipeline.overrides, f"hydra.run.dir={pipeline.folder}"]
     small = [*TINY_STUDENT, *places(data_dir, root, root / "run")]
@@ -44,12 +57,41 @@ def processes(pipeline, data_dir, tmp_path_factory):
         "out of range": ("run_distill", small, ["student.lr=-1"], {}),
         "no raw files": ("run_student_baseline", [*TINY_STUDENT, *places(root / "empty", root)], [], {}),
         "finished": ("run_student_baseline", finished, ["general.seed=7"], {"HYDRA_FULL_ERROR": "1"}),
+        "help": ("run_student_baseline", ["--help"], [], {}),
+        "teacher": ("run_teacher", small, ["teacher.lr=0"], {}),
+        "study": ("run_study", small, ["study.seeds=[]"], {}),
+        "gather": ("gather", small, ["gather.folder=here"], {}),
+        "nothing to evaluate": ("run_eval_all", small, [], {}),
+        "recommendation": ("recommend", pipeline.overrides, ["recommend.history=[1]", f"hydra.run.dir={root}"], {}),
     }
     before = snapshot(pipeline.folder)
     with ThreadPoolExecutor(2) as pool:
-        running = {n: pool.submit(run_process, m, *base, *more, **env) for n, (m, base, more, env) in calls.items()}
+        running = {
+            name: pool.submit(run_process, module, *base, *more, PYTHONPROFILEIMPORTTIME="1", **environment)
+            for name, (module, base, more, environment) in calls.items()
+        }
     assert snapshot(pipeline.folder) == before
-    return {name: future.result() for name, future in running.items()}
+    return {name: _without_imports(future.result()) for name, future in running.items()}
+
+
+@dataclass(frozen=True)
+class Process(Outcome):
+    """A finished process.
+
+    Attributes:
+        libraries: top-level names of the modules that it imported.
+    """
+
+    libraries: set[str]
+
+
+def _without_imports(outcome: Outcome) -> Process:
+    """What the process itself printed, and what Python reported of its imports (`import time: self | total | name`)."""
+    lines = outcome.err.splitlines(keepends=True)
+    reports = [line for line in lines if line.startswith("import time:")]
+    err = "".join(line for line in lines if line not in set(reports))
+    names = {line.rpartition("|")[2].strip().partition(".")[0] for line in reports}
+    return Process(outcome.code, outcome.out, err, names)
 
 
 def test_a_misspelt_key_in_a_process(processes) -> None:
@@ -70,6 +112,30 @@ def test_a_finished_folder_in_a_process_with_the_stack_trace_on_request(processe
     outcome = processes["finished"]
     assert outcome.code == 1 and "Traceback" in outcome.err
     assert "UserError" in outcome.err and "baseline is complete there" in outcome.err
+
+
+def test_a_refused_teacher_study_and_evaluation_in_a_process(processes) -> None:
+    processes["teacher"].expect_error("teacher.lr=0.0: must be a number > 0")
+    processes["study"].expect_error("study.seeds=[]")
+    processes["gather"].expect_error("gather.folder")
+    processes["nothing to evaluate"].expect_error("no finished baseline or distilled student")
+
+
+@pytest.mark.parametrize("name", ["misspelt", "out of range", "no raw files", "help", "teacher", "study", "gather"])
+def test_what_is_refused_costs_no_library(processes, name) -> None:
+    """Each of them takes seconds to import, PyTorch alone more than all that a refused command does."""
+    assert {"src", "hydra"} <= processes[name].libraries
+    assert processes[name].libraries & {"torch", *BESIDE_PYTORCH} == set()
+
+
+def test_what_is_read_from_records_costs_no_pytorch(processes) -> None:
+    assert "torch" not in processes["nothing to evaluate"].libraries
+
+
+def test_a_recommendation_costs_pytorch_alone(processes) -> None:
+    processes["recommendation"].expect_success()
+    assert "torch" in processes["recommendation"].libraries
+    assert processes["recommendation"].libraries & BESIDE_PYTORCH == set()
 
 
 # --- the same entry point in this process -------------------------------------------------------------------

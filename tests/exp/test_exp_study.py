@@ -19,9 +19,9 @@ CONTROLS = ["distilled", *TEACHERS, "ranking_only", "embedding_only"]
 REFERENCES = ["most popular", "Markov chain", "chain + TF-IDF"]
 
 
-def call(pipeline, folder, *overrides: str) -> int:
+def call(pipeline, folder, *overrides: str, drawn: bool = False) -> int:
     where = places(pipeline.data_dir, pipeline.result_root, folder)
-    return run_here(run_study.run, *where, f"study.run_dir={pipeline.folder}", *overrides)
+    return run_here(run_study.run, *where, f"study.run_dir={pipeline.folder}", *overrides, drawn=drawn)
 
 
 def log(folder) -> str:
@@ -33,7 +33,7 @@ def controls(pipeline, tmp_path_factory):
     """The controls over two seeds, one of them the pipeline's own; the settings come from its folder."""
     folder = pipeline.result_root / "controls"
     before = snapshot(pipeline.folder)
-    assert call(pipeline, folder, "study.seeds=[42,1]") == 0
+    assert call(pipeline, folder, "study.seeds=[42,1]", drawn=True) == 0
     assert snapshot(pipeline.folder) == before
     yield folder
     shutil.rmtree(folder)

@@ -208,9 +208,9 @@ def finished_sweep(tmp_path) -> Path:
     return tmp_path
 
 
-def run_gather(folder: Path, *overrides: str) -> int:
+def run_gather(folder: Path, *overrides: str, drawn: bool = False) -> int:
     where = (f"hydra.run.dir={folder.parent / 'run'}", "metrics.monitor=ndcg@1", "metrics.ks=[1]")
-    return run_here(gather.run, f"gather.sweep_dir={folder}", *where, *overrides)
+    return run_here(gather.run, f"gather.sweep_dir={folder}", *where, *overrides, drawn=drawn)
 
 
 def table(folder: Path) -> pd.DataFrame:
@@ -218,7 +218,7 @@ def table(folder: Path) -> pd.DataFrame:
 
 
 def test_a_sweep_becomes_a_table_over_seeds(finished_sweep, capsys) -> None:
-    assert run_gather(finished_sweep) == 0
+    assert run_gather(finished_sweep, drawn=True) == 0
     found = table(finished_sweep)
     assert list(found.index) == ["baseline", "distill distill.lambda=0", "distill distill.lambda=1"]
     assert list(found["seeds"]) == [2, 2, 2] and list(found["mean"]) == [0.25, 0.25, 0.75]

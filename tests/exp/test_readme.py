@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.datasets.csv_log import CsvConfig
 from src.core.errors import UserError
 from src.core.settings import parse_choice, parse_section
-from src.distill import selection_policy
+from src.distill import active_config, selection_policy
 from src.distill.selection_policy import TeacherInfo
 from src.exp.settings import known_keys, parse_settings
 from src.exp.study.config import StudyConfig
@@ -184,12 +184,14 @@ def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> N
     """The class and the YAML of the guide, put where it says, choose the rows with the rarest targets."""
     (code,) = re.findall(r"^```python\n(class .*?)^```", DISTILLATION, flags=re.MULTILINE | re.DOTALL)
     (yaml,) = re.findall(r"^```yaml\n(.*?)^```", DISTILLATION, flags=re.MULTILINE | re.DOTALL)
+    (registration,) = re.findall(r"`(SCHEMAS\[.*?)`", DISTILLATION)
     assert len((code + yaml).strip().splitlines()) <= 20
-    for name in ("POLICIES", "SCHEMAS"):
-        monkeypatch.setattr(selection_policy, name, dict(getattr(selection_policy, name)))
+    monkeypatch.setattr(selection_policy, "POLICIES", dict(selection_policy.POLICIES))
+    monkeypatch.setattr(active_config, "SCHEMAS", dict(active_config.SCHEMAS))
     exec(code, dict(vars(selection_policy)))
+    exec(registration, vars(active_config))
     dataset = make_dataset([[0, 1, 2, 0, 0], [3, 1, 2, 0, 0], [0, 1, 3, 0, 0], [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]], 4)
-    settings = parse_choice(selection_policy.SCHEMAS, OmegaConf.create(yaml), "active", by="strategy")
+    settings = parse_choice(active_config.SCHEMAS, OmegaConf.create(yaml), "active", by="strategy")
     policy = selection_policy.build_selection_policy(settings)
     policy.start(dataset, 1)
     target = torch.from_numpy(dataset.train.targets)

@@ -14,7 +14,8 @@ from src.student.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from src.student.models import ModelConfig, build_model
+from src.student.config import ModelConfig
+from src.student.models import build_model
 
 CONFIG = ModelConfig("sasrec", 6, 4, 8, 3, 0.1)
 INFO = CheckpointInfo("tiny", "f" * 64, 7, "c" * 40, 3, "ndcg@10", 0.25)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from src.core.data_utils import Rows
 from src.core.errors import UserError
 from src.core.seed import generator
+from src.student.config import ModelConfig
 from src.student.datamodule import ShuffledBatches, build_train_loader
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,14 @@ import torch
 from src.core.data_utils import Rows
 from src.core.errors import UserError
 from src.student import evaluator
+from src.student.config import ModelConfig
 from src.student.evaluator import (
     evaluate_model,
     evaluate_scores,
     history_mask,
     write_evaluation,
 )
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,8 @@ import torch
 from upstream import STUDENTS, build_upstream, copy_weights
 
 from src.core.errors import UserError
-from src.student.models import Attention, ItemEmbedding, ModelConfig, SASRec, Student, build_model
+from src.student.config import ModelConfig
+from src.student.models import Attention, ItemEmbedding, SASRec, Student, build_model
 
 NUM_ITEMS, MAX_LEN = 9, 6
 

@@ -9,18 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from src.core.errors import UserError
+from src.student.config import LOSSES, LossSettings, ModelConfig
 from src.student.datamodule import Batch
-from src.student.models import ModelConfig, build_model
-from src.student.objectives import (
-    LOSSES,
-    BaseLoss,
-    Dros,
-    LossSettings,
-    bce,
-    propensity,
-    sample_negatives,
-    sampled_softmax,
-)
+from src.student.models import build_model
+from src.student.objectives import BaseLoss, Dros, bce, propensity, sample_negatives, sampled_softmax
 
 CPU = torch.device("cpu")
 SCORES = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, 1.0]])

@@ -8,7 +8,8 @@ import torch
 
 from src.core.errors import UserError
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
-from src.student.models import ModelConfig, build_model
+from src.student.config import ModelConfig
+from src.student.models import build_model
 from src.student.serving import rank_unseen, recommend
 
 

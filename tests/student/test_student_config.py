@@ -6,9 +6,19 @@ import pytest
 
 from src.core.errors import UserError
 from src.core.settings import flat_settings, parse_choice
-from src.student.config import SCHEMAS, CaserConfig, FitSettings, GRU4RecConfig, SASRecConfig, fit_window
-from src.student.models import MODELS, ModelConfig
-from src.student.objectives import LossSettings
+from src.student.config import (
+    BATCHINGS,
+    SCHEMAS,
+    CaserConfig,
+    FitSettings,
+    GRU4RecConfig,
+    LossSettings,
+    ModelConfig,
+    SASRecConfig,
+    fit_window,
+)
+from src.student.datamodule import LOADERS
+from src.student.models import MODELS
 
 
 def parse(name="sasrec", **values):
@@ -70,6 +80,7 @@ def test_a_kind_takes_its_own_names_only():
 
 def test_every_model_has_its_settings():
     assert SCHEMAS.keys() == MODELS.keys()
+    assert tuple(LOADERS) == BATCHINGS
     assert [type(parse(name)) for name in ("sasrec", "sasrec_plus")] == [SASRecConfig] * 2
 
 

@@ -12,9 +12,9 @@ from src.core.data_utils import DatasetConfig, SequenceDataset
 from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
-from src.student.config import SASRecConfig
+from src.student.config import ModelConfig, SASRecConfig
 from src.student.context import RunContext
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, LoraSettings, TeacherConfig, TinySettings

@@ -12,8 +12,9 @@ from torch import multiprocessing
 
 from src.core.data_utils import SequenceDataset
 from src.core.logging import LoggingConfig, tensorboard_writer
+from src.student.config import ModelConfig
 from src.student.context import Resume, RunContext
-from src.student.models import ModelConfig, build_model
+from src.student.models import build_model
 from src.teacher import processes
 from src.teacher.adapter.moe_lora import add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM

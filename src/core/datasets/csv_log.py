@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
 from src.core.datasets.tables import Layout, Table, read_table
@@ -116,6 +115,8 @@ def read_csv(
 
 
 def _require_titles(log: Table, titles: dict[str, str], path: Path) -> None:
+    import pandas as pd
+
     items = log.columns["item"]
     untitled = np.flatnonzero(~pd.Series(items).isin(titles.keys()))
     if len(untitled):
@@ -126,6 +127,8 @@ def _require_titles(log: Table, titles: dict[str, str], path: Path) -> None:
 
 
 def _read_titles(path: Path, separator: str, columns: CsvColumns) -> dict[str, str]:
+    import pandas as pd
+
     names = {"item": columns.item, "title": columns.title}
     table = read_table(path, Layout(names=names, separator=separator), strict=True)
     items = table.columns["item"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from src.core.datasets.base import Interactions, LogConfig, numbered_lines
 from src.core.datasets.download import Archive
@@ -95,6 +94,8 @@ def read_movielens(folder: Path, release: Release) -> Interactions:
 
 def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
     """int64 [N] by `user`, `item` and `timestamp`."""
+    import pandas as pd  # a second that only a log costs, not what was processed before
+
     # The C parser takes one-character separators only, and pandas' Python parser is far slower.
     data = path.read_bytes().replace(separator.encode(), b"\t")
     columns = [name for name in _COLUMNS if name != "rating"]

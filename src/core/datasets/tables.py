@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from src.core.datasets.base import read_decoded, shorten
 from src.core.datasets.timestamps import BadTime, parse_times
 from src.core.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARQUET_ENDINGS = (".parquet", ".pq")
 
@@ -98,6 +100,8 @@ def _require_columns(where: str, layout: Layout, header: list[str]) -> None:
 
 
 def _read_text(path: Path, layout: Layout) -> Table:
+    import pandas as pd  # a second that only a log costs, not what was processed before
+
     try:
         frame = _parse(path, layout)
     except (ValueError, pd.errors.ParserWarning) as error:
@@ -115,7 +119,9 @@ def _read_text(path: Path, layout: Layout) -> Table:
     return Table(columns=columns, where=where)
 
 
-def _parse(path: Path, layout: Layout) -> pd.DataFrame:
+def _parse(path: Path, layout: Layout) -> "pd.DataFrame":
+    import pandas as pd
+
     text = read_decoded(path, "utf-8-sig")
     names = None if layout.header is None else list(layout.header)
     with warnings.catch_warnings():

@@ -6,7 +6,6 @@ from decimal import Decimal, localcontext
 from typing import Final
 
 import numpy as np
-import pandas as pd
 
 _MAX: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
@@ -43,6 +42,8 @@ def parse_times(cells: np.ndarray) -> np.ndarray:
     Raises:
         BadTime: what is neither, is of another kind than the first, or is beyond 64 bits.
     """
+    import pandas as pd  # a second that only a log costs, not what was processed before
+
     numbers = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy()
     if numbers.dtype == np.int64:
         return numbers

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING
 
 from src.core.data_utils import SequenceDataset
 from src.core.paths import RunFolder
 from src.exp.report.significance import PairedTest, Ranks, paired_tests
 from src.exp.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
 
 STUDENTS = ("baseline", "distill")
 REFERENCES = ("popular", "markov", "markov_titles")  # rankings without training
@@ -57,7 +59,7 @@ class Comparison:
     settings: Settings
     commit: str
     dataset: SequenceDataset
-    device: torch.device
+    device: "torch.device"
     folder: RunFolder
     sources: dict[str, RunFolder]
     evaluations: dict[str, dict]
@@ -82,8 +84,10 @@ class Comparison:
     def references(self) -> list[str]:
         return [name for name in REFERENCES if name in self.evaluations]
 
-    def seed_metrics(self, student: str) -> pd.DataFrame:
+    def seed_metrics(self, student: str) -> "pd.DataFrame":
         """Test metrics of a student in the ranking that decides, one line per seed."""
+        import pandas as pd
+
         return pd.DataFrame([evaluation[self.settings.metrics.part] for evaluation in self.seeds[student]])
 
     def value(self, model: str) -> float:
@@ -116,8 +120,10 @@ def history_label(masked: bool) -> str:
     return "history removed" if masked else "history shown"
 
 
-def summary_table(comparison: Comparison) -> pd.DataFrame:
+def summary_table(comparison: Comparison) -> "pd.DataFrame":
     """One line per model; columns `<metric>@<k>` with the history shown, `... masked` with it removed."""
+    import pandas as pd
+
     rows = {}
     for name, evaluation in comparison.evaluations.items():
         masked = {f"{key} masked": value for key, value in evaluation["metrics_masked"].items()}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import bootstrap, wilcoxon
 
 from src.core.errors import UserError
 from src.core.foreign.arrays import read_arrays
@@ -107,6 +106,8 @@ def paired_test(one: np.ndarray, other: np.ndarray) -> PairedTest:
 
     Users without a difference say nothing about its sign: the signed-rank test leaves them out (Wilcoxon's own way).
     """
+    from scipy.stats import wilcoxon
+
     difference = one - other
     low, high = bootstrap_interval(difference)
     p_value = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
@@ -117,6 +118,8 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of float [N]; a point where there is one value."""
     if len(values) == 1:
         return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # half a second that only a comparison costs, not reading ranks
+
     result = bootstrap(
         (values,),
         np.mean,

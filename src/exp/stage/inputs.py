@@ -7,11 +7,10 @@ from typing import Any
 from src.core.artefacts import Record, unlike
 from src.core.data_utils import SequenceDataset
 from src.core.files import sha256_file
-from src.core.paths import project_path
+from src.core.paths import WEIGHTS_FILE, project_path
 from src.core.settings import flat_settings
 from src.core.teacher_files import DATA_FILES, MANIFEST_FILE, ROWS_FILE
 from src.exp.settings import Settings
-from src.student.checkpoint import WEIGHTS_FILE
 from src.student.config import StudentConfig
 
 DATA, TEACHER_FILES, INITIAL_WEIGHTS = "the data set", "the teacher's files", "the initial weights"

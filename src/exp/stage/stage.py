@@ -6,36 +6,27 @@ cannot; the log says which, and why.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 
 from src.core.artefacts import Artefact, State, Status, locked
 from src.core.data_utils import SequenceDataset, load_dataset
-from src.core.device import resolve_device
 from src.core.errors import UserError
 from src.core.files import sha256_file
 from src.core.git_info import save_git_info
-from src.core.logging import (
-    TensorBoardWriter,
-    forget_times,
-    open_log,
-    record_times_in,
-    start_logging,
-    tensorboard_writer,
-    time_block,
-)
+from src.core.logging import open_log, record_times_in, start_logging
 from src.core.paths import RunFolder, data_dir
-from src.core.seed import set_seed
 from src.exp.settings import Settings
 from src.exp.stage.messages import one_line
 from src.exp.stage.snapshot import save_configuration
-from src.student.context import Resume, RunContext
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +40,15 @@ class Stage:
     name: str
     settings: Settings
     folder: RunFolder
-    device: torch.device
     dataset: SequenceDataset
     logger: logging.Logger
 
-    @contextmanager
-    def training(self, time_name: str) -> Iterator[RunContext]:
-        """The context of a training whose time counts as `time_name`, and which goes on from its last state."""
-        resume = Resume(self.folder.last_state_file(self.name))
-        if not resume.file.is_file():
-            forget_times(time_name)
-        with time_block(time_name) as add_time:
-            resume = Resume(resume.file, add_time)
-            yield self.context(resume, writer=self.tensorboard(resume.steps_done()))
+    @cached_property
+    def device(self) -> "torch.device":
+        """The device of `general.device`; PyTorch is imported when it is asked for first."""
+        from src.core.device import resolve_device
 
-    def context(self, resume: Resume | None = None, *, writer: TensorBoardWriter) -> RunContext:
-        return RunContext(
-            seed=self.settings.general.seed, device=self.device, logger=self.logger, writer=writer, resume=resume
-        )
-
-    def tensorboard(self, keep_until: int | None) -> TensorBoardWriter:
-        """The stage's writer; points after step `keep_until` of an interrupted training are taken away."""
-        folder = self.folder.tensorboard_dir(self.name)
-        return tensorboard_writer(folder, self.settings.logging, keep_until=keep_until)
+        return resolve_device(self.settings.general.device, self.logger)
 
     def hashes(self, *paths: Path) -> dict[str, str]:
         """SHA-256 by path relative to the run folder, of files that have just been written."""
@@ -156,17 +133,22 @@ def _forget_errors(steps: list[Step]) -> None:
 def look(cfg: Settings, name: str, *, logger: logging.Logger | None = None) -> Stage:
     """The stage; nothing in its folder is touched."""
     logger = logger or start_logging(cfg.logging)
-    device = resolve_device(cfg.general.device, logger)
-    set_seed(cfg.general.seed)
     dataset = load_dataset(cfg.dataset, data_dir(cfg), logger)
-    return Stage(name=name, settings=cfg, folder=run_folder(), device=device, dataset=dataset, logger=logger)
+    return Stage(name=name, settings=cfg, folder=run_folder(), dataset=dataset, logger=logger)
 
 
 def open_stage(stage: Stage) -> None:
-    """From here on the stage writes into its folder: log, times, snapshot of the configuration, commit."""
-    folder = stage.folder
+    """From here on the stage computes, and writes into its folder: log, times, snapshot of the configuration, commit.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    from src.core.seed import set_seed
+
+    folder, device = stage.folder, stage.device
+    set_seed(stage.settings.general.seed)
     open_log(folder.log_file(stage.name))
-    stage.logger.info("stage %s in %s", stage.name, folder.root)
+    stage.logger.info("stage %s in %s, on %s", stage.name, folder.root, device)
     record_times_in(folder.time_file)
     save_configuration(folder, stage.name, stage.settings.composed)
     save_git_info(folder.root)

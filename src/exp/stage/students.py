@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from src.core.logging import TEST_TAG, TensorBoardWriter
+from src.core.paths import CONFIG_FILE, WEIGHTS_FILE
 from src.exp.stage.stage import Stage, Step
-from src.student.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
+from src.student.checkpoint import load_checkpoint
 from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
 from src.student.training import FitResult, save_history
 

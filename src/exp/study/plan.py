@@ -8,7 +8,7 @@ from hydra import compose
 from src.core.artefacts import State
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
-from src.exp import run_distill, run_student_baseline
+from src.exp import baseline_steps, distill_steps
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.inputs import DATA, TEACHER_FILES, teacher_files_hash
 from src.exp.stage.messages import one_line
@@ -130,9 +130,9 @@ def check_variants(found: list[Variant], base: list[str], stage: Stage) -> None:
             _require_same_data(settings, stage.settings)
             job = replace(stage, name=variant.stage, settings=settings, folder=variant.folder(stage.folder, 0))
             if variant.stage == "baseline":
-                run_student_baseline.plan(job)
+                baseline_steps.plan(job)
             else:
-                run_distill.require_trainable(job)
+                distill_steps.require_trainable(job)
         except Exception as error:
             raise UserError(f"variant {variant.name}: {one_line(error)}") from error
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from src.core.errors import UserError
 from src.core.foreign.pickles import Record
 from src.core.foreign.tensors import read_saved
-from src.student.models import ModelConfig, Student, build_model
+from src.student.config import ModelConfig
+from src.student.models import Student, build_model
 
 # What a module holds beside its tensors; none of it is loaded.
 _CLASSES = ("__main__.", "SASRecModules_ori.", "recommender.A_SASRec_final_bce_llm.", "torch.nn.modules.")

@@ -1,6 +1,7 @@
 """Small runs at the level that an effect needs: a data set, a student, a distillation, a teacher, a whole stage."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -230,9 +231,19 @@ class Bench:
         if not fresh and overrides in self.shared.teachers:
             return self.shared.teachers[overrides]
         teacher, cfg, folder = self.teacher(*overrides, tiny=tiny)
+        if tiny and not fresh:
+            self._take_over_llm(folder)
         taught = Taught(teacher, cfg, folder, Recorder())
         teacher.train(cfg, QUIET, taught.writer)  # type: ignore[arg-type]
         return taught if fresh else self.shared.teachers.setdefault(overrides, taught)
+
+    def _take_over_llm(self, folder: RunFolder) -> None:
+        """The tiny LLM of the teacher with the defaults; its record has it made again where a leaf changes it."""
+        if () in self.shared.teachers:
+            given = self.shared.teachers[()]
+            shutil.copytree(given.made("llm"), folder.model_dir("teacher") / "llm")
+            (folder.root / "records").mkdir()
+            shutil.copy(given.folder.root / "records" / "tiny_llm.json", folder.root / "records")
 
     # --- stages ---------------------------------------------------------------------------------------------
 

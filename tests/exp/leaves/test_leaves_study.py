@@ -15,6 +15,7 @@ from src.core.paths import RunFolder
 from src.exp import run_study
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.stage import look
+from src.exp.study import run as study_run
 from src.exp.study.plan import job_overrides, variants
 from src.exp.study.results import result
 from src.exp.study.write import write_study
@@ -53,7 +54,7 @@ def _launched(bench: Bench, *overrides: str) -> list[list[str]]:
     folder = bench.folder()
     where = places(bench.pipeline.data_dir, bench.pipeline.result_root, folder)
     with bench.patch.context() as patch:
-        patch.setattr(run_study, "launch", lambda stage, given, folder: jobs.extend(given))
+        patch.setattr(study_run, "launch", lambda stage, given, folder: jobs.extend(given))
         words = (*where, bench.choice, f"study.run_dir={bench.pipeline.folder}", *overrides)
         message = refusal(lambda: run_here(run_study.run, *words, full_error=True))
     assert "not begun; the same command with hydra.run.dir=" in message

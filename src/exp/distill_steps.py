@@ -1,0 +1,306 @@
+"""The step of `run_distill`: this framework's distillation, or the original program."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from src.core.errors import UserError
+from src.core.files import write_json
+from src.core.logging import TensorBoardWriter, forget_times, time_block
+from src.core.paths import teacher_outputs_dir
+from src.core.teacher_files import ROWS_FILE
+from src.distill.control_teachers import (
+    random_teacher,
+    recommender_embeddings,
+    recommender_teacher,
+    required_title_vectors,
+    shuffled_teacher,
+    title_embeddings,
+)
+from src.distill.data_bridge import TeacherOutputs, load_teacher_outputs
+from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, find_program, run_program, write_files
+from src.distill.row_selection import select_rows
+from src.distill.selection_log import LoggedPolicy
+from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
+from src.distill.similarity import similarity_ranking
+from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled, transformed
+from src.exp.settings import Settings
+from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
+from src.exp.stage.lookup import baseline_folder, recommender_folder
+from src.exp.stage.stage import Stage, Step
+from src.exp.stage.students import about, finish, student_step
+from src.exp.stage.training import training
+from src.student.checkpoint import load_checkpoint_of
+from src.student.datamodule import require_full_batch
+from src.student.references import Vectors
+from src.student.training import FitResult, require_enough_data, save_history
+
+_CHOOSER_KEY = "teacher.export.student_checkpoint"
+_Read = Callable[[], TeacherOutputs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """What a distillation reads besides its data: folders, None where it reads none.
+
+    Attributes:
+        initial: checkpoint that the student starts from; recommender: the teacher of `distill.teacher=recommender`;
+            chooser: the student whose scores have the policy choose rows of a whole export.
+    """
+
+    initial: Path | None
+    recommender: Path | None
+    chooser: Path | None
+
+
+def plan(stage: Stage) -> list[Step]:
+    """One step; refused here is what could not be distilled."""
+    cfg = stage.settings
+    if cfg.distill.engine == "submodule":
+        return _plan_original(stage)
+    _require_settings(stage)
+    sources = _find_sources(stage)
+    made_from = {
+        **distillation_inputs(
+            cfg,
+            stage.dataset,
+            teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)) if _reads_teacher(cfg) else None,
+            initial_weights=weights_hash(sources.initial),
+        ),
+        "the frozen recommender": weights_hash(sources.recommender),
+        "the student that chose the rows": weights_hash(sources.chooser),
+    }
+    files = _read_once(stage)
+    return [
+        student_step(
+            stage,
+            made_from=made_from,
+            work=lambda: _train(stage, sources, files),
+            require=lambda: _require_teacher(stage, files, sources.recommender),
+        )
+    ]
+
+
+def require_trainable(stage: Stage) -> None:
+    """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
+    _require_settings(stage)
+    _require_teacher(stage, _read_once(stage), _recommender(stage))
+
+
+def _read_once(stage: Stage) -> _Read:
+    """What is known of the teacher before training, read when it is asked for first."""
+    return cache(lambda: teacher_outputs(stage))
+
+
+def _require_teacher(stage: Stage, files: _Read, recommender: Path | None) -> None:
+    """Refuse a teacher whose files cannot be read or whose embeddings cannot enter the student."""
+    cfg = stage.settings
+    if recommender is not None:
+        embeddings = recommender_embeddings(recommender, stage.dataset) if cfg.distill.reads_embeddings else None
+    else:
+        embeddings = _as_control(stage, replace(files(), ranking=None, confidence=None)).embeddings
+    if embeddings is not None:
+        take = entering_embeddings if cfg.distill.needs_embeddings else transformed
+        take(embeddings, cfg.distill, cfg.student.emb_size)
+
+
+def _require_settings(stage: Stage) -> None:
+    cfg = stage.settings
+    require_enough_data(cfg.distill.as_student(cfg.student), stage.dataset)
+    _require_something_to_select(cfg)
+
+
+def _find_sources(stage: Stage) -> _Sources:
+    cfg = stage.settings
+    initial = chooser = None
+    if cfg.distill.init == "baseline":
+        initial = baseline_folder(stage, "distill.init_checkpoint", cfg.distill.init_checkpoint)
+    if _chooses_rows(cfg) and not _is_partial(teacher_outputs_dir(cfg)):
+        chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
+    return _Sources(initial=initial, recommender=_recommender(stage), chooser=chooser)
+
+
+def _recommender(stage: Stage) -> Path | None:
+    if stage.settings.distill.teacher != "recommender":
+        return None
+    return recommender_folder(stage, teacher_outputs_dir(stage.settings))
+
+
+def _require_something_to_select(cfg: Settings) -> None:
+    if cfg.active.strategy != "all" and not cfg.distill.gates_samples:
+        raise UserError(
+            f"active.strategy={cfg.active.strategy}: there is no loss to select samples for with distill.lambda="
+            f"{cfg.distill.kd_weight:g}, distill.alpha={cfg.distill.alpha:g} and distill.embedding="
+            f"{cfg.distill.embedding}; use active=all"
+        )
+
+
+def _reads_teacher(cfg: Settings) -> bool:
+    """Whether a part of the teacher's exported files is used."""
+    distill = cfg.distill
+    embeddings = distill.reads_embeddings and distill.embeddings_file is None
+    return distill.reads_files and (distill.reads_ranking or embeddings)
+
+
+def _chooses_rows(cfg: Settings) -> bool:
+    """Whether the policy chooses rows before the teacher is asked, so that none is left to choose while distilling."""
+    return cfg.teacher.export.rows == "policy" and cfg.active.strategy != "all" and cfg.distill.gates_samples
+
+
+def _is_partial(folder: Path) -> bool:
+    return (folder / ROWS_FILE).is_file()
+
+
+# --- this framework -----------------------------------------------------------------------------------------
+
+
+def _train(stage: Stage, sources: _Sources, files: _Read) -> float:
+    """Train and test the student with the teacher's files; returns the best validation value."""
+    cfg = stage.settings
+    outputs = _asked_for(stage, _teach(stage, sources, files), sources)
+    with training(stage, "distill_student_train_time") as context:
+        policy = _policy(stage, outputs, context.writer)
+        distillation = Distillation(
+            settings=cfg.distill, outputs=outputs, policy=policy, init_checkpoint=sources.initial
+        )
+        result = train_distilled(
+            cfg.student,
+            stage.dataset,
+            distillation=distillation,
+            metrics=cfg.metrics,
+            folder=stage.folder.model_dir("distill"),
+            context=context,
+        )
+    if isinstance(policy, LoggedPolicy):
+        policy.save(stage.folder.selection_file)
+    return finish(stage, result, context.writer)
+
+
+def _teach(stage: Stage, sources: _Sources, files: _Read) -> TeacherOutputs:
+    """The knowledge of the teacher that `distill.teacher` names."""
+    distill, dataset = stage.settings.distill, stage.dataset
+    top_k, per_sequence = distill.top_k, distill.confidence == "per_sequence"
+    if sources.recommender is not None:
+        outputs = recommender_teacher(
+            sources.recommender, dataset, top_k=top_k, per_sequence=per_sequence, device=stage.device
+        )
+    else:
+        outputs = _as_control(stage, files())
+    if not distill.ranks_by_similarity:
+        return outputs
+    made = similarity_ranking(
+        dataset,
+        _item_vectors(stage, outputs),
+        weight=distill.similarity_weight,
+        metrics=stage.settings.metrics,
+        top_k=top_k,
+        per_sequence=per_sequence,
+        logger=stage.logger,
+    )
+    return replace(outputs, ranking=made.ranking, confidence=made.confidence)
+
+
+def _item_vectors(stage: Stage, outputs: TeacherOutputs) -> Vectors:
+    """What the teacher says of each item, of length 1: its embeddings, or the words of the titles themselves."""
+    if stage.settings.distill.teacher == "tfidf":
+        return required_title_vectors(stage.dataset)
+    assert outputs.embeddings is not None  # whoever reads the files reads what the settings need
+    embeddings = transformed(outputs.embeddings, stage.settings.distill, stage.settings.student.emb_size)
+    return F.normalize(embeddings.float(), dim=1).numpy()
+
+
+def _as_control(stage: Stage, outputs: TeacherOutputs) -> TeacherOutputs:
+    """What was read, mixed up as `distill.teacher` says."""
+    make = {"random": random_teacher, "shuffled": shuffled_teacher}.get(stage.settings.distill.teacher)
+    return make(outputs, stage.dataset.num_items, stage.settings.general.seed) if make else outputs
+
+
+def teacher_outputs(stage: Stage) -> TeacherOutputs:
+    """The teacher's files, or the titles' embeddings; nothing where the settings use no part of them."""
+    distill = stage.settings.distill
+    if not (distill.needs_ranking or distill.reads_embeddings):
+        stage.logger.warning("distill.lambda=0 and distill.ed_weight=0: this is the baseline, no teacher is read")
+        return TeacherOutputs()
+    if distill.teacher == "tfidf":
+        embeddings = title_embeddings(stage.dataset)
+        return TeacherOutputs(embeddings=embeddings if distill.needs_embeddings else None)
+    folder = teacher_outputs_dir(stage.settings)
+    outputs = load_teacher_outputs(folder, stage.dataset, distill, logger=stage.logger)
+    if _reads_teacher(stage.settings):
+        stage.logger.info("teacher: %s (manifest %s)", folder, (outputs.manifest_sha256 or "none")[:12])
+    if distill.embeddings_file and distill.reads_embeddings:
+        stage.logger.info("item embeddings: %s", distill.embeddings_file)
+    return outputs
+
+
+def _asked_for(stage: Stage, outputs: TeacherOutputs, sources: _Sources) -> TeacherOutputs:
+    """As if the teacher had been asked only for the rows that the policy chooses from a baseline.
+
+    That equals an export of only those rows, because no line of an export depends on another.
+    """
+    if sources.chooser is None:
+        return outputs
+    cfg, dataset = stage.settings, stage.dataset
+    model = load_checkpoint_of(sources.chooser, dataset, _CHOOSER_KEY)
+    rows = select_rows(cfg.active, model, dataset, seed=cfg.general.seed, device=stage.device)
+    stage.logger.info("as if the teacher had been asked for %d of %d rows", len(rows), len(dataset.train))
+    return outputs.restricted_to(rows, len(dataset.train))
+
+
+def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
+    """The policy of `active`, logged; one that chose rows before the export has nothing left to choose."""
+    cfg = stage.settings
+    if cfg.active.strategy == "all" or _chooses_rows(cfg):
+        if outputs.selection:
+            stage.logger.info("the rows were chosen before the export (%s): distilling all of them", outputs.selection)
+        return SelectionPolicyAll()
+    return LoggedPolicy(build_selection_policy(cfg.active), writer)
+
+
+# --- DLLM2Rec's own program ---------------------------------------------------------------------------------
+
+
+def _plan_original(stage: Stage) -> list[Step]:
+    cfg, name = stage.settings, stage.name
+    check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics)
+    require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
+    find_program()
+    made_from = distillation_inputs(
+        cfg,
+        stage.dataset,
+        teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)),
+        initial_weights=None,
+    )
+    files = _read_once(stage)
+    step = Step(
+        artefact=stage.folder.artefact(name),
+        made_from=lambda: made_from,
+        work=lambda: _run_original(stage, files()),
+        require=lambda: _require_teacher(stage, files, None),
+        files=lambda: stage.hashes(stage.folder.eval_file(name)),
+        forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),
+    )
+    return [step]
+
+
+def _run_original(stage: Stage, outputs: TeacherOutputs) -> float:
+    """Train with DLLM2Rec's own program; its metrics become `metrics/eval_dllm2rec_upstream.json`."""
+    cfg, folder, monitor = stage.settings, stage.folder, stage.settings.metrics.monitor
+    program, work = find_program(), folder.model_dir(stage.name)
+    write_files(work, stage.dataset, outputs)
+    stage.logger.info("histories are cut to their last 10 items, as the original program has it")
+    words = arguments(cfg.distill, cfg.student, stage.device)
+    stage.logger.info("in %s: python %s %s", work, program / "main.py", " ".join(words))
+    forget_times("dllm2rec_upstream_train_time")
+    with time_block("dllm2rec_upstream_train_time"):
+        result = run_program(program, work, words, cfg.distill.num_epochs, work / "output.log")
+    save_history(FitResult(history=result.epochs), folder.history_file(stage.name))
+    metrics = result.metrics("test")
+    head = about(stage, f"{cfg.student.name}, original program", f"models/{stage.name}")
+    content = {"protocol": PROTOCOL, "best_epoch": result.best_epoch, "metrics": metrics, "metrics_masked": {}}
+    write_json(folder.eval_file(stage.name), {**head, **content})
+    stage.logger.info("test %s: %.4f in epoch %d (%s)", monitor, metrics[monitor], result.best_epoch, PROTOCOL)
+    return result.metrics("valid")[monitor]
