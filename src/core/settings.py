@@ -56,16 +56,18 @@ def parse_section(schema: type[Settings], section: DictConfig | dict[str, Any], 
     return built
 
 
-def parse_choice(schemas: Mapping[str, type], section: DictConfig | dict[str, Any], name: str, by: str = "name") -> Any:
-    """`parse_section` with the schema that the section's `name` (or another key, `by`, where it is there) chooses.
+def parse_choice(
+    schemas: Mapping[str, type], section: DictConfig | dict[str, Any], name: str, by: tuple[str, ...] = ("name",)
+) -> Any:
+    """`parse_section` with the schema that a key of the section chooses: the first of `by` that is there.
 
     Raises:
         UserError: as `parse_section`, or nothing of that name.
     """
-    by = by if by in section else "name"
-    choice = section.get(by)
+    key = next((key for key in by if key in section), by[0])
+    choice = section.get(key)
     if not isinstance(choice, str) or choice not in schemas:
-        raise UserError(f"{name}.{by}={choice!r}: must be one of {', '.join(schemas)}")
+        raise UserError(f"{name}.{key}={choice!r}: must be one of {', '.join(schemas)}")
     return parse_section(schemas[choice], section, name)
 
 

@@ -86,10 +86,11 @@ class Settings:
 
 _SCHEMAS: dict[str, type] = {name: kind for name, kind in typing.get_type_hints(Settings).items() if name != "composed"}
 _SECTIONS = list(_SCHEMAS)
-_CHOICES: dict[str, tuple[dict[str, type], str]] = {  # sections whose schema one of their values chooses
-    "dataset": (sources.SCHEMAS, "source"),
-    "student": (students.SCHEMAS, "name"),
-    "active": (policies.SCHEMAS, "strategy"),
+# Sections whose schema one of their values chooses, the first that is there.
+_CHOICES: dict[str, tuple[dict[str, type], tuple[str, ...]]] = {
+    "dataset": (sources.SCHEMAS, ("source", "name")),
+    "student": (students.SCHEMAS, ("name",)),
+    "active": (policies.SCHEMAS, ("strategy",)),
 }
 
 

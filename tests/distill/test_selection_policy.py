@@ -27,7 +27,7 @@ from src.student.models import build_model
 
 
 def parse(**section) -> ActiveConfig:
-    return parse_choice(SCHEMAS, section, "active", by="strategy")
+    return parse_choice(SCHEMAS, section, "active", by=("strategy",))
 
 
 def build(dataset, seed=1, **section) -> SelectionPolicy:

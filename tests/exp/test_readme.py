@@ -191,7 +191,7 @@ def test_a_policy_of_ones_own_works_as_described(monkeypatch, make_dataset) -> N
     exec(code, dict(vars(selection_policy)))
     exec(registration, vars(active_config))
     dataset = make_dataset([[0, 1, 2, 0, 0], [3, 1, 2, 0, 0], [0, 1, 3, 0, 0], [0, 1, 2, 0, 0], [0, 1, 2, 0, 0]], 4)
-    settings = parse_choice(active_config.SCHEMAS, OmegaConf.create(yaml), "active", by="strategy")
+    settings = parse_choice(active_config.SCHEMAS, OmegaConf.create(yaml), "active", by=("strategy",))
     policy = selection_policy.build_selection_policy(settings)
     policy.start(dataset, 1)
     target = torch.from_numpy(dataset.train.targets)

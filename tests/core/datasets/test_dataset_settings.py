@@ -16,7 +16,7 @@ YAMLS = sorted((ROOT / "conf" / "dataset").glob("*.yaml"))
 
 
 def parse(source: str, **changes):
-    return parse_choice(SCHEMAS, {"source": source, **changes}, "dataset", by="source")
+    return parse_choice(SCHEMAS, {"source": source, **changes}, "dataset", by=("source", "name"))
 
 
 def test_each_source_has_a_yaml_and_each_other_yaml_starts_from_one():
@@ -29,13 +29,13 @@ def test_each_source_has_a_yaml_and_each_other_yaml_starts_from_one():
 def test_a_yaml_holds_every_key_and_the_defaults_of_its_settings(source):
     """What Python builds without a YAML is what the command line runs without overrides."""
     section = OmegaConf.load(ROOT / "conf" / "dataset" / f"{source}.yaml")
-    config = parse_choice(SCHEMAS, section, "dataset", by="source")
+    config = parse_choice(SCHEMAS, section, "dataset", by=("source", "name"))
     assert config == SCHEMAS[source]() and type(config) is SCHEMAS[source]
     assert OmegaConf.to_container(section, resolve=True) == OmegaConf.to_container(OmegaConf.structured(config))
 
 
 def test_a_yaml_of_before_the_source_names_it_by_its_name():
-    assert parse_choice(SCHEMAS, {"name": "csv", "separator": ";"}, "dataset", by="source") == parse(
+    assert parse_choice(SCHEMAS, {"name": "csv", "separator": ";"}, "dataset", by=("source", "name")) == parse(
         "csv", separator=";"
     )
 
