@@ -25,6 +25,7 @@ SMALL = [  # for invented data of 9 items
     *(o for o in TINY_TEACHER if "num_candidates" not in o and "top_n" not in o),
     "teacher.num_candidates=3",
     "teacher.export.top_n=2",
+    "teacher.export.embedding_layer=1",  # of two
     "teacher.max_train_rows=16",
     "teacher.max_eval_rows=8",
     "teacher.recommender.batch_size=16",

@@ -2,9 +2,10 @@
 
 import os
 
-from harness import ROOT, TINY_STUDENT, make_data_dir, record, run_process
+from harness import CONF, ROOT, TINY_STUDENT, make_data_dir, record, run_process
+from omegaconf import OmegaConf
 
-VARIANTS = ("distilled", "recommender_teaches", "random_teaches", "ranking_only", "embedding_only")
+VARIANTS = list(OmegaConf.load(CONF / "study" / "controls.yaml").variants)
 
 
 def test_relative_paths_of_a_job_start_where_the_study_was_called(tmp_path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from src.distill import trainer_distill
 from src.distill.config import TEACHERS
 from src.distill.fusion import TeacherTable
-from src.exp import run_distill, run_student_baseline
+from src.exp import distill_steps, run_distill, run_student_baseline
 
 STILL = ("distill.lambda=0", "distill.ed_weight=0", "distill.num_epochs=1", "distill.lr=1e-30")
 OFFICIAL = ("distill.candidate_loss=official", "distill.loss=bce_dros")
@@ -60,13 +60,13 @@ def _teacher(bench: Bench) -> None:
 def _ranking(bench: Bench) -> None:
     """Rankings by the embeddings alone: the exported ones are not read, and the weight decides what is taught."""
     taught: list[torch.Tensor] = []
-    original = run_distill.train_distilled
+    original = distill_steps.train_distilled
 
     def keep(*args, distillation, **kwargs):  # type: ignore[no-untyped-def]
         taught.append(distillation.outputs.ranking)
         return original(*args, distillation=distillation, **kwargs)
 
-    bench.patch.setattr(run_distill, "train_distilled", keep)
+    bench.patch.setattr(distill_steps, "train_distilled", keep)
     by_likeness = ("distill.num_epochs=1", "distill.ranking=similarity")
     for words in (("distill.num_epochs=1",), (*by_likeness, "distill.similarity_weight=0"), by_likeness):
         bench.stage(run_distill.run, bench.choice, *words)

@@ -76,18 +76,20 @@ def _gather_sweep_dir(bench: Bench) -> None:
 def _asked(bench: Bench, *overrides: str) -> list[tuple[str, float]]:
     """What `recommend` answers: item ids and scores."""
     answers: list[Recommendation] = []
+    original = serving.recommend
 
     def noted(*args, **asked) -> list[Recommendation]:  # type: ignore[no-untyped-def]
-        answers.extend(serving.recommend(*args, **asked))
+        answers.extend(original(*args, **asked))
         return answers
 
-    bench.patch.setattr(recommend, "recommend", noted)
+    bench.patch.setattr(serving, "recommend", noted)  # which the command imports once it is needed
     bench.stage(
         recommend.run,
         f"recommend.checkpoint={bench.pipeline.folder / 'models' / 'baseline'}",
         "recommend.history=['1','2']",
         *overrides,
     )
+    bench.patch.setattr(serving, "recommend", original)
     return [(answer.item_id, answer.score) for answer in answers]
 
 
