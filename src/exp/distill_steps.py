@@ -12,6 +12,7 @@ from src.core.files import write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
 from src.core.paths import teacher_outputs_dir
 from src.core.teacher_files import ROWS_FILE
+from src.distill.config import DistillConfig
 from src.distill.control_teachers import (
     random_teacher,
     recommender_embeddings,
@@ -73,13 +74,13 @@ def plan(stage: Stage) -> list[Step]:
         "the frozen recommender": weights_hash(sources.recommender),
         "the student that chose the rows": weights_hash(sources.chooser),
     }
-    files = _read_once(stage)
+    teacher = _read_once(stage, sources.recommender)
     return [
         student_step(
             stage,
             made_from=made_from,
-            work=lambda: _train(stage, sources, files),
-            require=lambda: _require_teacher(stage, files, sources.recommender),
+            work=lambda: _train(stage, sources, teacher),
+            require=lambda: _require_teacher(stage, teacher),
         )
     ]
 
@@ -87,24 +88,36 @@ def plan(stage: Stage) -> list[Step]:
 def require_trainable(stage: Stage) -> None:
     """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
     _require_settings(stage)
-    _require_teacher(stage, _read_once(stage), _recommender(stage))
+    _require_teacher(stage, _read_once(stage, _recommender(stage)))
 
 
-def _read_once(stage: Stage) -> _Read:
-    """What is known of the teacher before training, read when it is asked for first."""
-    return cache(lambda: teacher_outputs(stage))
+def _read_once(stage: Stage, recommender: Path | None) -> _Read:
+    """What is known of the teacher before training, its embeddings as they enter; made once, when it is asked for."""
+
+    def read() -> TeacherOutputs:
+        distill = stage.settings.distill
+        if recommender is None:
+            outputs = _as_control(stage, teacher_outputs(stage))
+        else:
+            table = recommender_embeddings(recommender, stage.dataset) if distill.reads_embeddings else None
+            outputs = TeacherOutputs(embeddings=table)
+        if outputs.embeddings is None:
+            return outputs
+        return replace(outputs, embeddings=transformed(outputs.embeddings, distill, stage.settings.student.emb_size))
+
+    return cache(read)
 
 
-def _require_teacher(stage: Stage, files: _Read, recommender: Path | None) -> None:
+def _after_reading(distill: DistillConfig) -> DistillConfig:
+    """The settings for embeddings that are transformed already: whitening 4,096 columns takes most of a minute."""
+    return replace(distill, embedding_transform="none", embedding_dims=None)
+
+
+def _require_teacher(stage: Stage, teacher: _Read) -> None:
     """Refuse a teacher whose files cannot be read or whose embeddings cannot enter the student."""
-    cfg = stage.settings
-    if recommender is not None:
-        embeddings = recommender_embeddings(recommender, stage.dataset) if cfg.distill.reads_embeddings else None
-    else:
-        embeddings = _as_control(stage, replace(files(), ranking=None, confidence=None)).embeddings
-    if embeddings is not None:
-        take = entering_embeddings if cfg.distill.needs_embeddings else transformed
-        take(embeddings, cfg.distill, cfg.student.emb_size)
+    distill, embeddings = stage.settings.distill, teacher().embeddings
+    if embeddings is not None and distill.needs_embeddings:
+        entering_embeddings(embeddings, _after_reading(distill), stage.settings.student.emb_size)
 
 
 def _require_settings(stage: Stage) -> None:
@@ -157,14 +170,14 @@ def _is_partial(folder: Path) -> bool:
 # --- this framework -----------------------------------------------------------------------------------------
 
 
-def _train(stage: Stage, sources: _Sources, files: _Read) -> float:
+def _train(stage: Stage, sources: _Sources, teacher: _Read) -> float:
     """Train and test the student with the teacher's files; returns the best validation value."""
     cfg = stage.settings
-    outputs = _asked_for(stage, _teach(stage, sources, files), sources)
+    outputs = _asked_for(stage, _teach(stage, sources, teacher), sources)
     with training(stage, "distill_student_train_time") as context:
         policy = _policy(stage, outputs, context.writer)
         distillation = Distillation(
-            settings=cfg.distill, outputs=outputs, policy=policy, init_checkpoint=sources.initial
+            settings=_after_reading(cfg.distill), outputs=outputs, policy=policy, init_checkpoint=sources.initial
         )
         result = train_distilled(
             cfg.student,
@@ -179,27 +192,26 @@ def _train(stage: Stage, sources: _Sources, files: _Read) -> float:
     return finish(stage, result, context.writer)
 
 
-def _teach(stage: Stage, sources: _Sources, files: _Read) -> TeacherOutputs:
-    """The knowledge of the teacher that `distill.teacher` names."""
-    distill, dataset = stage.settings.distill, stage.dataset
+def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:
+    """The knowledge of the teacher that `distill.teacher` names, with rankings of its own or made from likeness."""
+    distill, dataset, outputs = stage.settings.distill, stage.dataset, teacher()
     top_k, per_sequence = distill.top_k, distill.confidence == "per_sequence"
-    if sources.recommender is not None:
-        outputs = recommender_teacher(
+    if distill.ranks_by_similarity:
+        made = similarity_ranking(
+            dataset,
+            _item_vectors(stage, outputs),
+            weight=distill.similarity_weight,
+            metrics=stage.settings.metrics,
+            top_k=top_k,
+            per_sequence=per_sequence,
+            logger=stage.logger,
+        )
+    elif sources.recommender is not None and distill.needs_ranking:
+        made = recommender_teacher(
             sources.recommender, dataset, top_k=top_k, per_sequence=per_sequence, device=stage.device
         )
     else:
-        outputs = _as_control(stage, files())
-    if not distill.ranks_by_similarity:
         return outputs
-    made = similarity_ranking(
-        dataset,
-        _item_vectors(stage, outputs),
-        weight=distill.similarity_weight,
-        metrics=stage.settings.metrics,
-        top_k=top_k,
-        per_sequence=per_sequence,
-        logger=stage.logger,
-    )
     return replace(outputs, ranking=made.ranking, confidence=made.confidence)
 
 
@@ -208,8 +220,7 @@ def _item_vectors(stage: Stage, outputs: TeacherOutputs) -> Vectors:
     if stage.settings.distill.teacher == "tfidf":
         return required_title_vectors(stage.dataset)
     assert outputs.embeddings is not None  # whoever reads the files reads what the settings need
-    embeddings = transformed(outputs.embeddings, stage.settings.distill, stage.settings.student.emb_size)
-    return F.normalize(embeddings.float(), dim=1).numpy()
+    return F.normalize(outputs.embeddings, dim=1).numpy()
 
 
 def _as_control(stage: Stage, outputs: TeacherOutputs) -> TeacherOutputs:
@@ -274,12 +285,12 @@ def _plan_original(stage: Stage) -> list[Step]:
         teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)),
         initial_weights=None,
     )
-    files = _read_once(stage)
+    teacher = _read_once(stage, None)
     step = Step(
         artefact=stage.folder.artefact(name),
         made_from=lambda: made_from,
-        work=lambda: _run_original(stage, files()),
-        require=lambda: _require_teacher(stage, files, None),
+        work=lambda: _run_original(stage, teacher()),
+        require=lambda: _require_teacher(stage, teacher),
         files=lambda: stage.hashes(stage.folder.eval_file(name)),
         forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),
     )

@@ -1,4 +1,4 @@
-"""Reference models, which every student is compared with: popularity, a Markov chain, and the chain with titles."""
+"""Rankings without training: popularity, a Markov chain, and the chain with the likeness of items beside it."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -16,13 +16,12 @@ from src.student.evaluator import ScoreRows, history_mask
 # From a grid on MovieLens-100K (NDCG@10): benchmarks/RESULTS.md says how they were chosen.
 _WINDOW, _LAST, _DECAY, _NORMALISATION = 10, 5, 0.7, 0.5
 # Tried on validation rows, smaller weights first: of equals the first is taken.
-_TITLE_WEIGHTS, _TITLE_DECAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), (0.5, 0.7, 0.9)
-_LAST_TITLES, _CHOSEN_ON, _CHUNK = 10, 3000, 512
+_SIMILARITY_WEIGHTS, _SIMILARITY_DECAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), (0.5, 0.7, 0.9)
+_LAST_SIMILAR, _CHOSEN_ON, _CHUNK = 10, 3000, 512
 # Runs of two or more letters or digits, katakana apart; Chinese characters, which no space divides, one by one.
 _WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]{2,}|[\u30a1-\u30fa\u30fc-\u30ff]{2,}|[\u3400-\u9fff]"
 
-
-Vectors: TypeAlias = "sparse.csr_matrix | np.ndarray"
+Vectors: TypeAlias = "sparse.csr_matrix | np.ndarray"  # of the items, [num_items, width]
 
 
 def popularity(dataset: SequenceDataset, rows: Rows) -> ScoreRows:
@@ -113,7 +112,7 @@ def similarity_scores(vectors: Vectors, rows: Rows, decay: float) -> np.ndarray:
     Args:
         vectors: of length 1 or 0, [num_items, width].
     """
-    row, item, gap = _last_items(rows, _LAST_TITLES)
+    row, item, gap = _last_items(rows, _LAST_SIMILAR)
     weights = sparse.csr_matrix(((decay ** (gap - 1.0)), (row, item)), shape=(len(rows), vectors.shape[0]))
     weights = weights.astype(np.float32)
     squares = vectors * vectors if isinstance(vectors, np.ndarray) else vectors.multiply(vectors)
@@ -148,12 +147,12 @@ class ChainWithSimilarity:
     ) -> "ChainWithSimilarity":
         """Count transitions on training rows; choose the decay, and the weight if it is None, on validation rows."""
         transitions, rows = Transitions.of(dataset), sample_rows(dataset.valid, _CHOSEN_ON)
-        totals = dict.fromkeys(product(_TITLE_WEIGHTS if weight is None else (weight,), _TITLE_DECAYS), 0.0)
+        totals = dict.fromkeys(product(_SIMILARITY_WEIGHTS if weight is None else (weight,), _SIMILARITY_DECAYS), 0.0)
         for index in np.array_split(np.arange(len(rows)), -(-len(rows) // _CHUNK)):
             part = rows.select(index)
             seen = history_mask(part, dataset.num_items) if metrics.masked else None
             chain, targets = transitions.scores(part).astype(np.float32), torch.from_numpy(part.targets)
-            similar = {decay: similarity_scores(vectors, part, decay) for decay in _TITLE_DECAYS}
+            similar = {decay: similarity_scores(vectors, part, decay) for decay in _SIMILARITY_DECAYS}
             for tried, decay in totals:
                 scores = torch.from_numpy(chain + tried * similar[decay])
                 better, equal = rank_counts(scores, targets, seen)
