@@ -7,6 +7,7 @@ has one value for light and one for dark.
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from matplotlib.patches import Rectangle
 
 PANEL_WIDTH = 5.0  # inches; at 10 pt the labels stay readable where a phone shows it at two thirds
 _COLUMNS = 2
+_TITLE_CHARACTERS = 44  # a line of a title, beside the longest names of models; more would be cut off
 _LONGEST_LABEL = 60
 _SCALE = 96 / 72  # CSS pixels a point
 
@@ -193,5 +195,5 @@ def css_name(key: str) -> str:
 
 
 def _fill(axis: Axes, panel: Panel) -> None:
-    axis.set_title(panel.title, loc="left")
+    axis.set_title(textwrap.fill(panel.title, _TITLE_CHARACTERS), loc="left")
     panel.draw(axis)
