@@ -107,7 +107,10 @@ class ILoRATeacher(ITeacherRecommender):
         lora = add_adapter(self.engine, llm, config=self.config, rec_size=rec_size, logger=logger)
         self._model = self._assemble(lora, tokenizer, recommender)
         rows = learnt_rows(self.dataset, self.config, seed)
-        logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
+        if len(rows):
+            logger.info("training the adapter on %d of %d rows", len(rows), len(self.dataset.train))
+        else:
+            logger.info("taking the LLM as it is: nothing is trained with teacher.num_epochs=0")
         save_best = partial(lora.save, self.paths.adapter) if state().is_main_process else lambda: None
         validate = partial(self._validate, self._model, seed)
         best = train_adapter(self._model, rows, validate=validate, save_best=save_best, context=context)
