@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from harness import TINY_STUDENT, TINY_TEACHER, close_log, make_data_dir, places, run_here, run_process
+from harness import TINY_STUDENT, TINY_TEACHER, close_log, make_data_dir, places, run_here, run_processes
 
 from src.exp import run_distill, run_eval_all, run_teacher
 
@@ -62,7 +62,8 @@ def pipeline(tmp_path_factory) -> Pipeline:
             after_training = {path.name: path.read_bytes() for path in (folder / "metrics").iterdir()}
         overrides = [*TINY_STUDENT, *TINY_TEACHER, *places(data, results, folder)]
         if run is None:  # another process, with which tests compare what this one computes
-            printed[stage] = run_process("run_student_baseline", *overrides).expect_success().out
+            (outcome,) = run_processes(root / "printed", ("run_student_baseline", *overrides))
+            printed[stage] = outcome.expect_success().out
         else:
             with redirect_stdout(StringIO()) as out:
                 assert run_here(run, *overrides, drawn=True) == 0

@@ -3,23 +3,21 @@
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
-import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
+from composition import CONF, remember_compositions
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
@@ -30,7 +28,6 @@ from src.exp.settings import Settings
 from src.exp.stage.entry import run_entry_point
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
 SAMPLE = ROOT / "data" / "raw" / "sample"
 
 TINY_STUDENT = [
@@ -66,6 +63,9 @@ TINY_TEACHER = [
     "teacher.tiny.pretrain_steps=3",
     "teacher.tiny.pretrain_batch_size=4",
 ]
+
+
+remember_compositions()
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def places(data_dir: Path, result_root: Path, run_dir: Path | None = None) -> li
 
 
 def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
-    """`python -m src.exp.<module>`, one thread."""
+    """`python -m src.exp.<module>`, one thread: what a shell sees, after the seconds that imports take."""
     clean = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     done = subprocess.run(
         [sys.executable, "-m", f"src.exp.{module}", *overrides],
@@ -117,6 +117,44 @@ def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
         timeout=300,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def run_processes(folder: Path, *calls: tuple[str, ...], **environments: list[str]) -> list[Outcome]:
+    """Entry points, each in a process of its own, at once.
+
+    They are forked from a process that has imported the libraries and done nothing else.
+
+    Args:
+        folder: for what they print.
+        calls: module and overrides of each.
+        environments: by variable, its value in each process.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["src.exp.teacher_steps", "src.exp.run_study", "torch.utils.tensorboard"])
+    folder.mkdir(parents=True, exist_ok=True)
+    printed = [(folder / f"out{number}", folder / f"err{number}") for number in range(len(calls))]
+    running = []
+    for number, (module, *overrides) in enumerate(calls):
+        environment = {name: values[number] for name, values in environments.items()}
+        running.append(server.Process(target=_run_module, args=(module, overrides, environment, *printed[number])))
+        running[-1].start()
+    for process in running:
+        process.join(300)
+    codes = [process.exitcode for process in running]
+    assert None not in codes, "still running after 300 s"
+    return [Outcome(code, out.read_text(), err.read_text()) for code, (out, err) in zip(codes, printed, strict=True)]
+
+
+def _run_module(module: str, overrides: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    import torch
+
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = [module, *overrides]
+    runpy.run_module(f"src.exp.{module}", run_name="__main__", alter_sys=True)
 
 
 ARTEFACTS = {
@@ -175,34 +213,9 @@ def close_log() -> None:
 
 
 def compose_config(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """The configuration that an entry point would get.
-
-    YAMLs are put together once for each choice of them, which takes far longer than to change values in the result.
-    """
-    if with_hydra or not all(_is_choice(word) or _is_value(word) for word in overrides):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
-    config = deepcopy(_compose_choices(*filter(_is_choice, overrides)))
-    values = OverridesParser.create().parse_overrides([word for word in overrides if not _is_choice(word)])
-    ConfigLoaderImpl._apply_overrides_to_config(values, config)
-    return config
-
-
-def _is_choice(word: str) -> bool:
-    """`student=caser`: a YAML."""
-    key, _, name = word.partition("=")
-    return key.isidentifier() and (CONF / key / f"{name}.yaml").is_file()
-
-
-def _is_value(word: str) -> bool:
-    """`student.lr=0.1`, but none of Hydra's own, nor one that adds or removes a key."""
-    return re.match(r"(?!hydra\.)\w+\.[\w.]+=", word) is not None
-
-
-@cache
-def _compose_choices(*choices: str) -> DictConfig:
+    """The configuration that an entry point would get."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(choices))
+        return compose("config", overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 def snapshot(folder: Path) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Every YAML composes and parses; the specification's keys and values stand in them."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from composition import from_files
 from harness import CONF, TINY_STUDENT, TINY_TEACHER, compose_config, refusal
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
@@ -231,7 +233,8 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(override, m
 @pytest.mark.parametrize(
     "words",
     [
-        [*TINY_STUDENT, *TINY_TEACHER],
+        [*TINY_STUDENT, *TINY_TEACHER, "hydra.run.dir=a", "hydra/launcher=basic"],
+        ["+experiment=text", "~study.variants.distilled", "+study.variants.mine=['student.lr=1']", "general.seed=3"],
         ["student.lr=0.5", "student=caser", "student.filter_sizes=[2,5]", "student.lr=0.1"],
         [
             "dataset=csv",
@@ -240,17 +243,20 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(override, m
             "paths.data_dir=${dataset.name}",
         ],
     ],
-    ids=len,
+    ids=["tiny", "text", "caser", "csv"],
 )
-def test_the_tests_compose_as_hydra_does(words) -> None:
-    assert compose_config(*words) == compose_config(*words, "++general.seed=42")  # an addition goes through Hydra
+def test_what_the_tests_remember_is_what_hydra_composes(words) -> None:
+    compose_config(*words, with_hydra=True).student.lr = 7  # what is done to one does nothing to the next
+    remembered = compose_config(*words, with_hydra=True)
+    with from_files():
+        assert remembered == compose_config(*words, with_hydra=True)
 
 
-@pytest.mark.parametrize("word", ["student.lrr=1", "student.num_filters=1", "nothing.x=1"])
-def test_the_tests_refuse_as_hydra_does(word) -> None:
+@pytest.mark.parametrize("word", ["student.lrr=1", "student.num_filters=1", "nothing.x=1", "student=lrr", "~student.q"])
+def test_what_hydra_refuses_is_not_remembered(word) -> None:
     messages = []
-    for words in ([word], ["++general.seed=42", word]):
-        with pytest.raises(ConfigCompositionException) as error:
-            compose_config(*words)
+    for remembers in (nullcontext, from_files):
+        with remembers(), pytest.raises(ConfigCompositionException) as error:
+            compose_config(word)
         messages.append(str(error.value))
     assert messages[0] == messages[1]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import TINY_STUDENT, places, read, record, run_here, run_process
+from harness import TINY_STUDENT, places, read, record, run_here, run_processes
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -47,7 +47,8 @@ def test_an_equal_seed_repeats_the_distillation(pipeline, tmp_path) -> None:
 def sweep(data_dir, tmp_path_factory):
     root = tmp_path_factory.mktemp("sweep")
     overrides = ("-m", *TINY_STUDENT, *places(data_dir, root), "student.lr=1e-3,3e-3", "general.seed=1,2")
-    run_process("run_student_baseline", *overrides).expect_success()
+    (outcome,) = run_processes(tmp_path_factory.mktemp("printed"), ("run_student_baseline", *overrides))
+    outcome.expect_success()
     (folder,) = root.iterdir()
     return folder
 

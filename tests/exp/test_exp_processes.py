@@ -1,11 +1,9 @@
-"""The teacher's stage in two processes, as `torchrun` starts them."""
+"""The teacher's stage in two processes, with the environment that `torchrun` gives them."""
 
-import os
 import shutil
-import subprocess
-import sys
+import socket
 
-from harness import ROOT, TINY_STUDENT, TINY_TEACHER, make_data_dir, places, run_here, snapshot
+from harness import TINY_STUDENT, TINY_TEACHER, make_data_dir, places, run_here, run_processes, snapshot
 
 from src.exp import run_teacher
 
@@ -17,21 +15,23 @@ def settings(folder) -> list[str]:
     return [*TINY_STUDENT, *TINY_TEACHER, ROWS, *places(data_dir, folder / "result", folder / "result" / "run")]
 
 
-def run_two_processes(overrides: list[str]) -> str:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "src.exp.run_teacher", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+def run_two_processes(folder, overrides: list[str]) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": ["2", "2"], "LOCAL_WORLD_SIZE": ["2", "2"], "RANK": ["0", "1"], "LOCAL_RANK": ["0", "1"]}
+    address = {"MASTER_ADDR": ["127.0.0.1"] * 2, "MASTER_PORT": [port] * 2}
+    first, second = run_processes(folder, *2 * [("run_teacher", *overrides)], **world, **address)
+    second.expect_success()
+    return first.expect_success().err
 
 
 def test_two_processes_leave_the_files_of_one(tmp_path) -> None:
     overrides = settings(tmp_path / "two")
-    told = run_two_processes(overrides)
+    told = run_two_processes(tmp_path / "printed", overrides)
     assert "export: 1024/1024 rows" in told and "(1500 rows, 200 items)" in told
     shutil.rmtree(tmp_path / "two" / "data" / "teacher_outputs")
-    told = run_two_processes(overrides)
+    told = run_two_processes(tmp_path / "printed", overrides)
     assert "teacher_export: made again" in told and "training the adapter" not in told
 
     assert run_here(run_teacher.run, *settings(tmp_path / "one")) == 0

@@ -5,12 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
 import torch
-from harness import ROOT, TINY_STUDENT, places, read, record, run_here, run_process, snapshot
+from harness import ROOT, TINY_STUDENT, places, read, record, run_here, run_processes, snapshot
 
 from src.exp import run_distill, run_student_baseline, run_teacher
 from src.teacher.scoring.evaluation import generate_answers
@@ -351,9 +350,7 @@ def test_a_refused_command_leaves_no_run_folder(baseline, tmp_path) -> None:
 def test_two_processes_in_one_run_folder(data_dir, tmp_path) -> None:
     """The second is refused, naming the first; the first ends as if it had been alone."""
     overrides = [*TINY_STUDENT, *places(data_dir, tmp_path, tmp_path / "run"), "student.num_epochs=40"]
-    with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(run_process, "run_student_baseline", *overrides) for _ in range(2)]
-        outcomes = [run.result() for run in runs]
+    outcomes = run_processes(tmp_path / "printed", *2 * [("run_student_baseline", *overrides)])
     codes = sorted(outcome.code for outcome in outcomes)
     if codes == [0, 0]:  # the second began when the first had ended
         assert any("skipped: complete and unchanged" in outcome.err for outcome in outcomes)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 from torch import Tensor
 
 from src.core.data_utils import Rows
@@ -62,6 +61,8 @@ def answer_metrics(answers: Answers) -> dict[str, float]:
 def _interval(successes: int, trials: int) -> tuple[float, float]:
     if trials == 0:
         return 0.0, 1.0
+    from scipy.stats import binomtest  # seconds that reading settings and training need not wait for
+
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
