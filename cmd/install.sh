@@ -89,13 +89,22 @@ install() {
     say "Installing into .venv (about 5 GB, a few minutes the first time) ..."
     if [[ ! -e .poetry ]] && is_poetry_2; then
         if poetry env use --quiet "$python" && poetry_install; then
-            fingerprint >"$STAMP"
             return
         fi
         say "The Poetry on PATH could not install (its index may not offer what it reads); trying with a private one."
     fi
     install_with_private_poetry "$python"
-    fingerprint >"$STAMP"
 }
 
-is_installed || install
+# Poetry leaves the packages uncompiled. Compiled, a command starts in a third of the time, also where Python is told not to
+# write bytecode (PYTHONDONTWRITEBYTECODE, common in containers) and would compile them each time anew.
+compile_packages() {
+    say "Compiling the packages ..."
+    .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true # a package may hold a template that is no Python
+}
+
+if ! is_installed; then
+    install
+    compile_packages
+    fingerprint >"$STAMP"
+fi

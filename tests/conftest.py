@@ -1,5 +1,6 @@
 """Shared hand-made inputs: tiny data sets, weights without a seed, the unmodified upstream program."""
 
+import gc
 import hashlib
 import importlib
 import logging
@@ -18,6 +19,11 @@ from src.core.errors import UserError
 from src.distill.dllm2rec_wrapper import find_program
 from src.student.context import RunContext
 from src.teacher.adapter.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
+
+
+def pytest_collection_finish() -> None:
+    """Libraries and tests stay: collecting garbage, as transformers does after each model, need not look at them."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

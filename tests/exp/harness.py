@@ -119,6 +119,15 @@ def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+_SLOW_TO_IMPORT = [
+    "src.exp.teacher_steps",
+    "src.exp.study.run",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "scipy.stats",
+]
+
+
 def run_processes(folder: Path, *calls: tuple[str, ...], **environments: list[str]) -> list[Outcome]:
     """Entry points, each in a process of its own, at once.
 
@@ -130,7 +139,7 @@ def run_processes(folder: Path, *calls: tuple[str, ...], **environments: list[st
         environments: by variable, its value in each process.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["src.exp.teacher_steps", "src.exp.run_study", "torch.utils.tensorboard"])
+    server.set_forkserver_preload(_SLOW_TO_IMPORT)
     folder.mkdir(parents=True, exist_ok=True)
     printed = [(folder / f"out{number}", folder / f"err{number}") for number in range(len(calls))]
     running = []
@@ -154,6 +163,7 @@ def _run_module(module: str, overrides: list[str], environment: dict[str, str], 
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = [module, *overrides]
+    sys.modules.pop(f"src.exp.{module}", None)  # runpy warns where it is there
     runpy.run_module(f"src.exp.{module}", run_name="__main__", alter_sys=True)
 
 
