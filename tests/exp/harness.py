@@ -201,7 +201,7 @@ def run_here(
         # Hydra composes everything twice, at first only to see whether a YAML sets `hydra.mode`; none does.
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         if not drawn:
-            patch.setattr(figures, "_fill", lambda axis, panel: axis.set_axis_off())
+            leave_plots_empty(patch)
         try:
             run_entry_point(run, artefact or ARTEFACTS.get(run.__module__))
         except SystemExit as exit_:
@@ -212,6 +212,11 @@ def run_here(
             root.handlers[:] = handlers
             GlobalHydra.instance().clear()
     return 0
+
+
+def leave_plots_empty(patch: pytest.MonkeyPatch) -> None:
+    """Plots' files are written, with nothing in them."""
+    patch.setattr(figures, "_fill", lambda axis, panel: axis.set_axis_off())
 
 
 def close_log() -> None:

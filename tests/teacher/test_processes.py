@@ -72,7 +72,8 @@ def test_two_processes_train_what_one_does(dataset, config, llm_folder, tmp_path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, tmp_path, dataset, config, llm_folder), nprocs=2)
+    arguments = (port, tmp_path, dataset, config, llm_folder)
+    multiprocessing.start_processes(one_of_two, arguments, nprocs=2, start_method="forkserver")
     (tmp_path / "alone").mkdir()
     train(tmp_path / "alone", dataset, config, llm_folder)
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from harness import refusal
+from harness import leave_plots_empty, refusal
 from invented import comparison, evaluation, ranks, settings
 
 from src.core.files import write_text
@@ -41,11 +41,14 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def pages(tiny_dataset, tmp_path):
-    """Writes the report of an invented run; gives its Markdown and its HTML."""
+    """Writes the report of an invented run, its plots empty unless `drawn`; gives its Markdown and its HTML."""
 
-    def write(**changes) -> tuple[str, str]:
+    def write(*, drawn: bool = False, **changes) -> tuple[str, str]:
         dataset = changes.pop("dataset", tiny_dataset)
-        write_report(comparison(tmp_path / "run", dataset, MODELS, **changes))
+        with pytest.MonkeyPatch.context() as patch:
+            if not drawn:
+                leave_plots_empty(patch)
+            write_report(comparison(tmp_path / "run", dataset, MODELS, **changes))
         return tuple((tmp_path / "run" / f"report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
 
     (tmp_path / "secret.txt").write_text("secret")
@@ -57,6 +60,7 @@ def nasty(pages, tiny_dataset, tmp_path) -> tuple[str, str]:
     """Everything that is named by others has a nasty name."""
     write_text(RunFolder(tmp_path / "run").snapshot_dir("distill") / "overrides.yaml", json.dumps([f"a='{NASTY}'"]))
     return pages(
+        drawn=True,
         settings=settings(experiment_name=NASTY),
         dataset=replace(tiny_dataset, name=NASTY),
         commit=NASTY,
@@ -66,7 +70,7 @@ def nasty(pages, tiny_dataset, tmp_path) -> tuple[str, str]:
 
 
 def test_nothing_in_the_html_comes_from_data_but_text(nasty, pages) -> None:
-    plain, found = Tags(pages(unlike="x", notes=["x"])[1]), Tags(nasty[1])
+    plain, found = Tags(pages(drawn=True, unlike="x", notes=["x"])[1]), Tags(nasty[1])
     assert set(found.names) == set(plain.names) and "script" not in found.names and "img" not in found.names
     assert not [name for name, _ in found.attributes if name in ("src", "onerror", "srcdoc")]
     assert not [value for name, value in found.attributes if name.endswith("href") and not value.startswith("#")]
