@@ -11,6 +11,7 @@ from src.core.artefacts import Artefact
 # Of a student's checkpoint, in its `RunFolder.model_dir`.
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+ITEMS_FILE = "items.json"
 
 
 @dataclass(frozen=True, kw_only=True)

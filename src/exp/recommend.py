@@ -1,53 +1,58 @@
-"""Print what a trained student recommends after a history."""
+"""What a trained student recommends: after one history, printed, or after each history of a file."""
 
+import csv
 import logging
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from src.core.data_utils import load_dataset
 from src.core.errors import UserError
-from src.core.foreign.escape import rich_text
-from src.core.logging import LOGGER_NAME
+from src.core.files import write_atomic
+from src.core.foreign.escape import csv_cell, rich_text
+from src.core.logging import LOGGER_NAME, row_progress
 from src.core.paths import data_dir, project_path, result_root
-from src.exp.settings import Settings
+from src.exp.settings import RecommendConfig, Settings
 from src.exp.stage.entry import run_entry_point
 from src.exp.stage.lookup import find, of_data
 from src.exp.stage.stage import run_folder
 
+if TYPE_CHECKING:
+    from src.student.serving import Recommender
+
+COLUMNS = ("user", "history")
+_CHUNK = 4096  # histories that are read and answered at a time
+
 
 def run(cfg: Settings) -> None:
-    logger = logging.getLogger(LOGGER_NAME)
-    dataset = load_dataset(cfg.dataset, data_dir(cfg), logger)
-    asked = cfg.recommend
-    if asked.checkpoint is not None:
-        checkpoint = project_path(asked.checkpoint)
-    else:
-        checkpoint = _newest(cfg, dataset.fingerprint, logger)
+    logger, asked = logging.getLogger(LOGGER_NAME), cfg.recommend
+    checkpoint = _newest(cfg, logger) if asked.checkpoint is None else project_path(asked.checkpoint)
     # PyTorch, once there is a student to ask.
     from src.core.device import resolve_device
-    from src.student.serving import recommend
+    from src.student.serving import Recommender
 
-    device = resolve_device(cfg.general.device, logger)
-    best = recommend(
-        checkpoint,
-        dataset,
-        history=asked.history,
-        top_k=asked.top_k,
-        show_history=asked.show_history,
-        device=device,
-    )
-    table = Table(title=rich_text(f"{dataset.name}, {checkpoint}"))
-    for column in ("rank", "item", "title", "score"):
-        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
-    for rank, item in enumerate(best, start=1):
-        table.add_row(str(rank), rich_text(item.item_id), rich_text(item.title), f"{item.score:.4f}")
-    Console().print(table)
+    student = Recommender.from_pretrained(checkpoint, resolve_device(cfg.general.device, logger))
+    if asked.input is None:
+        _print(student, checkpoint, asked)
+    else:
+        _answer_file(student, asked, logger)
+    if student.unknown:
+        examples = ", ".join(repr(name) for name, _ in student.unknown.most_common(3))
+        logger.warning(
+            "recommend.unknown=skip: left out %d times %d names that are no item's, such as %s",
+            student.unknown.total(),
+            len(student.unknown),
+            examples,
+        )
 
 
-def _newest(cfg: Settings, fingerprint: str, logger: logging.Logger) -> Path:
-    """The distilled student of the newest run of this dataset, else the newest baseline."""
+def _newest(cfg: Settings, logger: logging.Logger) -> Path:
+    """The distilled student of the newest run of this data set, else the newest baseline."""
+    fingerprint = load_dataset(cfg.dataset, data_dir(cfg), logger).fingerprint
     for name in ("distill", "baseline"):
         run = find(
             name,
@@ -64,6 +69,126 @@ def _newest(cfg: Settings, fingerprint: str, logger: logging.Logger) -> Path:
         f"recommend.checkpoint=null: no finished student of dataset {cfg.dataset.name} under {result_root(cfg)}; run "
         "src.exp.run_student_baseline first or give the folder of a checkpoint (result/<run>/models/baseline)"
     )
+
+
+def _question(asked: RecommendConfig) -> dict[str, Any]:
+    return {
+        "top_k": asked.top_k,
+        "show_history": asked.show_history,
+        "skip_unknown": asked.unknown == "skip",
+        "allowed": asked.allowed,
+    }
+
+
+# --- one history --------------------------------------------------------------------------------------------
+
+
+def _print(student: "Recommender", checkpoint: Path, asked: RecommendConfig) -> None:
+    (best,) = student.recommend([asked.history], **_question(asked))
+    table = Table(title=rich_text(str(checkpoint)))
+    for column in ("rank", "item", "title", "score"):
+        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
+    for rank, item in enumerate(best, start=1):
+        table.add_row(str(rank), rich_text(item.item_id), rich_text(item.title), f"{item.score:.4f}")
+    Console().print(table)
+
+
+# --- a file of histories ------------------------------------------------------------------------------------
+
+
+def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging.Logger) -> None:
+    """Write a line per recommendation: user, rank, item, title, score. Neither file is ever held whole."""
+    assert asked.input is not None and asked.output is not None  # the settings have both or none
+    source, target = project_path(asked.input), project_path(asked.output)
+    read = {".csv": _read_csv, ".parquet": _read_parquet}[source.suffix]
+    users = lines = short = 0
+
+    def write(path: Path) -> None:
+        nonlocal users, lines, short
+        with open(path, "w", encoding="utf-8", newline="") as file, row_progress("recommend", total=0) as advance:
+            writer = csv.writer(file)
+            writer.writerow(["user", "rank", "item", "title", "score"])
+            questions = read(source)
+            while part := list(islice(questions, _CHUNK)):
+                answers = _answer(student, part, asked, source)
+                for (_, user, _), best in zip(part, answers, strict=True):
+                    ranked = enumerate(best, start=1)
+                    writer.writerows([user, rank, i.item_id, csv_cell(i.title), f"{i.score:.6g}"] for rank, i in ranked)
+                    lines += len(best)
+                    short += len(best) < asked.top_k
+                users += len(part)
+                advance(len(part))
+
+    write_atomic(target, write)
+    logger.info("wrote %s: %d recommendations to %d users", target, lines, users)
+    if short:
+        logger.warning(
+            "%d of them have fewer than recommend.top_k=%d: nothing more may be recommended", short, asked.top_k
+        )
+
+
+def _answer(student: "Recommender", part: list["_Line"], asked: RecommendConfig, source: Path) -> list[list[Any]]:
+    try:
+        return student.recommend([history for _, _, history in part], **_question(asked))
+    except UserError as error:  # of one history, which it does not know the line of
+        for number, _, history in part:
+            try:
+                student.recommend([history], **_question(asked))
+            except UserError as cause:
+                raise UserError(f"{source}: line {number}: {cause}") from error
+        raise
+
+
+_Line = tuple[int, str, list[str]]  # its number in the file, the user, the history
+
+
+def _read_csv(path: Path) -> Iterator[_Line]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            user, history = _places(path, header)
+            for fields in reader:
+                if len(fields) != len(header):
+                    raise UserError(
+                        f"{path}: line {reader.line_num}: {len(fields)} fields where the header has {len(header)}; put "
+                        "quotes around a field with a comma"
+                    )
+                yield reader.line_num, fields[user], fields[history].split()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"recommend.input={path}: cannot be read as CSV in UTF-8 ({error})") from error
+
+
+def _read_parquet(path: Path) -> Iterator[_Line]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading Parquet needs pyarrow, which cannot be imported ({error}); install it by poetry install "
+            "--extras parquet, or write the histories as CSV"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            _places(path, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(_CHUNK, columns=list(COLUMNS)):
+                users, histories = (batch.column(name).cast(pyarrow.string()).to_pylist() for name in COLUMNS)
+                for user, history in zip(users, histories, strict=True):
+                    number += 1
+                    yield number, user or "", (history or "").split()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"recommend.input={path}: cannot be read as Parquet ({error})") from error
+
+
+def _places(path: Path, header: list[str]) -> tuple[int, int]:
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise UserError(
+            f"recommend.input={path}: no column {' and '.join(missing)} among {', '.join(header) or 'none'}; a line is "
+            "a user and the raw ids of the history, blanks between them, oldest first"
+        )
+    return header.index(COLUMNS[0]), header.index(COLUMNS[1])
 
 
 def main() -> None:

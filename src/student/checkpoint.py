@@ -1,4 +1,4 @@
-"""Student checkpoints: `model.safetensors` beside a readable `config.json`."""
+"""Student checkpoints: `model.safetensors` beside a readable `config.json`, and the items they rank, `items.json`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
-from src.core.paths import CONFIG_FILE, WEIGHTS_FILE
+from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.student.config import NORMS, SCORES, ModelConfig
 from src.student.models import Student, build_model
 
@@ -31,6 +31,14 @@ class CheckpointInfo:
     monitor: str
     valid_value: float
     teacher_manifest_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a student's item numbers mean: the raw id and the title of each, [num_items]."""
+
+    item_ids: list[str]
+    titles: list[str]
 
 
 def save_checkpoint(folder: Path, model: Student, state: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
@@ -56,6 +64,33 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     model = build_model(config)
     model.load_state_dict(state)
     return model, info
+
+
+def save_catalogue(folder: Path, dataset: SequenceDataset) -> None:
+    """Write the items of `dataset` beside a student's weights, which are served with them and without the log."""
+    write_json(folder / ITEMS_FILE, {"item_ids": dataset.item_ids, "titles": dataset.titles})
+
+
+def load_catalogue(folder: Path, num_items: int) -> Catalogue:
+    """The items that a saved student ranks.
+
+    Raises:
+        UserError: the file is missing or damaged, or has not an id of its own and a title for each of `num_items`.
+    """
+    path = folder / ITEMS_FILE
+    content = read_json(path)
+    keys = ("item_ids", "titles")
+    columns: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in keys]
+    sound = all(
+        isinstance(column, list) and len(column) == num_items and all(isinstance(text, str) for text in column)
+        for column in columns
+    )
+    if not sound or len(set(columns[0])) < num_items:
+        raise UserError(
+            f"{path}: must hold item_ids and titles, {num_items} texts each as the model has items, no id twice; take "
+            "the file of the same training"
+        )
+    return Catalogue(*columns)
 
 
 def load_checkpoint_of(folder: Path, dataset: SequenceDataset, key: str) -> Student:

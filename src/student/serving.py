@@ -1,5 +1,7 @@
-"""The best items of a trained student: for one history of names, and for rows of a data set."""
+"""The best items of a trained student: for histories of names, and for rows of a data set."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.data_utils import Rows, SequenceDataset
+from src.core.data_utils import Rows
 from src.core.errors import UserError
-from src.student.checkpoint import load_checkpoint
+from src.student.checkpoint import Catalogue, load_catalogue, load_checkpoint
 from src.student.evaluator import history_mask
 from src.student.models import Student
+
+_MOST_SCORES = 2**24  # that are held at once: 64 MB
 
 
 @dataclass(frozen=True)
@@ -24,68 +28,110 @@ class Recommendation:
     score: float
 
 
-def recommend(
-    checkpoint: Path,
-    dataset: SequenceDataset,
-    history: list[str],
-    *,
-    top_k: int,
-    show_history: bool = False,
-    device: torch.device | None = None,
-) -> list[Recommendation]:
-    """The `top_k` best items after a history.
+class Recommender:
+    """A trained student and the items that it ranks: all that serving needs, without the log or a teacher's files.
 
-    Args:
-        checkpoint: folder of a baseline or distilled student; no teacher file is needed.
-        dataset: the one it was trained on: titles and raw ids.
-        history: raw item ids or exact titles, oldest first; the model reads its last `max_seq_len`.
-        show_history: whether items of the history may be recommended again.
-
-    Raises:
-        UserError: another dataset's checkpoint, an empty history, an unknown item, `top_k` above what can be ranked.
+    Attributes:
+        model: in evaluation mode; items: its catalogue.
+        unknown: names of histories that are no item's and were skipped, with how often.
     """
-    model, info = load_checkpoint(checkpoint)
-    if info.dataset_fingerprint != dataset.fingerprint:
-        raise UserError(
-            f"{checkpoint}: trained on {info.dataset} ({info.dataset_fingerprint[:12]}), the dataset given is "
-            f"{dataset.name} ({dataset.fingerprint[:12]}); give the dataset settings of its training"
-        )
-    items = _items(history, dataset)
-    excluded = set() if show_history else set(items)
-    if not 1 <= top_k <= dataset.num_items - len(excluded):
-        raise UserError(
-            f"recommend.top_k={top_k}: must be from 1 to {dataset.num_items - len(excluded)}, the items of "
-            f"{dataset.name}" + ("" if show_history else " that are not in the history")
-        )
-    device = device or torch.device("cpu")
-    window = items[-model.config.max_seq_len :]
-    padded = window + [dataset.pad_id] * (model.config.max_seq_len - len(window))
-    with torch.no_grad():
-        model = model.eval().to(device)
-        scores = model(torch.tensor([padded], device=device), torch.tensor([len(window)], device=device))[0].cpu()
-    scores[list(excluded)] = float("-inf")
-    best = scores.topk(top_k)
-    return [
-        Recommendation(dataset.item_ids[item], dataset.titles[item], score)
-        for item, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
 
+    def __init__(self, model: Student, items: Catalogue, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.model, self.items = model.eval().to(self.device), items
+        self.unknown: Counter[str] = Counter()
+        self._numbers = {title: item for item, title in enumerate(items.titles)}
+        self._numbers |= {item_id: item for item, item_id in enumerate(items.item_ids)}  # goes before an equal title
 
-def _items(history: list[str], dataset: SequenceDataset) -> list[int]:
-    """Item numbers of raw ids or titles; a raw id goes before a title of the same spelling."""
-    if not history:
-        raise UserError("recommend.history=[]: must name at least one item, by raw id or exact title, oldest first")
-    known = {title: item for item, title in enumerate(dataset.titles)}
-    known |= {item_id: item for item, item_id in enumerate(dataset.item_ids)}
-    for name in history:
-        if name not in known:
-            close = get_close_matches(name, known, n=3)
+    @classmethod
+    def from_pretrained(cls, folder: Path, device: torch.device | None = None) -> "Recommender":
+        """The student of `folder` (`models/baseline` or `models/distill` of a run, wherever it was copied to).
+
+        Raises:
+            UserError: a file is missing or damaged, or does not fit the others.
+        """
+        model, _ = load_checkpoint(folder)
+        return cls(model, load_catalogue(folder, model.config.num_items), device)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        top_k: int,
+        show_history: bool = False,
+        skip_unknown: bool = False,
+        allowed: Iterable[str] = (),
+    ) -> list[list[Recommendation]]:
+        """The `top_k` best items after each history.
+
+        A history that leaves fewer has fewer, one of which nothing is known none.
+
+        Args:
+            histories: raw item ids or exact titles, oldest first; the model reads the last `max_seq_len`.
+            show_history: whether items of the history may be recommended again.
+            skip_unknown: whether names that are no item's are left out and counted in `unknown`, or refused.
+            allowed: raw ids or titles of the only items that may be recommended; none: all may.
+
+        Raises:
+            UserError: an empty history, an unknown item, or `top_k` above the number of items that may be recommended.
+        """
+        allowed_items = sorted({self._number("recommend.allowed", name) for name in allowed})
+        free = len(allowed_items) or len(self.items.item_ids)
+        if not 1 <= top_k <= free:
+            which = "that are allowed" if allowed_items else "of the student"
+            raise UserError(f"recommend.top_k={top_k}: must be from 1 to {free}, the items {which}")
+        found = [self._items(history, skip_unknown) for history in histories]
+        size = max(1, _MOST_SCORES // len(self.items.item_ids))
+        known = [number for number, items in enumerate(found) if items]
+        best: list[list[Recommendation]] = [[] for _ in found]
+        for begin in range(0, len(known), size):
+            part = known[begin : begin + size]
+            scores = self._scores([found[number] for number in part], show_history, allowed_items)
+            top = scores.topk(top_k)
+            for number, items, values in zip(part, top.indices.tolist(), top.values.tolist(), strict=True):
+                best[number] = [
+                    Recommendation(self.items.item_ids[item], self.items.titles[item], value)
+                    for item, value in zip(items, values, strict=True)
+                    if value > float("-inf")
+                ]
+        return best
+
+    @torch.no_grad()
+    def _scores(self, histories: list[list[int]], show_history: bool, allowed: list[int]) -> Tensor:
+        """Scores of all items, -inf for those that may not be recommended: float32 [len(histories), num_items]."""
+        config = self.model.config
+        windows = [items[-config.max_seq_len :] for items in histories]
+        padded = [window + [config.num_items] * (config.max_seq_len - len(window)) for window in windows]
+        lengths = [len(window) for window in windows]
+        scores = self.model(torch.tensor(padded, device=self.device), torch.tensor(lengths, device=self.device))
+        if allowed:
+            hidden = torch.ones(config.num_items, dtype=torch.bool, device=self.device)
+            scores = scores.masked_fill(
+                hidden.index_fill_(0, torch.tensor(allowed, device=self.device), False), -torch.inf
+            )
+        if not show_history:
+            rows = [row for row, items in enumerate(histories) for _ in items]
+            scores[rows, [item for items in histories for item in items]] = -torch.inf
+        return scores.float().cpu()
+
+    def _items(self, history: Sequence[str], skip_unknown: bool) -> list[int]:
+        """Item numbers of a history."""
+        if not history and not skip_unknown:
+            raise UserError("recommend.history=[]: must name at least one item, by raw id or exact title, oldest first")
+        if skip_unknown:
+            self.unknown.update(name for name in history if name not in self._numbers)
+            return [self._numbers[name] for name in history if name in self._numbers]
+        return [self._number("recommend.history", name) for name in history]
+
+    def _number(self, key: str, name: str) -> int:
+        if name not in self._numbers:
+            close = get_close_matches(name, self._numbers, n=3)
             hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
             raise UserError(
-                f"recommend.history: {name!r} is neither a raw item id nor a title of {dataset.name} "
-                f"({dataset.num_items} items){hint}"
+                f"{key}: {name!r} is neither a raw item id nor a title of the student's "
+                f"{len(self.items.item_ids)} items{hint}"
             )
-    return [known[name] for name in history]
+        return self._numbers[name]
 
 
 @torch.no_grad()

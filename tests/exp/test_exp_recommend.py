@@ -1,8 +1,11 @@
 """`python -m src.exp.recommend` on the shared run."""
 
 import re
+import shutil
 
-from harness import run_here
+import pandas as pd
+import pytest
+from harness import TINY_STUDENT, run_here
 
 from src.exp import recommend
 
@@ -33,3 +36,103 @@ def test_an_unknown_item_and_an_empty_history(pipeline, tmp_path, capsys) -> Non
     assert code == 1 and "error: recommend.history: 'no such item' is neither a raw item id nor a title" in err
     code, _, err = ask(pipeline, tmp_path, capsys, checkpoint)
     assert code == 1 and "error: recommend.history=[]: must name at least one item" in err
+
+
+@pytest.fixture
+def shop(pipeline, tmp_path) -> list[str]:
+    """A student in a folder of its own, without the log or the run that it comes from."""
+    shutil.copytree(pipeline.folder / "models" / "distill", tmp_path / "student")
+    nothing = [f"paths.data_dir={tmp_path / 'none'}", f"paths.result_root={tmp_path / 'none'}"]
+    return [
+        *TINY_STUDENT,
+        *nothing,
+        f"recommend.checkpoint={tmp_path / 'student'}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+
+
+def answer(tmp_path, shop: list[str], text: str | bytes, *overrides: str) -> int:
+    source = tmp_path / "histories.csv"
+    source.write_bytes(text if isinstance(text, bytes) else text.encode())
+    files = [f"recommend.input={source}", f"recommend.output={tmp_path / 'answers.csv'}"]
+    return run_here(recommend.run, *shop, *files, *overrides)
+
+
+def test_a_file_of_histories_is_answered_by_the_folder_alone(shop, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(recommend, "_CHUNK", 2)
+    text = '\ufeffage,user,history\r\n7,"a,b",1 2\r\n8,=c,5\r\n9,d,  9   1\r\n'
+    assert answer(tmp_path, shop, text, "recommend.top_k=3") == 0
+    found = pd.read_csv(tmp_path / "answers.csv", dtype=str)
+    assert list(found.columns) == ["user", "rank", "item", "title", "score"]
+    assert list(found["user"]) == ["a,b"] * 3 + ["=c"] * 3 + ["d"] * 3 and list(found["rank"]) == ["1", "2", "3"] * 3
+    assert run_here(recommend.run, *shop, "recommend.history=['9','1']", "recommend.top_k=3") == 0
+    assert ranked(capsys.readouterr().out) == list(found["item"][6:])
+
+
+def test_parquet_is_read_as_csv_is(shop, tmp_path) -> None:
+    table = pd.DataFrame({"user": ["a", "b"], "history": ["1 2", "5"]})
+    table.to_parquet(tmp_path / "histories.parquet")
+    assert answer(tmp_path, shop, table.to_csv(index=False)) == 0
+    from_csv = (tmp_path / "answers.csv").read_bytes()
+    files = [f"recommend.input={tmp_path / 'histories.parquet'}", f"recommend.output={tmp_path / 'answers.csv'}"]
+    (tmp_path / "answers.csv").unlink()
+    assert run_here(recommend.run, *shop, *files) == 0
+    assert (tmp_path / "answers.csv").read_bytes() == from_csv
+
+
+def test_what_is_skipped_and_what_is_short_is_counted(shop, tmp_path, capsys) -> None:
+    text = "user,history\na,1 new 2 new\nb,older\nc,\nd,3\n"
+    assert answer(tmp_path, shop, text, "recommend.unknown=skip", "recommend.top_k=200") == 0
+    told = capsys.readouterr().err
+    assert "recommend.unknown=skip: left out 3 times 2 names that are no item's, such as 'new', 'older'" in told
+    assert "4 of them have fewer than recommend.top_k=200" in told  # the histories are not shown
+    counts = pd.read_csv(tmp_path / "answers.csv")["user"].value_counts()
+    assert counts.to_dict() == {"a": 198, "d": 199}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user,history\na,1\nb,1 nothing 2\n", "histories.csv: line 3: recommend.history: 'nothing' is neither"),
+        ("user,history\na,\n", "histories.csv: line 2: recommend.history=[]: must name at least one item"),
+        ("user,items\na,1\n", "no column history among user, items; a line is a user and the raw ids"),
+        ("", "no column user and history among none"),
+        ("user,history\na,1,2\n", "histories.csv: line 2: 3 fields where the header has 2; put quotes around"),
+        (b"user,history\n\xff,1\n", "cannot be read as CSV in UTF-8"),
+        ("user,history\na,1\0\n", "line 2: recommend.history: '1\\x00' is neither a raw item id"),
+    ],
+    ids=["unknown item", "empty", "column", "nothing", "fields", "encoding", "nul"],
+)
+def test_a_file_that_is_not_right_is_refused_and_nothing_is_written(shop, tmp_path, capsys, text, message) -> None:
+    assert answer(tmp_path, shop, text) == 1
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert message in error
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("answers")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recommend.input=a.csv"], "recommend.output=None: must be a file .csv with recommend.input"),
+        (["recommend.output=a.csv", "recommend.history=[1]"], "recommend.output='a.csv': must be a file .csv with"),
+        (
+            ["recommend.input=a.txt", "recommend.output=b.csv"],
+            "recommend.input='a.txt': must be null or a file .csv or",
+        ),
+        (["recommend.input=no.csv", "recommend.output=b.csv"], "no.csv: cannot be read as CSV in UTF-8 ([Errno 2]"),
+        (["recommend.input=no.parquet", "recommend.output=b.csv"], "no.parquet: cannot be read as Parquet"),
+        (
+            ["recommend.input=a.csv", "recommend.output=b.csv", "recommend.history=[1]"],
+            "must be [] with recommend.input",
+        ),
+    ],
+)
+def test_a_question_that_is_not_right(shop, capsys, words, message) -> None:
+    assert run_here(recommend.run, *shop, *words) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_student_of_an_earlier_version_has_no_items(shop, tmp_path, capsys) -> None:
+    (tmp_path / "student" / "items.json").unlink()
+    assert run_here(recommend.run, *shop, "recommend.history=[1]") == 1
+    assert "items.json: missing file" in capsys.readouterr().err

@@ -1,16 +1,18 @@
 """What a checkpoint recommends, and what it refuses."""
 
-from dataclasses import replace
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from src.core.errors import UserError
-from src.student.checkpoint import CheckpointInfo, save_checkpoint
+from src.student import serving
+from src.student.checkpoint import CheckpointInfo, save_catalogue, save_checkpoint
 from src.student.config import ModelConfig
 from src.student.models import build_model
-from src.student.serving import rank_unseen, recommend
+from src.student.serving import Recommendation, Recommender, rank_unseen
 
 
 @pytest.fixture
@@ -18,48 +20,101 @@ def checkpoint(fill_with_ramp, tiny_dataset, tmp_path):
     model = fill_with_ramp(build_model(ModelConfig("sasrec", 12, 8, 8, 5, 0.1)))
     info = CheckpointInfo("tiny", tiny_dataset.fingerprint, 1, "abc", 1, "ndcg@10", 0.5)
     save_checkpoint(tmp_path, model, model.state_dict(), info)
+    save_catalogue(tmp_path, tiny_dataset)
     return tmp_path, model.eval()
 
 
-def test_the_best_items_by_score(checkpoint, tiny_dataset):
-    folder, model = checkpoint
-    ids, titles = tiny_dataset.item_ids, tiny_dataset.titles
+@pytest.fixture
+def student(checkpoint) -> Recommender:
+    return Recommender.from_pretrained(checkpoint[0])
+
+
+def ids(best: list[Recommendation]) -> list[str]:
+    return [item.item_id for item in best]
+
+
+def test_the_best_items_by_score(checkpoint, student, tiny_dataset):
+    _, model = checkpoint
+    names, titles = tiny_dataset.item_ids, tiny_dataset.titles
     history = [3, 1, 4, 1, 5, 9]  # longer than the window of 5
 
-    best = recommend(folder, tiny_dataset, [ids[3], titles[1], ids[4], titles[1], ids[5], ids[9]], top_k=7)
+    asked = [names[3], titles[1], names[4], titles[1], names[5], names[9]]
+    (best,) = student.recommend([asked], top_k=6)
 
     scores = model(torch.tensor([history[-5:]]), torch.tensor([5]))[0]
-    order = [i for i in scores.argsort(descending=True).tolist() if i not in history][:7]
-    assert [(r.item_id, r.title) for r in best] == [(ids[i], titles[i]) for i in order]
+    order = [i for i in scores.argsort(descending=True).tolist() if i not in history][:6]
+    assert [(r.item_id, r.title) for r in best] == [(names[i], titles[i]) for i in order]
     assert [r.score for r in best] == pytest.approx(scores[order].tolist())
 
 
-def test_the_history_may_be_shown(checkpoint, tiny_dataset):
-    folder, _ = checkpoint
-    name = tiny_dataset.item_ids[3]
+def test_many_histories_are_answered_as_one_is(student, monkeypatch):
+    histories = [["3"], ["1", "4", "1", "5", "9", "2"], ["7", "8"], ["0"]]
+    alone = [student.recommend([history], top_k=4)[0] for history in histories]
+    for most in (1, 30, 2**20):  # one at a time, two, all
+        monkeypatch.setattr(serving, "_MOST_SCORES", most)
+        together = student.recommend(histories, top_k=4)
+        assert [ids(best) for best in together] == [ids(best) for best in alone]
+        scores = [[r.score for best in found for r in best] for found in (together, alone)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
-    hidden = recommend(folder, tiny_dataset, [name], top_k=11)
-    shown = recommend(folder, tiny_dataset, [name], top_k=12, show_history=True)
 
-    assert {r.item_id for r in shown} - {r.item_id for r in hidden} == {name}
-    assert [r for r in shown if r.item_id != name] == hidden
+def test_a_folder_is_all_that_serving_needs(checkpoint, student, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("shop") / "student"
+    shutil.copytree(checkpoint[0], copy)
+    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "items.json", "model.safetensors"]
+    assert Recommender.from_pretrained(copy).recommend([["3"]], top_k=5) == student.recommend([["3"]], top_k=5)
 
 
-def test_wrong_questions(checkpoint, tiny_dataset):
-    folder, _ = checkpoint
-    name = tiny_dataset.item_ids[3]
+def test_the_history_may_be_shown(student):
+    (hidden,), (shown,) = (student.recommend([["3"]], top_k=12, show_history=show) for show in (False, True))
+    assert len(hidden) == 11 and len(shown) == 12
+    assert [r for r in shown if r.item_id != "3"] == hidden
+
+
+def test_only_what_is_allowed_is_recommended(student):
+    everything = ids(student.recommend([["3"]], top_k=11)[0])
+    (best,) = student.recommend([["3"]], top_k=4, allowed=["Title 7", "2", "3", "9"])
+    assert ids(best) == [item for item in everything if item in ("7", "2", "9")]  # 3 is in the history
+    with pytest.raises(UserError, match="recommend.allowed: 'x' is neither a raw item id nor a title"):
+        student.recommend([["3"]], top_k=1, allowed=["2", "x"])
+    with pytest.raises(UserError, match="recommend.top_k=2: must be from 1 to 1, the items that are allowed"):
+        student.recommend([["3"]], top_k=2, allowed=["2"])
+
+
+def test_names_that_are_no_items_are_skipped_and_counted(student):
+    best = student.recommend([["new", "3", "old"], ["new"], [], ["3"]], top_k=5, skip_unknown=True)
+    assert [len(found) for found in best] == [5, 0, 0, 5] and best[0] == best[3]
+    assert student.unknown == {"new": 2, "old": 1}
+
+
+def test_wrong_questions(student):
     with pytest.raises(UserError, match=r"recommend.history=\[\]: must name at least one item"):
-        recommend(folder, tiny_dataset, [], top_k=3)
+        student.recommend([[]], top_k=3)
     with pytest.raises(
-        UserError, match="recommend.history: 'Titel 3' is neither a raw item id nor a title of tiny"
+        UserError, match="recommend.history: 'Titel 3' is neither a raw item id nor a title of the student's 12 items"
     ) as e:
-        recommend(folder, tiny_dataset, ["Titel 3"], top_k=3)
+        student.recommend([["Titel 3"]], top_k=3)
     assert "did you mean 'Title 3'" in str(e.value)
-    for top_k in (0, 12):
-        with pytest.raises(UserError, match=f"recommend.top_k={top_k}: must be from 1 to 11, the items of tiny that"):
-            recommend(folder, tiny_dataset, [name], top_k=top_k)
-    with pytest.raises(UserError, match="trained on tiny .* the dataset given is other"):
-        recommend(folder, replace(tiny_dataset, name="other", fingerprint="0" * 64), [name], top_k=3)
+    for top_k in (0, 13):
+        with pytest.raises(UserError, match=f"recommend.top_k={top_k}: must be from 1 to 12, the items of the student"):
+            student.recommend([["3"]], top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"item_ids": ["a"] * 12},
+        {"item_ids": ["a"] * 12, "titles": ["b"] * 12},
+        {"item_ids": list("abcdefghijk"), "titles": list("abcdefghijk")},
+        {"item_ids": [*"abcdefghijk", 1], "titles": list("abcdefghijkl")},
+    ],
+    ids=["a list", "no titles", "an id twice", "eleven", "a number"],
+)
+def test_items_that_are_not_the_students(checkpoint, content):
+    (checkpoint[0] / "items.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"items\.json: must hold item_ids and titles, 12 texts each"):
+        Recommender.from_pretrained(checkpoint[0])
 
 
 def test_rows_are_ranked_without_their_whole_history(checkpoint, tiny_dataset):

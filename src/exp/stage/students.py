@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from src.core.logging import TEST_TAG, TensorBoardWriter
-from src.core.paths import CONFIG_FILE, WEIGHTS_FILE
+from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.exp.stage.stage import Stage, Step
-from src.student.checkpoint import load_checkpoint
+from src.student.checkpoint import load_checkpoint, save_catalogue
 from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
 from src.student.training import FitResult, save_history
 
@@ -23,7 +23,7 @@ def student_step(
 
     def files() -> dict[str, str]:
         stage.folder.last_state_file(name).unlink(missing_ok=True)
-        return stage.hashes(folder / WEIGHTS_FILE, folder / CONFIG_FILE)
+        return stage.hashes(*(folder / name for name in (WEIGHTS_FILE, CONFIG_FILE, ITEMS_FILE)))
 
     return Step(
         artefact=stage.folder.artefact(name),
@@ -36,8 +36,9 @@ def student_step(
 
 
 def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
-    """Test the best epoch as it was saved, write history, ranks and metrics, and return the validation value."""
+    """Test the best epoch as it was saved, write items, history, ranks and metrics, and return the validation value."""
     folder, metrics = stage.folder, stage.settings.metrics
+    save_catalogue(folder.model_dir(stage.name), stage.dataset)
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
     for name, value in evaluation.by(metrics.masked).items():

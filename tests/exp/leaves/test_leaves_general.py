@@ -15,8 +15,7 @@ from src.core.metrics import HISTORIES
 from src.core.paths import RunFolder
 from src.exp import gather, recommend, run_distill, run_eval_all, run_student_baseline
 from src.exp.settings import parse_settings
-from src.student import serving
-from src.student.serving import Recommendation
+from src.student.serving import Recommendation, Recommender
 
 # --- general ------------------------------------------------------------------------------------------------
 
@@ -73,23 +72,27 @@ def _gather_sweep_dir(bench: Bench) -> None:
     assert "| baseline" in (sweep / "sweep.md").read_text()
 
 
+OWN_HISTORY = ("recommend.history=", "recommend.input=")
+
+
 def _asked(bench: Bench, *overrides: str) -> list[tuple[str, float]]:
     """What `recommend` answers: item ids and scores."""
     answers: list[Recommendation] = []
-    original = serving.recommend
+    original = Recommender.recommend
 
-    def noted(*args, **asked) -> list[Recommendation]:  # type: ignore[no-untyped-def]
-        answers.extend(original(*args, **asked))
-        return answers
+    def noted(self, histories, **asked):  # type: ignore[no-untyped-def]
+        found = original(self, histories, **asked)
+        answers.extend(item for best in found for item in best)
+        return found
 
-    bench.patch.setattr(serving, "recommend", noted)  # which the command imports once it is needed
+    bench.patch.setattr(Recommender, "recommend", noted)
     bench.stage(
         recommend.run,
         f"recommend.checkpoint={bench.pipeline.folder / 'models' / 'baseline'}",
-        "recommend.history=['1','2']",
+        *([] if any(word.startswith(OWN_HISTORY) for word in overrides) else ["recommend.history=['1','2']"]),
         *overrides,
     )
-    bench.patch.setattr(serving, "recommend", original)
+    bench.patch.setattr(Recommender, "recommend", original)
     return [(answer.item_id, answer.score) for answer in answers]
 
 
@@ -107,8 +110,27 @@ def _recommend_top_k(bench: Bench) -> None:
 
 
 def _recommend_show_history(bench: Bench) -> None:
-    everything = [_asked(bench, "recommend.top_k=198", f"recommend.show_history={show}") for show in (False, True)]
+    everything = [_asked(bench, "recommend.top_k=200", f"recommend.show_history={show}") for show in (False, True)]
     assert [{"1", "2"} <= {item for item, _ in answer} for answer in everything] == [False, True]
+
+
+def _recommend_input_and_output(bench: Bench) -> None:
+    source, target = bench.tmp / "histories.csv", bench.tmp / "answers.csv"
+    source.write_text("user,history\nu,1 2\n")
+    assert _asked(bench, f"recommend.input={source}", f"recommend.output={target}") == _asked(bench)
+    assert target.read_text().startswith("user,rank,item,title,score\nu,1,")
+
+
+def _recommend_allowed(bench: Bench) -> None:
+    answer = _asked(bench, "recommend.allowed=['3','7','9']", "recommend.top_k=3")
+    assert {item for item, _ in answer} == {"3", "7", "9"}
+
+
+def _recommend_unknown(bench: Bench) -> None:
+    history = "recommend.history=['1','no such item','2']"
+    assert _asked(bench, history, "recommend.unknown=skip") == _asked(bench)
+    with pytest.raises(AssertionError):
+        _asked(bench, history)
 
 
 # --- paths, logging, metrics --------------------------------------------------------------------------------
@@ -205,6 +227,10 @@ EFFECTS: dict[str, Effect] = {
     "recommend.history": _recommend_history,
     "recommend.top_k": _recommend_top_k,
     "recommend.show_history": _recommend_show_history,
+    "recommend.input": _recommend_input_and_output,
+    "recommend.output": _recommend_input_and_output,
+    "recommend.allowed": _recommend_allowed,
+    "recommend.unknown": _recommend_unknown,
     "paths.data_dir": _data_dir,
     "paths.result_root": _result_root,
     "paths.teacher_outputs_dir": _teacher_outputs_dir,
