@@ -34,7 +34,8 @@ def plot_curve(table: pd.DataFrame, *, x: str, series: str, metric: str, path: P
 
 
 def variants_plot(table: pd.DataFrame, *, metric: str, name: str, sort: bool = False) -> Plot:
-    """Left each variant's metric with the standard deviation over seeds, right its difference to the reference.
+    """Each student's metric with the standard deviation over seeds, and its difference to the reference; then the
+    differences of what has no student, as the most popular items.
 
     Args:
         table: of `study_table`; a point has the colour of its verdict.
@@ -42,20 +43,31 @@ def variants_plot(table: pd.DataFrame, *, metric: str, name: str, sort: bool = F
         sort: the best on top, else in the order of the table.
     """
     frame = table.sort_values("mean", ascending=False) if sort else table
+    trained = frame["validation"].notna() if "validation" in frame else pd.Series(True, index=frame.index)
+    students, others = frame[trained], frame[~trained]
     title = f"Test {metric}, mean ± standard deviation over seeds"
-    found = [f"{n} {line['mean']:.4f}{_sd(line['std'])}" for n, line in frame.iterrows()]
-    height = 1.0 + _LINE_HEIGHT * len(frame)
-    means = Panel(title=title, alt=f"{title}: {'; '.join(found)}.", height=height, draw=partial(_means, frame=frame))
-    panels, tested = [means], frame[frame["difference"].notna()]
-    if len(tested):
-        title = f"Difference in {metric}, 95 % interval"
-        found = [
-            f"{n} {line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}), {line['verdict']}"
-            for n, line in tested.iterrows()
-        ]
-        alt, height = f"{title}: {'; '.join(found)}.", 1.0 + _LINE_HEIGHT * len(tested)
-        panels.append(Panel(title=title, alt=alt, height=height, draw=partial(_differences, frame=tested)))
+    found = [f"{n} {line['mean']:.4f}{_sd(line['std'])}" for n, line in students.iterrows()]
+    draw = partial(_means, frame=students)
+    panels = [Panel(title=title, alt=f"{title}: {'; '.join(found)}.", height=_height(students), draw=draw)]
+    # Apart, because an axis on which the most popular items have room shows nothing of how students differ.
+    for lines, begin in ((students, "Difference"), (others, "Without a student: difference")):
+        tested = lines[lines["difference"].notna()]
+        if len(tested):
+            panels.append(_differences_panel(tested, f"{begin} in {metric}, 95 % interval"))
     return Plot(name=name, title="Variants", panels=panels)
+
+
+def _differences_panel(frame: pd.DataFrame, title: str) -> Panel:
+    found = [
+        f"{n} {line['difference']:+.4f} ({line['low']:+.4f} to {line['high']:+.4f}), {line['verdict']}"
+        for n, line in frame.iterrows()
+    ]
+    alt, draw = f"{title}: {'; '.join(found)}.", partial(_differences, frame=frame)
+    return Panel(title=title, alt=alt, height=_height(frame), draw=draw)
+
+
+def _height(frame: pd.DataFrame) -> float:
+    return 1.0 + _LINE_HEIGHT * len(frame)
 
 
 def curve_plot(

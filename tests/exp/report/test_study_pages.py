@@ -105,6 +105,17 @@ def test_variants_are_drawn_in_order_or_sorted(table, tmp_path) -> None:
     assert image.imread(tmp_path / "study.png")[..., :3].std() > 0.01
 
 
+def test_what_needs_no_student_does_not_share_the_students_axis() -> None:
+    given = {"baseline": [NONE_FIRST], "good": [EIGHT_FIRST], "most popular": [NONE_FIRST]}
+    values = {"baseline": [0.1], "good": [0.2]}
+    table = study_table(given, metric="recall@1", reference="baseline", validation=values)
+    means, students, others = variants_plot(table, metric="recall@1", name="x").panels
+    assert "good" in students.alt and "popular" not in means.alt + students.alt
+    assert others.alt == (
+        "Without a student: difference in recall@1, 95 % interval: most popular +0.0000 (+0.0000 to +0.0000), cannot tell."
+    )
+
+
 def test_a_curve_has_the_common_points_in_each_series(tmp_path) -> None:
     given = {name: [EIGHT_FIRST] for name in ("none", "all", "random", "policy")} | {"baseline": [NONE_FIRST]}
     table = study_table(given, metric="recall@1", reference="baseline")
