@@ -219,8 +219,12 @@ def _read_times(time_file: Path) -> dict[str, float]:
 
 
 @contextmanager
-def row_progress(name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A progress bar over rows, of which `done` were there before; yields a function that counts more of them."""
+def row_progress(name: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar over rows, of which `done` were there before; yields a function that counts more of them.
+
+    Args:
+        total: None: not known.
+    """
     begin, count = time.perf_counter(), 0
     with progress_bar() as bar:
         task = bar.add_task(name, total=total, completed=done, info="")

@@ -14,7 +14,7 @@ from src.core.data_utils import load_dataset
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.foreign.escape import csv_cell, rich_text
-from src.core.logging import LOGGER_NAME, row_progress
+from src.core.logging import row_progress, terminal_logger
 from src.core.paths import data_dir, project_path, result_root
 from src.exp.settings import RecommendConfig, Settings
 from src.exp.stage.entry import run_entry_point
@@ -29,7 +29,7 @@ _CHUNK = 4096  # histories that are read and answered at a time
 
 
 def run(cfg: Settings) -> None:
-    logger, asked = logging.getLogger(LOGGER_NAME), cfg.recommend
+    logger, asked = terminal_logger(), cfg.recommend
     checkpoint = _newest(cfg, logger) if asked.checkpoint is None else project_path(asked.checkpoint)
     # PyTorch, once there is a student to ask.
     from src.core.device import resolve_device
@@ -105,7 +105,7 @@ def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging
 
     def write(path: Path) -> None:
         nonlocal users, lines, short
-        with open(path, "w", encoding="utf-8", newline="") as file, row_progress("recommend", total=0) as advance:
+        with open(path, "w", encoding="utf-8", newline="") as file, row_progress("recommend", total=None) as advance:
             writer = csv.writer(file)
             writer.writerow(["user", "rank", "item", "title", "score"])
             questions = read(source)
