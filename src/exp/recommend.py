@@ -14,7 +14,7 @@ from src.core.data_utils import load_dataset
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.foreign.escape import csv_cell, rich_text
-from src.core.logging import row_progress, terminal_logger
+from src.core.logging import row_progress, start_logging
 from src.core.paths import data_dir, project_path, result_root
 from src.exp.settings import RecommendConfig, Settings
 from src.exp.stage.entry import run_entry_point
@@ -24,12 +24,12 @@ from src.exp.stage.stage import run_folder
 if TYPE_CHECKING:
     from src.student.serving import Recommender
 
-COLUMNS = ("user", "history")
+_COLUMNS = ("user", "history")
 _CHUNK = 4096  # histories that are read and answered at a time
 
 
 def run(cfg: Settings) -> None:
-    logger, asked = terminal_logger(), cfg.recommend
+    logger, asked = start_logging(cfg.logging), cfg.recommend
     checkpoint = _newest(cfg, logger) if asked.checkpoint is None else project_path(asked.checkpoint)
     # PyTorch, once there is a student to ask.
     from src.core.device import resolve_device
@@ -100,6 +100,7 @@ def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging
     """Write a line per recommendation: user, rank, item, title, score. Neither file is ever held whole."""
     assert asked.input is not None and asked.output is not None  # the settings have both or none
     source, target = project_path(asked.input), project_path(asked.output)
+    student.recommend([], **_question(asked))  # what is wrong with the question is no line's fault
     read = {".csv": _read_csv, ".parquet": _read_parquet}[source.suffix]
     users = lines = short = 0
 
@@ -172,8 +173,8 @@ def _read_parquet(path: Path) -> Iterator[_Line]:
         with parquet.ParquetFile(path) as file:
             _places(path, file.schema_arrow.names)
             number = 0
-            for batch in file.iter_batches(_CHUNK, columns=list(COLUMNS)):
-                users, histories = (batch.column(name).cast(pyarrow.string()).to_pylist() for name in COLUMNS)
+            for batch in file.iter_batches(_CHUNK, columns=list(_COLUMNS)):
+                users, histories = (batch.column(name).cast(pyarrow.string()).to_pylist() for name in _COLUMNS)
                 for user, history in zip(users, histories, strict=True):
                     number += 1
                     yield number, user or "", (history or "").split()
@@ -182,13 +183,13 @@ def _read_parquet(path: Path) -> Iterator[_Line]:
 
 
 def _places(path: Path, header: list[str]) -> tuple[int, int]:
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise UserError(
             f"recommend.input={path}: no column {' and '.join(missing)} among {', '.join(header) or 'none'}; a line is "
             "a user and the raw ids of the history, blanks between them, oldest first"
         )
-    return header.index(COLUMNS[0]), header.index(COLUMNS[1])
+    return header.index(_COLUMNS[0]), header.index(_COLUMNS[1])
 
 
 def main() -> None:

@@ -132,6 +132,15 @@ def test_a_question_that_is_not_right(shop, capsys, words, message) -> None:
     assert message in capsys.readouterr().err
 
 
+def test_a_question_that_is_not_right_is_no_lines_fault(shop, tmp_path, capsys) -> None:
+    for words, message in (
+        ("recommend.top_k=201", "error: recommend.top_k=201: must be from 1 to 200"),
+        ("recommend.allowed=[x]", "error: recommend.allowed: 'x' is neither"),
+    ):
+        assert answer(tmp_path, shop, "user,history\na,1\n", words) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_a_student_of_an_earlier_version_has_no_items(shop, tmp_path, capsys) -> None:
     (tmp_path / "student" / "items.json").unlink()
     assert run_here(recommend.run, *shop, "recommend.history=[1]") == 1
