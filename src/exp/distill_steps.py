@@ -88,16 +88,21 @@ def plan(stage: Stage) -> list[Step]:
 def require_trainable(stage: Stage) -> None:
     """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
     _require_settings(stage)
-    _require_teacher(stage, _read_once(stage, _recommender(stage)))
+    _require_teacher(stage, _read_once(stage, _recommender(stage), rankings=False))
 
 
-def _read_once(stage: Stage, recommender: Path | None) -> _Read:
-    """What is known of the teacher before training, its embeddings as they enter; made once, when it is asked for."""
+def _read_once(stage: Stage, recommender: Path | None, *, rankings: bool = True) -> _Read:
+    """What is known of the teacher before training, its embeddings as they enter; made once, when it is asked for.
+
+    Args:
+        rankings: False: only the embeddings are asked for, and a random teacher need not rank a million rows.
+    """
 
     def read() -> TeacherOutputs:
         distill = stage.settings.distill
         if recommender is None:
-            outputs = _as_control(stage, teacher_outputs(stage))
+            files = teacher_outputs(stage)
+            outputs = _as_control(stage, files if rankings else replace(files, ranking=None, confidence=None))
         else:
             table = recommender_embeddings(recommender, stage.dataset) if distill.reads_embeddings else None
             outputs = TeacherOutputs(embeddings=table)
