@@ -111,7 +111,7 @@ MOST_LEVELS = 6
 WINGS = {
     "core": [{"foreign"}, {"datasets"}],
     "teacher": [{"prompt"}, {"llm"}, {"tiny"}, {"scoring"}, {"adapter"}],
-    "exp": [{"stage"}, {"report"}, {"study"}],
+    "exp": [{"stage"}, {"compare"}, {"report"}, {"study"}],
 }
 
 

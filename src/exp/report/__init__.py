@@ -1,1 +1,1 @@
-"""The report of a run or of a study: paired tests, fair verdicts, plots, and pages from templates."""
+"""A comparison made and shown: tables, plots, and the pages of a run or of a study from templates."""

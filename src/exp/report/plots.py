@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from src.exp.report.comparison import DIFFERENCE, LABELS, metric_label
+from src.exp.compare.comparison import DIFFERENCE, LABELS, metric_label
+from src.exp.compare.significance import PairedTest
 from src.exp.report.figures import Panel, Plot, colour, draw_difference, frame_differences
-from src.exp.report.significance import PairedTest
 
 _BASE_LOSSES = ("loss_ce", "loss_bce", "loss_sampled_softmax")  # columns of a training history, one of them
 _LINE_STYLES = {"baseline": "--", "distill": "-"}
@@ -34,7 +34,7 @@ def plot_comparison(evaluations: dict[str, dict], ks: list[int]) -> Plot:
 
 
 def plot_breakdown(tables: dict[str, pd.DataFrame], differences: dict[str, dict[str, PairedTest]], metric: str) -> Plot:
-    """Bars of a metric per group and model, one panel for each table of `src.exp.report.breakdown`.
+    """Bars of a metric per group and model, one panel for each table of `src.exp.compare.breakdown`.
 
     Args:
         differences: what distillation changed in each group, by the tables' titles; none where it is not compared.

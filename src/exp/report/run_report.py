@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from src.core.files import write_text
-from src.exp.report.breakdown import breakdown, group_differences, row_groups, thirds
-from src.exp.report.comparison import (
+from src.exp.compare.breakdown import breakdown, group_differences, row_groups, thirds
+from src.exp.compare.comparison import (
     DIFFERENCE,
     LABELS,
     STUDENTS,
@@ -17,6 +17,9 @@ from src.exp.report.comparison import (
     short_label,
     summary_table,
 )
+from src.exp.compare.provenance import repeat_command
+from src.exp.compare.significance import PairedTest, bootstrap_interval, user_metric
+from src.exp.compare.verdict import verdict
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import relative_links, write_pages
 from src.exp.report.plots import (
@@ -26,8 +29,6 @@ from src.exp.report.plots import (
     plot_intervals,
     plot_learning_curves,
 )
-from src.exp.report.provenance import repeat_command
-from src.exp.report.significance import PairedTest, bootstrap_interval, user_metric
 from src.exp.report.tables import (
     controls_table,
     cost_table,
@@ -39,7 +40,6 @@ from src.exp.report.tables import (
     tests_table,
     times_table,
 )
-from src.exp.report.verdict import verdict
 
 _SECTIONS = {
     "tests": "Is the difference real?",

@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 
 from src.core.files import read_json
-from src.exp.report.comparison import CONTROLS, LABELS, Comparison, metric_label
+from src.exp.compare.comparison import CONTROLS, LABELS, Comparison, metric_label
+from src.exp.compare.provenance import changed_settings
+from src.exp.compare.significance import PairedTest
 from src.exp.report.pages import MISSING, Table
-from src.exp.report.provenance import changed_settings
-from src.exp.report.significance import PairedTest
 from src.student.cost import device_name
 
 _MEASURES = {

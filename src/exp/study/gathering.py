@@ -7,7 +7,7 @@ from pathlib import Path
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.paths import project_path
-from src.exp.report.comparison import metric_label
+from src.exp.compare.comparison import metric_label
 from src.exp.settings import Settings
 from src.exp.stage.multirun import SweepJob, load_jobs, varying_keys
 from src.exp.study.pages import Study, study_page

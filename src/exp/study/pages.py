@@ -9,7 +9,7 @@ import pandas as pd
 
 from src.core.files import write_text
 from src.core.foreign.escape import csv_cell
-from src.exp.report.comparison import history_label
+from src.exp.compare.comparison import history_label
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import MISSING, Table, write_pages
 from src.exp.study.plots import variants_plot

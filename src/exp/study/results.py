@@ -11,8 +11,8 @@ from src.core.errors import UserError
 from src.core.files import read_json
 from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder
-from src.exp.report.significance import Ranks, load_ranks
-from src.exp.report.sources import HISTORY, SEED
+from src.exp.compare.significance import Ranks, load_ranks
+from src.exp.compare.sources import HISTORY, SEED
 from src.exp.stage.inputs import differ_besides_distillation
 
 

@@ -10,8 +10,8 @@ from src.core.artefacts import Artefact, differences, locked
 from src.core.errors import UserError
 from src.core.logging import start_logging
 from src.core.paths import RunFolder
-from src.exp.report.references import evaluate_references
-from src.exp.report.significance import Ranks
+from src.exp.compare.references import evaluate_references
+from src.exp.compare.significance import Ranks
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.inputs import student_inputs, weights_hash
 from src.exp.stage.stage import Stage, look, open_stage, run_folder

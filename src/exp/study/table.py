@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.exp.report.significance import PairedTest, Ranks, paired_tests, user_metric
+from src.exp.compare.significance import PairedTest, Ranks, paired_tests, user_metric
 
 NOT_COMPARABLE = "not comparable"
 OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does

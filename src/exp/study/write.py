@@ -8,9 +8,9 @@ import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 
 from src.core.git_info import git_commit
-from src.exp.report.comparison import LABELS, metric_label
+from src.exp.compare.comparison import LABELS, metric_label
+from src.exp.compare.significance import Ranks
 from src.exp.report.figures import Plot
-from src.exp.report.significance import Ranks
 from src.exp.stage.stage import Stage
 from src.exp.study.config import BASELINE, StudyConfig
 from src.exp.study.pages import Study, study_page

@@ -11,7 +11,7 @@ from harness import TINY_STUDENT, compose_config
 from src.core.files import write_json
 from src.core.metrics import metrics_from_ranks
 from src.core.paths import RunFolder
-from src.exp.report.comparison import Comparison
+from src.exp.compare.comparison import Comparison
 from src.exp.settings import Settings, parse_settings
 
 KS = [1, 5, 10, 20]

@@ -9,8 +9,8 @@ from harness import read
 from torch import nn
 
 from src.core.paths import RunFolder
-from src.exp.report.breakdown import breakdown, group_differences, thirds
-from src.exp.report.provenance import repeat_command
+from src.exp.compare.breakdown import breakdown, group_differences, thirds
+from src.exp.compare.provenance import repeat_command
 from src.student.cost import answer_latency, parameter_counts, record_cost
 
 

@@ -3,9 +3,9 @@
 import pytest
 from invented import comparison, ranks, settings
 
-from src.exp.report.comparison import DIFFERENCE, comparison_tests
-from src.exp.report.significance import PairedTest
-from src.exp.report.verdict import verdict
+from src.exp.compare.comparison import DIFFERENCE, comparison_tests
+from src.exp.compare.significance import PairedTest
+from src.exp.compare.verdict import verdict
 
 FIRST, LATE = ranks([0] * 8), ranks([5] * 8)  # recall@1 of 8 users: 1 and 0
 SECOND = ranks([1] * 8)  # reciprocal rank 0.5

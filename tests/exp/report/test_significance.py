@@ -6,7 +6,7 @@ from invented import ranks
 from scipy.stats import norm
 
 from src.core.errors import UserError
-from src.exp.report.significance import bootstrap_interval, holm, paired_test, paired_tests, user_metric
+from src.exp.compare.significance import bootstrap_interval, holm, paired_test, paired_tests, user_metric
 
 
 def test_a_users_rows_and_the_seeds_are_averaged() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from src.core.artefacts import Record, unlike
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, result_root
-from src.exp.report.comparison import CONTROLS, STUDENTS
-from src.exp.report.significance import PairedTest, Ranks, load_ranks, paired_tests
+from src.exp.compare.comparison import CONTROLS, STUDENTS
+from src.exp.compare.significance import PairedTest, Ranks, load_ranks, paired_tests
 from src.exp.stage.inputs import DATA, INITIAL_WEIGHTS, OWN_EMBEDDINGS, TEACHER_FILES, differ_besides_distillation
 from src.exp.stage.lookup import Found, Misfit, complete_runs, find, of_data, run_that_exported
 from src.exp.stage.multirun import is_multirun

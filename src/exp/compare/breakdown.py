@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.data_utils import SequenceDataset
-from src.exp.report.significance import PairedTest, Ranks, paired_tests, row_metric
+from src.exp.compare.significance import PairedTest, Ranks, paired_tests, row_metric
 
 
 def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:

@@ -13,11 +13,11 @@ from src.core.files import read_json
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
-from src.exp.report.comparison import STUDENTS, Comparison, summary_table
-from src.exp.report.references import evaluate_references
+from src.exp.compare.comparison import STUDENTS, Comparison, summary_table
+from src.exp.compare.references import evaluate_references
+from src.exp.compare.significance import Ranks, load_ranks
+from src.exp.compare.sources import Sources, control_tests, differ_besides_seed
 from src.exp.report.run_report import write_report
-from src.exp.report.significance import Ranks, load_ranks
-from src.exp.report.sources import Sources, control_tests, differ_besides_seed
 from src.exp.stage.inputs import weights_hash
 from src.exp.stage.lookup import Found
 from src.exp.stage.stage import Stage, open_stage

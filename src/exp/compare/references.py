@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from src.exp.report.comparison import LABELS
+from src.exp.compare.comparison import LABELS
 from src.exp.stage.stage import Stage
 from src.student.evaluator import Evaluation, evaluate_scores
 from src.student.references import ChainWithSimilarity, markov_chain, popularity, title_vectors

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from src.exp.report.comparison import CONTROLS, DIFFERENCE, LABELS, STUDENTS, Comparison
-from src.exp.report.significance import PairedTest
+from src.exp.compare.comparison import CONTROLS, DIFFERENCE, LABELS, STUDENTS, Comparison
+from src.exp.compare.significance import PairedTest
 
 _STUDENT_NAMES = {"baseline": "the baseline", "distill": "the distilled student"}
 _REFERENCE_NAMES = {"popular": "the most popular items", "markov_titles": "chain + TF-IDF of the titles"}

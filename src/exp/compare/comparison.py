@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from src.core.data_utils import SequenceDataset
 from src.core.paths import RunFolder
-from src.exp.report.significance import PairedTest, Ranks, paired_tests
+from src.exp.compare.significance import PairedTest, Ranks, paired_tests
 from src.exp.settings import Settings
 
 if TYPE_CHECKING:
