@@ -13,7 +13,8 @@ ALLOWED = {
     "student": {"core", "student"},
     "distill": {"core", "student", "distill"},
     "teacher": {"core", "student", "teacher"},
-    "exp": {"core", "student", "distill", "teacher", "exp"},
+    "serving": {"core", "student", "serving"},
+    "exp": {"core", "student", "distill", "teacher", "serving", "exp"},
 }
 # Top-level modules of the submodules, in src/third_party.
 ILORA_NAMES = {"model", "data", "recommender", "optims", "ilora"}

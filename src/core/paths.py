@@ -12,6 +12,8 @@ from src.core.artefacts import Artefact
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 ITEMS_FILE = "items.json"
+ONNX_FILE = "model.onnx"
+CARD_FILE = "README.md"  # the model card, in the form of the Hugging Face hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class Manifest:
         embedding_pooling: `last` or `mean`, over the tokens of an item's title.
         embedding_layer: an index into the LLM's hidden states, -1 the last one.
         embedding_text: the wording around the title.
+        base_model_license: as the LLM's own card gives it; None where it gives none.
     """
 
     format_version: int
@@ -75,6 +76,7 @@ class Manifest:
     embedding_pooling: str = "last"
     embedding_layer: int = -1
     embedding_text: str = "{title}"
+    base_model_license: str | None = None
 
     @property
     def has_rankings(self) -> bool:

@@ -1,5 +1,6 @@
 """The step of `run_student_baseline`."""
 
+from src.exp.report.card import write_student_card
 from src.exp.stage.inputs import student_inputs
 from src.exp.stage.stage import Stage, Step
 from src.exp.stage.students import finish, student_step
@@ -26,4 +27,6 @@ def _train(stage: Stage) -> float:
             folder=stage.folder.model_dir("baseline"),
             context=context,
         )
-    return finish(stage, result, context.writer)
+    value = finish(stage, result, context.writer)
+    write_student_card(stage)
+    return value

@@ -28,6 +28,7 @@ from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
 from src.distill.similarity import similarity_ranking
 from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled, transformed
+from src.exp.report.card import write_student_card
 from src.exp.settings import Settings
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
 from src.exp.stage.lookup import baseline_folder, recommender_folder
@@ -194,7 +195,9 @@ def _train(stage: Stage, sources: _Sources, teacher: _Read) -> float:
         )
     if isinstance(policy, LoggedPolicy):
         policy.save(stage.folder.selection_file)
-    return finish(stage, result, context.writer)
+    value = finish(stage, result, context.writer)
+    write_student_card(stage)
+    return value
 
 
 def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:

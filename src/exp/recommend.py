@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from src.core.data_utils import load_dataset
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.foreign.escape import csv_cell, rich_text
 from src.core.logging import row_progress, start_logging
-from src.core.paths import data_dir, project_path, result_root
+from src.core.paths import project_path
 from src.exp.settings import RecommendConfig, Settings
 from src.exp.stage.entry import run_entry_point
-from src.exp.stage.lookup import find, of_data
-from src.exp.stage.stage import run_folder
+from src.exp.stage.lookup import newest_student
 
 if TYPE_CHECKING:
-    from src.student.serving import Recommender
+    from src.serving.recommender import Recommender
 
 _COLUMNS = ("user", "history")
 _CHUNK = 4096  # histories that are read and answered at a time
@@ -30,12 +28,12 @@ _CHUNK = 4096  # histories that are read and answered at a time
 
 def run(cfg: Settings) -> None:
     logger, asked = start_logging(cfg.logging), cfg.recommend
-    checkpoint = _newest(cfg, logger) if asked.checkpoint is None else project_path(asked.checkpoint)
+    checkpoint = asked.checkpoint or str(newest_student(cfg, logger, key="recommend.checkpoint"))
     # PyTorch, once there is a student to ask.
     from src.core.device import resolve_device
-    from src.student.serving import Recommender
+    from src.serving.recommender import Recommender
 
-    student = Recommender.from_pretrained(checkpoint, resolve_device(cfg.general.device, logger))
+    student = Recommender.from_pretrained(checkpoint, device=resolve_device(cfg.general.device, logger))
     if asked.input is None:
         _print(student, checkpoint, asked)
     else:
@@ -50,27 +48,6 @@ def run(cfg: Settings) -> None:
         )
 
 
-def _newest(cfg: Settings, logger: logging.Logger) -> Path:
-    """The distilled student of the newest run of this data set, else the newest baseline."""
-    fingerprint = load_dataset(cfg.dataset, data_dir(cfg), logger).fingerprint
-    for name in ("distill", "baseline"):
-        run = find(
-            name,
-            root=result_root(cfg),
-            here=run_folder(),
-            misfit=of_data(fingerprint),
-            why="recommend.checkpoint not given",
-            logger=logger,
-            of_studies=False,
-        )
-        if run is not None:
-            return run.folder.model_dir(name)
-    raise UserError(
-        f"recommend.checkpoint=null: no finished student of dataset {cfg.dataset.name} under {result_root(cfg)}; run "
-        "src.exp.run_student_baseline first or give the folder of a checkpoint (result/<run>/models/baseline)"
-    )
-
-
 def _question(asked: RecommendConfig) -> dict[str, Any]:
     return {
         "top_k": asked.top_k,
@@ -83,9 +60,9 @@ def _question(asked: RecommendConfig) -> dict[str, Any]:
 # --- one history --------------------------------------------------------------------------------------------
 
 
-def _print(student: "Recommender", checkpoint: Path, asked: RecommendConfig) -> None:
+def _print(student: "Recommender", checkpoint: str, asked: RecommendConfig) -> None:
     (best,) = student.recommend([asked.history], **_question(asked))
-    table = Table(title=rich_text(str(checkpoint)))
+    table = Table(title=rich_text(checkpoint))
     for column in ("rank", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
     for rank, item in enumerate(best, start=1):

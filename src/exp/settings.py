@@ -83,6 +83,23 @@ class RecommendConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`export`: a student as ONNX.
+
+    Attributes:
+        checkpoint: folder of a student, or its id on the hub; None: that of the newest run of the data set.
+        output: the file; None: `model.onnx` in the checkpoint's folder.
+    """
+
+    checkpoint: str | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = "null or a file .onnx"
+        check(self.output is None or self.output.endswith(".onnx"), "export.output", self.output, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Every section, checked; what the specification calls `cfg`.
 
@@ -101,6 +118,7 @@ class Settings:
     metrics: MetricsConfig
     eval: EvalConfig
     recommend: RecommendConfig
+    export: ExportConfig
     study: StudyConfig
     gather: GatherConfig
     composed: DictConfig = field(repr=False, compare=False)

@@ -17,6 +17,7 @@ from src.core.seed import set_seed
 from src.core.settings import flat_settings
 from src.core.teacher_files import ChosenRows, read_manifest
 from src.distill.row_selection import select_rows
+from src.exp.report.card import write_adapter_card, write_export_card
 from src.exp.settings import Settings
 from src.exp.stage.lookup import baseline_folder
 from src.exp.stage.stage import Stage, Step, look, run_folder, run_stage
@@ -128,6 +129,8 @@ def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
         teacher.on_save = context.resume.on_save
         value = teacher.train(stage.settings, stage.logger, context.writer)
     context.writer.close()
+    if _adapter(stage.folder).is_file():
+        write_adapter_card(stage, teacher.base_model, teacher.base_model_license)
     return value
 
 
@@ -141,6 +144,7 @@ def _export(stage: Stage, teacher: ITeacherRecommender) -> None:
         teacher.export_for_dllm2rec(
             replace(cfg, general=replace(cfg.general, overwrite=_may_replace(stage))), stage.logger
         )
+    write_export_card(stage)
 
 
 def _assist(cfg: Settings) -> float:

@@ -66,9 +66,9 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     return model, info
 
 
-def save_catalogue(folder: Path, dataset: SequenceDataset) -> None:
-    """Write the items of `dataset` beside a student's weights, which are served with them and without the log."""
-    write_json(folder / ITEMS_FILE, {"item_ids": dataset.item_ids, "titles": dataset.titles})
+def save_catalogue(folder: Path, items: Catalogue) -> None:
+    """Write the items beside a student's weights, which are served with them and without the log."""
+    write_json(folder / ITEMS_FILE, asdict(items))
 
 
 def load_catalogue(folder: Path, num_items: int) -> Catalogue:

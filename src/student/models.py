@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.scale = num_heads, hidden_size**-0.5
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -132,7 +132,7 @@ class Attention(nn.Module):
             heads(self.value(inputs)),
             dropout_p=self.dropout.p if self.training else 0.0,
             is_causal=True,
-            scale=size**-0.5,
+            scale=self.scale,
         )
         return mixed.transpose(1, 2).reshape(batch, length, size)
 
@@ -315,8 +315,9 @@ class Caser(Student):
 
 
 def _at_last(values: Tensor, length: Tensor) -> Tensor:
-    """[B, L, d] -> [B, d], at each row's last item."""
-    return values[torch.arange(len(length), device=length.device), (length - 1).clamp(min=0)]
+    """[B, L, d] -> [B, d], at each row's last item. By `gather`: a traced model keeps the number of rows open."""
+    last = (length - 1).clamp(min=0)[:, None, None].expand(-1, 1, values.shape[2])
+    return values.gather(1, last)[:, 0]
 
 
 MODELS: dict[str, type[Student]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "sasrec_plus": SASRec}

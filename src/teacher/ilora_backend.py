@@ -25,12 +25,12 @@ from src.student.cost import record_cost
 from src.student.evaluator import write_evaluation
 from src.teacher import provenance
 from src.teacher.adapter.adapted_lm import AdaptedLM
-from src.teacher.adapter.adapter_file import read_adapter
+from src.teacher.adapter.adapter_file import find_adapter, read_adapter
 from src.teacher.adapter.implementation import add_adapter, choose_implementation, load_adapter
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
 from src.teacher.interfaces import ITeacherRecommender, Settings, Step
-from src.teacher.llm.folder import num_layers
+from src.teacher.llm.folder import llm_license, num_layers
 from src.teacher.llm.hub import find_llm
 from src.teacher.llm.load import load_llm, native_dtype, require_4bit
 from src.teacher.model import TeacherModel
@@ -74,13 +74,17 @@ class ILoRATeacher(ITeacherRecommender):
         if config.load_in_4bit:
             require_4bit(device)
         self.engine = choose_implementation(config.engine, logging.getLogger(LOGGER_NAME))
-        self.config = replace(config, engine=self.engine, dtype=native_dtype(config.dtype, device))
+        start = None if config.init_adapter is None else find_adapter(config.init_adapter)
+        dtype = native_dtype(config.dtype, device)
+        self.config = replace(config, engine=self.engine, dtype=dtype, init_adapter=start)
         self.dataset = dataset
         self.folder = folder
         self.device = device
         self.rows = rows
         llm = None if config.llm_path is None else find_llm(config.llm_path, config.llm_revision)
         self.paths = TeacherPaths(folder.model_dir("teacher"), self.config, llm)
+        self.base_model = self.paths.base_model
+        self.base_model_license = None if llm is None else llm_license(llm)
         self.on_save: Callable[[], None] = lambda: None
         self.on_shard: Callable[[], None] = lambda: None
         self._model: TeacherModel | None = None
@@ -182,7 +186,8 @@ class ILoRATeacher(ITeacherRecommender):
             overwrite=cfg.general.overwrite,
             made_with=self.made_from("export", cfg),
             adapter=self.paths.adapter_weights,
-            base_model=self.paths.base_model,
+            base_model=self.base_model,
+            base_model_license=self.base_model_license,
             seed=cfg.general.seed,
             shards=self.paths.shards,
             rankings=self.config.export.rankings,

@@ -61,8 +61,11 @@ class ITeacherRecommender(ITeacherExporter):
         on_save: called whenever the training has saved what it would go on from.
         on_shard: called whenever a shard of the export is written. Both let the time that was spent be recorded though
             the process may be killed.
+        base_model, base_model_license: a name of its LM for people, and the licence that the LM's own card gives.
     """
 
+    base_model: str
+    base_model_license: str | None
     on_save: Callable[[], None]
     on_shard: Callable[[], None]
 

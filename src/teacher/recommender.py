@@ -16,8 +16,8 @@ from src.student.checkpoint import load_checkpoint
 from src.student.config import SASRecConfig, StudentConfig
 from src.student.context import RunContext
 from src.student.models import Student
-from src.student.serving import rank_unseen
 from src.student.trainer_baseline import train_baseline
+from src.student.unseen import rank_unseen
 from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.config import TeacherConfig
 

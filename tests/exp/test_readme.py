@@ -4,9 +4,11 @@ import re
 import shlex
 from difflib import unified_diff
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from harness import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,9 +20,14 @@ from src.distill.selection_policy import TeacherInfo
 from src.exp.settings import known_keys, parse_settings
 from src.exp.study.config import StudyConfig
 from src.exp.study.plan import variants
+from src.serving.onnx_export import export_onnx
+from src.serving.recommender import Recommender
 from src.student import config as students
 from src.student import models
+from src.student.checkpoint import Catalogue, CheckpointInfo
+from src.student.config import ModelConfig
 from src.student.datamodule import Batch
+from src.student.models import build_model
 from src.teacher.prompt.wording import read_wording
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -254,6 +261,27 @@ def test_a_log_of_ones_own_is_told_as_described(tmp_path) -> None:
     found = parse_settings(compose_config(f"hydra.searchpath=[file://{tmp_path}]", "dataset=shop")).dataset
     assert isinstance(found, CsvConfig) and (found.name, found.source, found.min_user_inter) == ("shop", "csv", 5)
     assert (found.titles_file, found.columns.timestamp, found.history) == ("products.parquet", "ordered_at", "removed")
+
+
+def test_the_example_server_answers_a_request(tmp_path, monkeypatch) -> None:
+    """As docs/serving.md has it, with a student of its own."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("sasrec", 4, 8, 8, 5, 0.1)).eval()
+    items = Catalogue(["7", "12", "x", "y"], ["a", "b", "c", "d"])
+    info = CheckpointInfo("shop", "0" * 64, 1, "abc", 1, "ndcg@10", 0.5)
+    Recommender(model, items, info).save_pretrained(tmp_path)
+    export_onnx(model, tmp_path / "model.onnx", {})
+    (code,) = (block for block in blocks(TEXTS["docs/serving.md"]) if "FastAPI" in block)
+    server: dict[str, Any] = {}
+    exec(code.replace("/models/student", str(tmp_path)), server)
+
+    client = TestClient(server["app"])
+    found = client.get("/recommend", params={"history": "12 none 7", "top_k": 2})
+    assert found.status_code == 200
+    (wanted,) = Recommender.from_pretrained(tmp_path).recommend([["12", "7"]], top_k=2)
+    assert [(one["item"], one["title"]) for one in found.json()] == [(one.item_id, one.title) for one in wanted]
+    assert [one["score"] for one in found.json()] == pytest.approx([one.score for one in wanted], abs=1e-5)
+    assert client.get("/recommend", params={"history": "none"}).json() == []
 
 
 def test_a_wording_of_ones_own_asks_as_described(tmp_path) -> None:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 
 from src.core.errors import UserError
-from src.teacher.llm import hub
+from src.core.foreign import hub
 from src.teacher.llm.folder import llm_digest, llm_name
 from src.teacher.llm.hub import find_llm
 

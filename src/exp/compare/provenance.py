@@ -9,7 +9,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.core.paths import RunFolder
 from src.exp.stage.snapshot import saved_overrides
 
-_NOT_OF_A_RUN = ("paths", "logging", "eval", "gather", "recommend", "study")  # sections that change no number of it
+# Sections that change no number of a run.
+_NOT_OF_A_RUN = ("paths", "logging", "eval", "gather", "recommend", "export", "study")
 _SCRIPTS = {"teacher": "run_teacher_train", "baseline": "run_student_baseline", "distill": "run_distill_dllm2rec"}
 
 

@@ -23,7 +23,7 @@ from src.exp.report.figures import BACKGROUND, COLOURS, Plot, css_name, svg
 
 _TEMPLATES = Path(__file__).parent / "templates"
 MISSING = "–"  # what a cell without a value shows
-_NUMBER = re.compile(r"[-+\d][-+\d.,e%± to]*")  # what a number's column holds: nothing to escape
+_NUMBER = re.compile(r"[-+\d][-+\d.,e%± to()]*")  # what a number's column holds: nothing to escape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,12 @@ def write_pages(name: str, stem: Path, context: Mapping[str, Any]) -> list[Path]
         write_text(file, text.rstrip() + "\n")
         files.append(file)
     return files
+
+
+def write_markdown(name: str, file: Path, context: Mapping[str, Any]) -> None:
+    """Write one page of Markdown from the template `<name>.md.j2`."""
+    text = _ENVIRONMENTS["md"].get_template(f"{name}.md.j2").render(context)
+    write_text(file, text.strip() + "\n")
 
 
 def relative_links(plots: list[tuple[str, Path]], folder: Path) -> list[tuple[str, str]]:

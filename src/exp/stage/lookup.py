@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.core.artefacts import Record, State, unlike
+from src.core.data_utils import load_dataset
 from src.core.errors import UserError
-from src.core.paths import RunFolder, project_path, result_root
+from src.core.paths import RunFolder, data_dir, project_path, result_root
+from src.exp.settings import Settings
 from src.exp.stage.inputs import DATA, student_inputs, teacher_files_hash
-from src.exp.stage.stage import Stage
+from src.exp.stage.stage import Stage, run_folder
 
 Misfit = Callable[[Record], str]  # why a record does not fit, in words; empty where it does
 
@@ -103,6 +105,31 @@ def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
             "seed; run src.exp.run_student_baseline with them first, or set the key to a checkpoint's folder"
         )
     return found.folder.model_dir("baseline")
+
+
+def newest_student(cfg: Settings, logger: logging.Logger, *, key: str) -> Path:
+    """Folder of the distilled student of the newest run of this data set, else of the newest baseline.
+
+    Raises:
+        UserError: there is none; `key` is what would name one.
+    """
+    fingerprint = load_dataset(cfg.dataset, data_dir(cfg), logger).fingerprint
+    for name in ("distill", "baseline"):
+        run = find(
+            name,
+            root=result_root(cfg),
+            here=run_folder(),
+            misfit=of_data(fingerprint),
+            why=f"{key} not given",
+            logger=logger,
+            of_studies=False,
+        )
+        if run is not None:
+            return run.folder.model_dir(name)
+    raise UserError(
+        f"{key}=null: no finished student of dataset {cfg.dataset.name} under {result_root(cfg)}; run "
+        "src.exp.run_student_baseline first or give the folder of a checkpoint (result/<run>/models/baseline)"
+    )
 
 
 def run_that_exported(stage: Stage, files: str | None) -> RunFolder | None:

@@ -6,7 +6,7 @@ from typing import Any
 from src.core.logging import TEST_TAG, TensorBoardWriter
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.exp.stage.stage import Stage, Step
-from src.student.checkpoint import load_checkpoint, save_catalogue
+from src.student.checkpoint import Catalogue, load_checkpoint, save_catalogue
 from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
 from src.student.training import FitResult, save_history
 
@@ -38,7 +38,7 @@ def student_step(
 def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
     """Test the best epoch as it was saved, write items, history, ranks and metrics, and return the validation value."""
     folder, metrics = stage.folder, stage.settings.metrics
-    save_catalogue(folder.model_dir(stage.name), stage.dataset)
+    save_catalogue(folder.model_dir(stage.name), Catalogue(stage.dataset.item_ids, stage.dataset.titles))
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
     for name, value in evaluation.by(metrics.masked).items():

@@ -17,12 +17,26 @@ from transformers import PreTrainedModel
 
 from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
+from src.core.foreign.hub import HubModel, is_hub_id
 from src.core.foreign.tensors import check_fits
+from src.core.paths import project_path
 from src.teacher.llm.folder import llm_name
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 _SAMPLE = 256
+
+
+def find_adapter(given: str) -> str:
+    """What `teacher.init_adapter` means: a folder or file that is there, or where the hub's adapter lies in the cache.
+
+    Raises:
+        UserError: no such adapter on the hub, or no way to it.
+    """
+    if project_path(given).exists() or not is_hub_id(given):
+        return given
+    instead = f"expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, upstream's .ckpt, or a hub id, owner/name"
+    return str(HubModel(id=given, key="teacher.init_adapter", instead=instead).fetch([WEIGHTS_FILE, CONFIG_FILE]))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import yaml
+
 from src.core.errors import UserError
 from src.core.files import read_json
 
@@ -27,6 +29,7 @@ EXPECTED = (
     "tokenizer.json, and *.safetensors or pytorch_model*.bin, or the id of one on the Hugging Face hub, owner/name (or "
     "use teacher=ilora_tiny, which builds one)"
 )
+_CARD, _MOST_CARD = "README.md", 1 << 20
 _SAMPLES, _SAMPLE = 256, 4096  # of a weights file: blocks, and bytes of each
 
 
@@ -97,6 +100,23 @@ def llm_name(path: Path) -> str:
     """
     *_, model, kind, _ = ("", "", *path.parts)[-4:] if len(path.parts) > 1 else ("", "", "", "")
     return model.removeprefix("models--").replace("--", "/") if kind == "snapshots" else path.name
+
+
+def llm_license(path: Path) -> str | None:
+    """The licence that the folder's model card gives in its front matter; None where it gives none.
+
+    A card that cannot be read gives none, too: nothing is computed from it.
+    """
+    card = path / _CARD
+    if not card.is_file():
+        return None
+    _, mark, rest = card.read_text(encoding="utf-8", errors="replace")[:_MOST_CARD].partition("---\n")
+    try:
+        found = yaml.safe_load(rest.partition("\n---")[0]) if mark else None
+    except yaml.YAMLError:
+        return None
+    names = [found.get(key) for key in ("license_name", "license")] if isinstance(found, dict) else []
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def num_layers(path: Path) -> int | None:

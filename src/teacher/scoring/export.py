@@ -42,7 +42,7 @@ class Export:
         folder: the teacher's output folder; overwrite: whether another teacher's export there may be replaced.
         made_with: what its files depend on (`provenance.export_made_from`); equal exports are the same.
         adapter: the file of the weights that score.
-        base_model: a name of the LM for people.
+        base_model: a name of the LM for people; base_model_license: as its own card gives it.
         shards: folder for what is not finished.
         rankings: whether rows are ranked; else the embeddings are all.
         rows: None: all training rows.
@@ -53,6 +53,7 @@ class Export:
     made_with: dict[str, Any]
     adapter: Path
     base_model: str
+    base_model_license: str | None
     seed: int
     shards: Path
     rankings: bool
@@ -208,6 +209,7 @@ def _about(export: Export, teacher: TeacherModel, in_sample_rows: int) -> dict[s
         "leaks_target": export.rankings and settings.candidates == "sampled",
         "confidence": settings.confidence,
         "base_model": export.base_model,
+        "base_model_license": export.base_model_license,
         "adapter_sha256": export.made_with[ADAPTER],
         "in_sample_rows": in_sample_rows,
         "seed": export.seed,

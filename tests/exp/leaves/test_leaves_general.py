@@ -13,9 +13,22 @@ from rich.console import Console
 import src.core.logging as run_logging
 from src.core.metrics import HISTORIES
 from src.core.paths import RunFolder
-from src.exp import gather, recommend, run_distill, run_eval_all, run_student_baseline
+from src.exp import export_onnx, gather, recommend, run_distill, run_eval_all, run_student_baseline
 from src.exp.settings import parse_settings
-from src.student.serving import Recommendation, Recommender
+from src.serving.recommender import Recommendation, Recommender
+
+
+def _export_checkpoint(bench: Bench) -> None:
+    message = bench.refused_stage(export_onnx.run, "export.checkpoint=nowhere/at/all")
+    assert message.startswith("export.checkpoint=nowhere/at/all: no such folder; expected the folder of a student")
+
+
+def _export_output(bench: Bench) -> None:
+    target = bench.tmp / "served.onnx"
+    given = f"export.checkpoint={bench.pipeline.folder / 'models' / 'baseline'}"
+    assert run_here(export_onnx.run, given, f"export.output={target}", f"hydra.run.dir={bench.tmp / 'x'}") == 0
+    assert target.is_file()
+
 
 # --- general ------------------------------------------------------------------------------------------------
 
@@ -231,6 +244,8 @@ EFFECTS: dict[str, Effect] = {
     "recommend.output": _recommend_input_and_output,
     "recommend.allowed": _recommend_allowed,
     "recommend.unknown": _recommend_unknown,
+    "export.checkpoint": _export_checkpoint,
+    "export.output": _export_output,
     "paths.data_dir": _data_dir,
     "paths.result_root": _result_root,
     "paths.teacher_outputs_dir": _teacher_outputs_dir,

@@ -6,13 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from src.core.errors import UserError
-from src.student import serving
-from src.student.checkpoint import CheckpointInfo, save_catalogue, save_checkpoint
+from src.core.foreign import hub
+from src.serving import recommender
+from src.serving.recommender import FILES, Recommendation, Recommender
+from src.student.checkpoint import Catalogue, CheckpointInfo, save_catalogue, save_checkpoint
 from src.student.config import ModelConfig
 from src.student.models import build_model
-from src.student.serving import Recommendation, Recommender, rank_unseen
+from src.student.unseen import rank_unseen
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def checkpoint(fill_with_ramp, tiny_dataset, tmp_path):
     model = fill_with_ramp(build_model(ModelConfig("sasrec", 12, 8, 8, 5, 0.1)))
     info = CheckpointInfo("tiny", tiny_dataset.fingerprint, 1, "abc", 1, "ndcg@10", 0.5)
     save_checkpoint(tmp_path, model, model.state_dict(), info)
-    save_catalogue(tmp_path, tiny_dataset)
+    save_catalogue(tmp_path, Catalogue(tiny_dataset.item_ids, tiny_dataset.titles))
     return tmp_path, model.eval()
 
 
@@ -51,7 +54,7 @@ def test_many_histories_are_answered_as_one_is(student, monkeypatch):
     histories = [["3"], ["1", "4", "1", "5", "9", "2"], ["7", "8"], ["0"]]
     alone = [student.recommend([history], top_k=4)[0] for history in histories]
     for most in (1, 30, 2**20):  # one at a time, two, all
-        monkeypatch.setattr(serving, "_MOST_SCORES", most)
+        monkeypatch.setattr(recommender, "_MOST_SCORES", most)
         together = student.recommend(histories, top_k=4)
         assert [ids(best) for best in together] == [ids(best) for best in alone]
         scores = [[r.score for best in found for r in best] for found in (together, alone)]
@@ -115,6 +118,72 @@ def test_items_that_are_not_the_students(checkpoint, content):
     (checkpoint[0] / "items.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"items\.json: must hold item_ids and titles, 12 texts each"):
         Recommender.from_pretrained(checkpoint[0])
+
+
+# --- saved and shared ---------------------------------------------------------------------------------------
+
+
+def answers(student: Recommender) -> list[Recommendation]:
+    return student.recommend([["3", "1"]], top_k=5)[0]
+
+
+def test_what_is_saved_is_the_student(student, tmp_path):
+    (tmp_path / "README.md").write_text("# a card\n")
+    Recommender.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy")
+
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {*FILES, "README.md"}
+    copy = Recommender.from_pretrained(str(tmp_path / "copy"))
+    assert answers(copy) == answers(student)
+    assert (copy.info, copy.card) == (student.info, "# a card\n")
+
+
+def test_a_student_without_a_card_is_saved_without_one(student, tmp_path):
+    student.save_pretrained(tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == set(FILES)
+
+
+def test_a_student_of_the_hub_is_found_in_the_cache(checkpoint, student, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / "hub" / "models--acme--student"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    student.save_pretrained(cached / "snapshots" / ("a" * 40))
+
+    assert answers(Recommender.from_pretrained("acme/student")) == answers(student)
+    with pytest.raises(
+        UserError, match=r"student=acme/other: no folder of that name, the cache .* HF_HUB_OFFLINE is set"
+    ):
+        Recommender.from_pretrained("acme/other")
+    with pytest.raises(
+        UserError, match=r"student=\./nowhere: no such folder; expected the folder of a student \(config"
+    ):
+        Recommender.from_pretrained("./nowhere")
+
+
+def test_a_student_is_pushed_whole_and_privately(student, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, model, **options):
+            calls.append((model, options))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, {path.name for path in folder_path.iterdir()}))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    assert student.push_to_hub("acme/student") == f"{constants.ENDPOINT}/acme/student"
+    assert calls == [("acme/student", {"private": True, "exist_ok": True}), ("acme/student", set(FILES))]
+
+    monkeypatch.setattr(Api, "create_repo", lambda *args, **options: (_ for _ in ()).throw(ValueError("no token")))
+    with pytest.raises(
+        UserError, match=r"acme/student: cannot be written on the hub \(no token\); give owner/name, and"
+    ):
+        student.push_to_hub("acme/student")
+
+
+# --- rows of a data set -------------------------------------------------------------------------------------
 
 
 def test_rows_are_ranked_without_their_whole_history(checkpoint, tiny_dataset):

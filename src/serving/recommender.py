@@ -1,21 +1,33 @@
-"""The best items of a trained student: for histories of names, and for rows of a data set."""
+"""A trained student and the items that it ranks: loaded from a folder or the hub, asked, saved, shared."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.data_utils import Rows
 from src.core.errors import UserError
-from src.student.checkpoint import Catalogue, load_catalogue, load_checkpoint
-from src.student.evaluator import history_mask
+from src.core.files import write_text
+from src.core.foreign.hub import HubModel, is_hub_id, push_folder
+from src.core.paths import CARD_FILE, CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE, project_path
+from src.student.checkpoint import (
+    Catalogue,
+    CheckpointInfo,
+    load_catalogue,
+    load_checkpoint,
+    save_catalogue,
+    save_checkpoint,
+)
 from src.student.models import Student
 
+FILES = (CONFIG_FILE, WEIGHTS_FILE, ITEMS_FILE)
+_EXPECTED = (
+    f"expected the folder of a student ({', '.join(FILES)}) or the id of one on the Hugging Face hub, owner/name"
+)
 _MOST_SCORES = 2**24  # that are held at once: 64 MB
 
 
@@ -28,30 +40,83 @@ class Recommendation:
     score: float
 
 
+def find_student(given: str, revision: str | None = None, *, key: str) -> Path:
+    """The folder that holds a student: itself, or where that of the hub lies in the cache, fetched if need be.
+
+    Args:
+        key: what `given` is called, for messages.
+
+    Raises:
+        UserError: no such folder or model, or no way to the hub.
+    """
+    folder = project_path(given)
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(given):
+        raise UserError(f"{key}={given}: no such folder; {_EXPECTED}")
+    return HubModel(id=given, revision=revision, key=key, instead=_EXPECTED).fetch([*FILES, CARD_FILE])
+
+
 class Recommender:
     """A trained student and the items that it ranks: all that serving needs, without the log or a teacher's files.
 
     Attributes:
-        model: in evaluation mode; items: its catalogue.
+        model: in evaluation mode; items: its catalogue; info: where it comes from; card: text of its model card.
         unknown: names of histories that are no item's and were skipped, with how often.
     """
 
-    def __init__(self, model: Student, items: Catalogue, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: Student,
+        items: Catalogue,
+        info: CheckpointInfo,
+        *,
+        card: str | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.device = device or torch.device("cpu")
-        self.model, self.items = model.eval().to(self.device), items
+        self.model, self.items, self.info, self.card = model.eval().to(self.device), items, info, card
         self.unknown: Counter[str] = Counter()
         self._numbers = {title: item for item, title in enumerate(items.titles)}
         self._numbers |= {item_id: item for item, item_id in enumerate(items.item_ids)}  # goes before an equal title
 
     @classmethod
-    def from_pretrained(cls, folder: Path, device: torch.device | None = None) -> "Recommender":
-        """The student of `folder` (`models/baseline` or `models/distill` of a run, wherever it was copied to).
+    def from_pretrained(
+        cls, student: str | Path, *, revision: str | None = None, device: torch.device | None = None
+    ) -> "Recommender":
+        """The student of a folder (`models/baseline` or `models/distill` of a run, wherever it was copied to), or of
+        the Hugging Face hub.
+
+        Args:
+            student: the folder, or owner/name where there is no such folder.
+            revision: branch, tag or commit on the hub; None: its main branch.
 
         Raises:
-            UserError: a file is missing or damaged, or does not fit the others.
+            UserError: no such student, a file is missing or damaged, or does not fit the others.
         """
-        model, _ = load_checkpoint(folder)
-        return cls(model, load_catalogue(folder, model.config.num_items), device)
+        folder = find_student(str(student), revision, key="student")
+        model, info = load_checkpoint(folder)
+        card = folder / CARD_FILE
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else None
+        return cls(model, load_catalogue(folder, model.config.num_items), info, card=text, device=device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write all that `from_pretrained` reads, and the model card if there is one."""
+        folder = Path(folder)
+        save_catalogue(folder, self.items)
+        save_checkpoint(folder, self.model, self.model.state_dict(), self.info)
+        if self.card is not None:
+            write_text(folder / CARD_FILE, self.card)
+
+    def push_to_hub(self, model: str, *, private: bool = True) -> str:
+        """Upload the student as `model`, owner/name, of the Hugging Face hub; returns its address.
+
+        Raises:
+            UserError: there is no way to the hub, or no token that may write there.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(Path(folder), model, private=private)
 
     def recommend(
         self,
@@ -132,35 +197,3 @@ class Recommender:
                 f"{len(self.items.item_ids)} items{hint}"
             )
         return self._numbers[name]
-
-
-@torch.no_grad()
-def rank_unseen(model: Student, rows: Rows, index: np.ndarray, *, count: int, key: str) -> tuple[Tensor, Tensor]:
-    """The `count` best items of some rows, best first, none of their histories.
-
-    Args:
-        model: in evaluation mode, on the device where it is to run.
-        index: row numbers, int64 [B].
-        key: what `count` is called in the configuration.
-
-    Returns:
-        Items int64 [B, count], and minus their log-probabilities among all items, float32 [B, count], ascending.
-
-    Raises:
-        UserError: a row's history leaves fewer than `count` items.
-    """
-    device = model.item_embeddings.weight.device
-    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items, index)
-    scores = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
-    return best_unseen(scores, rows.select(index), count=count, key=key)
-
-
-def best_unseen(scores: Tensor, rows: Rows, *, count: int, key: str) -> tuple[Tensor, Tensor]:
-    """As `rank_unseen`, from the rows' scores of all items, float [B, num_items]."""
-    num_items = scores.shape[1]
-    seen = history_mask(rows, num_items).to(scores.device)
-    free = num_items - int(seen.sum(1).max())
-    if free < count:
-        raise UserError(f"{key}={count}: the longest history leaves {free} items; use at most {free}")
-    best = scores.masked_fill(seen, float("-inf")).topk(count)
-    return best.indices, scores.logsumexp(1, keepdim=True) - best.values
