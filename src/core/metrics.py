@@ -56,6 +56,12 @@ class MetricsConfig:
         return "metrics_masked" if self.masked else "metrics"
 
     @property
+    def list_length(self) -> int:
+        """How many of the best items metrics beyond accuracy look at: the deciding metric's cut-off, or the largest."""
+        _, _, k = self.monitor.partition("@")
+        return int(k) if k else max(self.ks)
+
+    @property
     def description(self) -> str:
         """The metric that decides, for the log: `ndcg@10`, or `ndcg@10 (history removed)`."""
         return f"{self.monitor} (history removed)" if self.masked else self.monitor

@@ -13,7 +13,8 @@ class ActiveConfig:
     """The keys that every `conf/active/*.yaml` has; `SCHEMAS` has those of each strategy.
 
     Attributes:
-        name: the YAML's, the same as `strategy`, which chooses the policy.
+        name: the YAML's, the same as `strategy`.
+        strategy: chooses the policy: `all`, `random`, `uncertainty`, `meta`, or one of your own.
         budget_ratio: share of the rows that have a teacher.
     """
 

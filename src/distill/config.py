@@ -59,6 +59,7 @@ class DistillConfig:
     alpha is upstream's: the weight of DROS, in the base loss and for each candidate; the ranking's own weight is 1.
 
     Attributes:
+        name: the YAML's, for reports.
         engine: this framework, or the original program (`dllm2rec_wrapper`).
         teacher: who teaches: the exported files of the LLM, or a control (`control_teachers`): the frozen recommender
             that it reads, noise of the shapes of its files, words of the titles without a language model, its files
@@ -67,7 +68,7 @@ class DistillConfig:
         ranking: `exported`, or `similarity`: the Markov chain of the training rows and the similarity of the teacher's
             embeddings; similarity_weight: of the second beside the first, None: chosen on validation rows.
         teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
-        loss: base loss, one of `student.config.LOSSES`; None takes the student's.
+        loss: base loss, one of `LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher.
         dros_average: of `candidate_loss=official`: over what its DROS terms are averaged before they are weighted, the
             rows of the batch, as upstream's code comes to do, or the row alone (`kd_losses.average_over_batch`).

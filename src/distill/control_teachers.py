@@ -13,9 +13,9 @@ from src.core.seed import generator
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.similarity import ranked
 from src.student.checkpoint import load_checkpoint_of
+from src.student.evaluator import rank_unseen
 from src.student.models import Student
 from src.student.references import title_vectors
-from src.student.unseen import rank_unseen
 
 _TITLE_DIMS = 256
 _SMALLEST_SINGULAR_VALUE = 1e-5  # relative to the largest: below it, float32 vectors hold rounding noise

@@ -10,8 +10,8 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
+from src.student.evaluator import best_unseen
 from src.student.references import ChainWithSimilarity, Vectors
-from src.student.unseen import best_unseen
 
 _CHUNK = 512
 _Ranks = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # row numbers to best items and distances, as `rank_unseen`

@@ -158,6 +158,11 @@ def _parse(name: str, section: DictConfig) -> Any:
     return parse_section(_SCHEMAS[name], section, name)
 
 
+def schemas() -> dict[str, list[type]]:
+    """The dataclasses that each section may have."""
+    return {name: list(_CHOICES[name][0].values()) if name in _CHOICES else [kind] for name, kind in _SCHEMAS.items()}
+
+
 def known_keys(section: str) -> list[str]:
     """The keys of a section such as `student` or `teacher.lora`, of the whole configuration for ``; [] if unknown.
 
@@ -165,8 +170,8 @@ def known_keys(section: str) -> list[str]:
     """
     if not section:
         return _SECTIONS
-    schemas = [kind for hint in _types_of(section) for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
-    return list(dict.fromkeys(e.metadata.get("key", e.name) for schema in schemas for e in fields_of(schema)))
+    kinds = [kind for hint in _types_of(section) for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+    return list(dict.fromkeys(e.metadata.get("key", e.name) for schema in kinds for e in fields_of(schema)))
 
 
 def takes_new_keys(section: str) -> bool:
@@ -179,10 +184,10 @@ def _types_of(section: str) -> list[Any]:
     first, *rest = section.split(".")
     if first not in _SECTIONS:
         return []
-    types: list[Any] = list(_CHOICES[first][0].values()) if first in _CHOICES else [_SCHEMAS[first]]
+    types: list[Any] = list(schemas()[first])
     for name in rest:
-        schemas = [kind for hint in types for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
-        types = [hints[name] for schema in schemas if name in (hints := typing.get_type_hints(schema))]
+        inner = [kind for hint in types for kind in (hint, *typing.get_args(hint)) if is_dataclass(kind)]
+        types = [hints[name] for schema in inner if name in (hints := typing.get_type_hints(schema))]
     return types
 
 

@@ -1,7 +1,7 @@
-"""Full-ranking evaluation, the same for every model that scores items."""
+"""Full ranking, the same for every model that scores items: where the targets stand, and which items are best."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import Rows, SequenceDataset
+from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
 from src.core.metrics import metrics_from_ranks, rank_counts
 from src.student.models import Student
@@ -22,12 +23,19 @@ ScoreRows = Callable[[np.ndarray], Tensor]
 class Evaluation:
     """Metrics over rows, with the history's items left in (`metrics`) and removed (`metrics_masked`).
 
-    `ranks` holds per row int64 [N]: user, target, better, equal, better_masked, equal_masked.
+    Attributes:
+        ranks: per row int64 [N]: user, target, better, equal, better_masked, equal_masked; from `lists` on also what
+            its lists are like.
+        lists: the best items of each row, int64 [N, k], -1 where there are no more, by the part they belong to
+            (`metrics`, `metrics_masked`); empty unless asked for.
+        beyond: metrics of the lists, by part; see `lists`.
     """
 
     metrics: dict[str, float]
     metrics_masked: dict[str, float]
     ranks: dict[str, np.ndarray]
+    lists: dict[str, np.ndarray] = field(default_factory=dict)
+    beyond: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def by(self, masked: bool) -> dict[str, float]:
         """The metrics with the history's items removed, or left in."""
@@ -35,9 +43,9 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: Student, rows: Rows, dataset: SequenceDataset, ks: list[int], device: torch.device
+    model: Student, rows: Rows, dataset: SequenceDataset, ks: list[int], device: torch.device, *, top_k: int = 0
 ) -> Evaluation:
-    """Evaluate a student: dropout off, every item ranked. The model's mode is restored."""
+    """Evaluate a student: dropout off, every item ranked. The model's mode is restored; arguments as below."""
     was_training = model.training
     model.eval().to(device)
 
@@ -46,21 +54,23 @@ def evaluate_model(
         return model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
 
     try:
-        return evaluate_scores(score, rows, dataset.num_items, ks)
+        return evaluate_scores(score, rows, dataset.num_items, ks, top_k=top_k)
     finally:
         model.train(was_training)
 
 
 @torch.no_grad()
-def evaluate_scores(score: ScoreRows, rows: Rows, num_items: int, ks: list[int]) -> Evaluation:
+def evaluate_scores(score: ScoreRows, rows: Rows, num_items: int, ks: list[int], *, top_k: int = 0) -> Evaluation:
     """Evaluate any scorer.
 
     Args:
         score: maps row numbers int64 [B] to scores float [B, num_items].
         rows: rows with their targets.
+        top_k: how many of each row's best items `Evaluation.lists` holds; 0: it stays empty.
     """
     names = ("better", "equal", "better_masked", "equal_masked")
     counts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    lists: dict[str, list[np.ndarray]] = {"metrics": [], "metrics_masked": []} if top_k else {}
     for begin in range(0, len(rows), _CHUNK):
         index = np.arange(begin, min(begin + _CHUNK, len(rows)))
         scores = score(index)
@@ -71,12 +81,22 @@ def evaluate_scores(score: ScoreRows, rows: Rows, num_items: int, ks: list[int])
             names, (*rank_counts(scores, targets), *rank_counts(scores, targets, seen)), strict=True
         ):
             counts[name].append(value.cpu().numpy())
+        if top_k:
+            lists["metrics"].append(_best(scores, top_k))
+            lists["metrics_masked"].append(_best(scores.masked_fill(seen, float("-inf")), top_k))
     ranks = {name: np.concatenate(chunks) if chunks else np.zeros(0, int) for name, chunks in counts.items()}
     return Evaluation(
         metrics_from_ranks(ranks["better"], ranks["equal"], ks),
         metrics_from_ranks(ranks["better_masked"], ranks["equal_masked"], ks),
         {"user": rows.user.astype(np.int64), "target": rows.targets, **ranks},
+        {part: np.concatenate(chunks) for part, chunks in lists.items()},
     )
+
+
+def _best(scores: Tensor, count: int) -> np.ndarray:
+    """The best items, best first, -1 for those of score -inf: int64 [B, min(count, num_items)]."""
+    best = scores.topk(min(count, scores.shape[1]))
+    return best.indices.masked_fill(best.values == float("-inf"), -1).cpu().numpy()
 
 
 def history_mask(rows: Rows, num_items: int) -> Tensor:
@@ -98,4 +118,41 @@ def write_evaluation(path: Path, ranks_path: Path, evaluation: Evaluation, about
 
     write_atomic(ranks_path, write_npz)
     result = {**about, "metrics": evaluation.metrics, "metrics_masked": evaluation.metrics_masked}
+    if evaluation.beyond:
+        result["beyond_accuracy"] = evaluation.beyond
     write_json(path, result)
+
+
+# --- the best items that are not in the history: how students and the recommender teach -----------------------
+
+
+@torch.no_grad()
+def rank_unseen(model: Student, rows: Rows, index: np.ndarray, *, count: int, key: str) -> tuple[Tensor, Tensor]:
+    """The `count` best items of some rows, best first, none of their histories.
+
+    Args:
+        model: in evaluation mode, on the device where it is to run.
+        index: row numbers, int64 [B].
+        key: what `count` is called in the configuration.
+
+    Returns:
+        Items int64 [B, count], and minus their log-probabilities among all items, float32 [B, count], ascending.
+
+    Raises:
+        UserError: a row's history leaves fewer than `count` items.
+    """
+    device = model.item_embeddings.weight.device
+    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items, index)
+    scores = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
+    return best_unseen(scores, rows.select(index), count=count, key=key)
+
+
+def best_unseen(scores: Tensor, rows: Rows, *, count: int, key: str) -> tuple[Tensor, Tensor]:
+    """As `rank_unseen`, from the rows' scores of all items, float [B, num_items]."""
+    num_items = scores.shape[1]
+    seen = history_mask(rows, num_items).to(scores.device)
+    free = num_items - int(seen.sum(1).max())
+    if free < count:
+        raise UserError(f"{key}={count}: the longest history leaves {free} items; use at most {free}")
+    best = scores.masked_fill(seen, float("-inf")).topk(count)
+    return best.indices, scores.logsumexp(1, keepdim=True) - best.values

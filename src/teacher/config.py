@@ -143,6 +143,7 @@ class TeacherConfig:
     """The keys of `conf/teacher/*.yaml`.
 
     Attributes:
+        name: the YAML's, for reports.
         llm_path: local Hugging Face folder of a LLaMA-family model, or the id of one on the hub; null where `tiny`
             builds one. Not the path but what lies there decides (`llm.folder.llm_digest`).
         llm_revision: branch, tag or commit on the hub; null: its main branch.

@@ -23,6 +23,7 @@ from src.core.teacher_files import ChosenRows
 from src.student.context import Resume, RunContext
 from src.student.cost import record_cost
 from src.student.evaluator import write_evaluation
+from src.student.lists import ListMetrics
 from src.teacher import provenance
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.adapter_file import find_adapter, read_adapter
@@ -202,7 +203,8 @@ class ILoRATeacher(ITeacherRecommender):
         examples = self.folder.root / "metrics" / "teacher_examples.md"
         write_text(examples, result.examples)
         record_cost(self.folder.cost_file, "teacher", result.cost)
-        write_evaluation(evaluation, ranks, result.full_ranking, self._about(cfg, result))
+        ranking = ListMetrics.of(self.dataset, cfg.metrics.list_length).add_to(result.full_ranking)
+        write_evaluation(evaluation, ranks, ranking, self._about(cfg, result))
         self._written["evaluate"] = self._hashes([evaluation, ranks, examples])
         answers, monitor = result.answers, cfg.metrics.monitor
         logger.info(

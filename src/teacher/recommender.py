@@ -15,9 +15,9 @@ from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import SASRecConfig, StudentConfig
 from src.student.context import RunContext
+from src.student.evaluator import rank_unseen
 from src.student.models import Student
 from src.student.trainer_baseline import train_baseline
-from src.student.unseen import rank_unseen
 from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.config import TeacherConfig
 

@@ -37,6 +37,10 @@ HEAD = {
     "checkpoint",
     "metrics",
     "metrics_masked",
+    "beyond_accuracy",
+}
+LISTS = {f"{name}@10" for name in ("item_coverage", "gini_index", "average_popularity", "novelty")} | {
+    "intra_list_diversity@10"
 }
 
 
@@ -90,6 +94,7 @@ def test_an_evaluation_has_every_field_and_every_metric(pipeline, stage) -> None
     for part in ("metrics", "metrics_masked"):
         assert set(evaluation[part]) == METRICS
         assert all(0 <= value <= 1 for value in evaluation[part].values())
+        assert set(evaluation["beyond_accuracy"][part]) == LISTS
         assert all(evaluation[part][f"recall@{k}"] == evaluation[part][f"hit_ratio@{k}"] for k in (1, 5, 10, 20))
 
 
@@ -97,7 +102,8 @@ def test_an_evaluation_has_every_field_and_every_metric(pipeline, stage) -> None
 def test_ranks_give_the_metrics_again(pipeline, stage) -> None:
     evaluation = read(pipeline.folder / "metrics" / f"eval_{stage}.json")
     with np.load(pipeline.folder / "metrics" / f"ranks_{stage}.npz") as ranks:
-        assert set(ranks) == {"user", "target", "better", "equal", "better_masked", "equal_masked"}
+        both = {f"{name}{end}" for name in ("better", "equal", "popularity") for end in ("", "_masked")}
+        assert set(ranks) == {"user", "target"} | both
         assert all(len(ranks[name]) == evaluation["num_users"] for name in ranks)
         better, equal = ranks["better"], ranks["equal"]
     chance = np.clip(10 - better, 0, equal) / equal  # share of the places 0..9 among those the target may take
@@ -188,7 +194,7 @@ def test_the_teachers_files_agree_with_their_manifest(pipeline) -> None:
     manifest = read_manifest(folder)
     adapter = pipeline.folder / "models" / "teacher" / "adapter" / "adapter_model.safetensors"
     files = {path.name for path in folder.iterdir()} - {LOCK_FILE}
-    assert files == {*manifest.sha256, "row_stats.npz", "manifest.json"}
+    assert files == {*manifest.sha256, "row_stats.npz", "manifest.json", "README.md"}
     assert all(sha256_file(folder / name) == digest for name, digest in manifest.sha256.items())
     assert (manifest.num_rows, manifest.num_items, manifest.top_n, manifest.llm_dim) == (600, 200, 4, 16)
     assert (manifest.in_sample_rows, manifest.seed) == (64, 42)

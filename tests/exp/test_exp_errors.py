@@ -1,5 +1,6 @@
 """What a user gets for a mistake: exit code 1, one readable line, no stack trace, nothing damaged."""
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -126,6 +127,17 @@ def test_what_is_refused_costs_no_library(processes, name) -> None:
     """Each of them takes seconds to import, PyTorch alone more than all that a refused command does."""
     assert {"src", "hydra"} <= processes[name].libraries
     assert processes[name].libraries & {"torch", *BESIDE_PYTORCH} == set()
+
+
+def test_help_shows_what_a_commands_choices_make_of_the_configuration(processes) -> None:
+    """With the comments of the files that they read, and of no others."""
+    lines = processes["help"].out.splitlines()
+    assert any(re.fullmatch(r"  student= +caser \| gru4rec \| sasrec \| sasrec_plus", line) for line in lines)
+    assert "  method: leave_one_out                     # or temporal: all rows by target time, 8:1:1" in map(
+        str.rstrip, [line[2:] for line in lines]
+    )
+    assert "  max_seq_len: 50" in lines  # lastfm.yaml's comment on this key is not movielens'
+    assert processes["help"].code == 0 and processes["help"].err == ""
 
 
 def test_what_is_read_from_records_costs_no_pytorch(processes) -> None:

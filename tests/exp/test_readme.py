@@ -17,7 +17,8 @@ from src.core.errors import UserError
 from src.core.settings import parse_choice, parse_section
 from src.distill import active_config, selection_policy
 from src.distill.selection_policy import TeacherInfo
-from src.exp.settings import known_keys, parse_settings
+from src.exp.settings import known_keys, parse_settings, schemas
+from src.exp.stage.keys import keys_page
 from src.exp.study.config import StudyConfig
 from src.exp.study.plan import variants
 from src.serving.onnx_export import export_onnx
@@ -339,6 +340,14 @@ def test_the_japanese_page_keeps_code_and_tables(page) -> None:
         for line in unified_diff(english, japanese, f"{page} {heading}", f"{other} {translated}", "", "", 0, "")
     ]
     assert not changes, f"{other} lacks the lines with -, {page} those with +:\n" + "\n".join(changes)
+
+
+def test_every_key_is_told() -> None:
+    """docs/keys.md is what its generator makes; after a change: python -m src.exp.stage.keys > docs/keys.md."""
+    page = keys_page(schemas())
+    assert TEXTS["docs/keys.md"] == page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows if len(row[-1].strip("| ")) < 8] == []
 
 
 def test_the_readme_is_the_door_not_the_house() -> None:

@@ -14,8 +14,8 @@ from src.serving import recommender
 from src.serving.recommender import FILES, Recommendation, Recommender
 from src.student.checkpoint import Catalogue, CheckpointInfo, save_catalogue, save_checkpoint
 from src.student.config import ModelConfig
+from src.student.evaluator import rank_unseen
 from src.student.models import build_model
-from src.student.unseen import rank_unseen
 
 
 @pytest.fixture

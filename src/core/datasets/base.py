@@ -69,7 +69,12 @@ class WindowSplits:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """How rows are split: `leave_one_out`, `temporal`, or `given` for data that come split."""
+    """How rows are split.
+
+    Attributes:
+        method: `leave_one_out` (a user's last item tests, the one before validates), `temporal` (all rows by the time
+            of their target, 8:1:1), or `given` for data that come split.
+    """
 
     method: str = "leave_one_out"
 

@@ -14,7 +14,11 @@ MISSING_TITLES = ("refuse", "name")
 
 @dataclass(frozen=True, kw_only=True)
 class CsvColumns:
-    """Names of the columns; `item` stands in both files."""
+    """Names of the columns.
+
+    Attributes:
+        user, timestamp: in the log; title: in the table of titles; item: in both.
+    """
 
     user: str = "user"
     item: str = "item"

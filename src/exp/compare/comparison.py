@@ -34,7 +34,17 @@ CONTROLS = {  # by `distill.teacher`; `own` has `distill.embeddings_file`
 }
 DIFFERENCE = "distilled - baseline"  # the name of the test that the report is about
 
-_METRICS = {"recall": "Recall", "ndcg": "NDCG", "hit_ratio": "HitRatio", "mrr": "MRR", "valid": "validation"}
+_METRICS = {
+    "recall": "Recall",
+    "ndcg": "NDCG",
+    "hit_ratio": "HitRatio",
+    "mrr": "MRR",
+    "valid": "validation",
+    "item_coverage": "item coverage",
+    "gini_index": "Gini index",
+    "average_popularity": "average popularity",
+    "intra_list_diversity": "intra-list diversity",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

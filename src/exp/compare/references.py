@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from src.exp.compare.comparison import LABELS
 from src.exp.stage.stage import Stage
 from src.student.evaluator import Evaluation, evaluate_scores
+from src.student.lists import ListMetrics
 from src.student.references import ChainWithSimilarity, markov_chain, popularity, title_vectors
 
 
@@ -36,5 +37,9 @@ def evaluate_references(stage: Stage) -> References:
         with_titles = ChainWithSimilarity.of(dataset, metrics, vectors)
         scorers["markov_titles"], titles = with_titles.of_rows(rows), with_titles.description(metrics)
         stage.logger.info("%s: %s", LABELS["markov_titles"], titles)
-    found = {name: evaluate_scores(scorer, rows, dataset.num_items, metrics.ks) for name, scorer in scorers.items()}
+    lists = ListMetrics.of(dataset, metrics.list_length)
+    found = {
+        name: lists.add_to(evaluate_scores(scorer, rows, dataset.num_items, metrics.ks, top_k=lists.k))
+        for name, scorer in scorers.items()
+    }
     return References(evaluations=found, titles=titles)

@@ -23,7 +23,8 @@ from src.exp.stage.lookup import Found
 from src.exp.stage.stage import Stage, open_stage
 from src.student.checkpoint import load_checkpoint
 from src.student.cost import answer_latency, parameter_counts, record_cost
-from src.student.evaluator import evaluate_model, write_evaluation
+from src.student.evaluator import write_evaluation
+from src.student.lists import evaluate_test
 from src.student.models import Student
 
 _TIMED_USERS = 200
@@ -53,7 +54,8 @@ def _compare(stage: Stage, sources: Sources) -> Comparison:
     students = {name: _evaluate_student(stage, name, runs[name]) for name in STUDENTS if name in runs}
     references = evaluate_references(stage)
     evaluations = {
-        name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked} for name, e in references.evaluations.items()
+        name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked, "beyond_accuracy": e.beyond}
+        for name, e in references.evaluations.items()
     }
     if "teacher" in runs:
         evaluations["teacher"] = _take_over(stage, "teacher", runs["teacher"].folder)
@@ -139,7 +141,7 @@ def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
     model, info = load_checkpoint(folder)
     before = source.folder.eval_file(name)
     metrics_before = read_json(before)["metrics"] if before.is_file() else {}
-    evaluation = evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
+    evaluation = evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device)
     inside = folder.is_relative_to(stage.folder.root)
     about = {
         "model": model.config.name,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from src.core.files import write_text
+from src.exp.compare.beyond import popularity_shift
 from src.exp.compare.breakdown import breakdown, group_differences, row_groups, thirds
 from src.exp.compare.comparison import (
     DIFFERENCE,
@@ -33,6 +34,7 @@ from src.exp.report.tables import (
     controls_table,
     cost_table,
     facts,
+    lists_table,
     metrics_table,
     seeds_table,
     settings_table,
@@ -45,6 +47,7 @@ _SECTIONS = {
     "tests": "Is the difference real?",
     "metrics": "Test metrics",
     "breakdown": "Where it helps",
+    "beyond": "Beyond accuracy",
     "training": "Training",
     "studies": "Plots of studies",
     "teacher": "Teacher",
@@ -101,7 +104,8 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
 def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, Any]:
     """What `templates/report_body.j2` names, but for the plots."""
     teacher, links = _teacher(comparison), relative_links(comparison.extra_plots, comparison.folder.root)
-    absent = {name for name, content in (("teacher", teacher), ("studies", links)) if not content}
+    lists = lists_table(comparison)
+    absent = {name for name, content in (("teacher", teacher), ("studies", links), ("beyond", lists)) if not content}
     return {
         "title": f"{comparison.settings.general.experiment_name}: {comparison.dataset.name}",
         "sections": {name: title for name, title in _SECTIONS.items() if name not in absent},
@@ -118,6 +122,9 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
         "num_items": comparison.dataset.num_items,
         "metrics": metrics_table(comparison, "metrics"),
         "metrics_masked": metrics_table(comparison, "metrics_masked"),
+        "lists": lists,
+        "list_length": comparison.settings.metrics.list_length,
+        "popularity_shift": popularity_shift(comparison),
         "upstream": _upstream(comparison),
         "teacher": teacher,
         "times": times_table(comparison),

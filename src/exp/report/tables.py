@@ -80,6 +80,14 @@ def metrics_table(comparison: Comparison, part: str) -> Table:
     return decimals(frame.rename(index=metric_label).T, "model")
 
 
+def lists_table(comparison: Comparison) -> Table | None:
+    """Metrics beyond accuracy of the ranking that decides, models down; None where no evaluation has any."""
+    part = comparison.settings.metrics.part
+    found = {LABELS[name]: e.get("beyond_accuracy", {}).get(part) for name, e in comparison.evaluations.items()}
+    found = {label: metrics for label, metrics in found.items() if metrics}
+    return decimals(pd.DataFrame(found).rename(index=metric_label).T, "model") if found else None
+
+
 def teacher_table(answers: dict[str, Any]) -> Table:
     """What the teacher answered: each measure with its interval."""
     rows = [

@@ -37,6 +37,9 @@ def run_entry_point(run: Run, artefact: str | None = None) -> None:
     Args:
         artefact: what the command makes, by whose record a sweep knows its jobs; None: a command that only looks.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        _or_fail(_print_help, wants_trace=False)
+        return
     wants_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting itself
     entry = hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "conf"), config_name="config")
@@ -53,6 +56,12 @@ def run_entry_point(run: Run, artefact: str | None = None) -> None:
         _or_fail(lambda: run_jobs(lambda: entry(job)(), artefact), wants_trace=wants_trace)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _print_help() -> None:
+    from src.exp.stage.keys import help_text  # what no other command needs
+
+    print(help_text(sys.argv[1:]))
 
 
 def _run(run: Run, config: DictConfig) -> float | None:

@@ -7,7 +7,8 @@ from src.core.logging import TEST_TAG, TensorBoardWriter
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.exp.stage.stage import Stage, Step
 from src.student.checkpoint import Catalogue, load_checkpoint, save_catalogue
-from src.student.evaluator import Evaluation, evaluate_model, write_evaluation
+from src.student.evaluator import Evaluation, write_evaluation
+from src.student.lists import evaluate_test
 from src.student.training import FitResult, save_history
 
 
@@ -62,7 +63,7 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
 def _test_saved(stage: Stage) -> Evaluation:
     """Evaluate the saved checkpoint of the stage on the test rows."""
     model, _ = load_checkpoint(stage.folder.model_dir(stage.name))
-    return evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
+    return evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device)
 
 
 def about(stage: Stage, model: str, checkpoint: str) -> dict[str, object]:

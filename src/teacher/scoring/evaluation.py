@@ -99,7 +99,17 @@ def full_ranking(ranking: Ranking, dataset: SequenceDataset, *, index: np.ndarra
     equal = np.ones_like(better)
     ranks = {"user": test.user[index].astype(np.int64), "target": targets, "better": better, "equal": equal}
     ranks |= {"better_masked": masked, "equal_masked": equal}
-    return Evaluation(metrics_from_ranks(better, equal, ks), metrics_from_ranks(masked, equal, ks), ranks)
+    lists = {"metrics": ranking.items[:, : max(ks)], "metrics_masked": _without(ranking.items, seen, max(ks))}
+    return Evaluation(metrics_from_ranks(better, equal, ks), metrics_from_ranks(masked, equal, ks), ranks, lists)
+
+
+def _without(items: np.ndarray, seen: list[np.ndarray], count: int) -> np.ndarray:
+    """The first `count` items of each ranking that are not seen, -1 where there are no more: int64 [N, count]."""
+    lists = np.full((len(items), count), -1)
+    for row, (ranked, out) in enumerate(zip(items, seen, strict=True)):
+        left = ranked[~np.isin(ranked, out)][:count]
+        lists[row, : len(left)] = left
+    return lists
 
 
 def examples(

@@ -127,6 +127,29 @@ def test_the_report_tests_the_differences_and_says_what_it_can(report) -> None:
     assert report.splitlines()[2].startswith(("**Cannot tell whether", "**The distilled student is "))
 
 
+def test_the_report_tells_what_is_recommended_beside_how_well(pipeline, report) -> None:
+    header = next(line for line in report.splitlines() if line.startswith("| model") and "coverage" in line)
+    names = [cell.strip() for cell in header.split("|")[2:-1]]
+    assert names == [
+        f"{name}@10"
+        for name in ("item coverage", "Gini index", "average popularity", "novelty", "intra-list diversity")
+    ]
+    section = report[report.index("## Beyond accuracy") :]
+    rows = {name: values for name, *values in cells(section, "model")}
+    assert list(rows) == [
+        "most popular",
+        "Markov chain",
+        "chain + TF-IDF",
+        "teacher",
+        "student, baseline",
+        "student, distilled",
+    ]
+    found = read(pipeline.folder / "metrics" / "eval_distill.json")["beyond_accuracy"]["metrics"]
+    assert rows["student, distilled"] == [f"{value:.4f}" for value in found.values()]
+    assert rows["most popular"][0] == f"{10 / 200:.4f}"  # everybody's list is the same
+    assert "popular" in section.splitlines()[2]
+
+
 def test_the_report_tells_times_parameters_and_latency(pipeline, report) -> None:
     costs = read(pipeline.folder / "metrics" / "cost.json")
     assert set(costs) == {"teacher", "baseline", "distill"}

@@ -1,8 +1,10 @@
 """Verdicts: what is claimed, and what qualifies it."""
 
+import numpy as np
 import pytest
 from invented import comparison, ranks, settings
 
+from src.exp.compare.beyond import popularity_shift
 from src.exp.compare.comparison import DIFFERENCE, comparison_tests
 from src.exp.compare.significance import PairedTest
 from src.exp.compare.verdict import verdict
@@ -154,6 +156,29 @@ def test_unlike_students_are_not_compared(distilled_first, tiny_dataset, tmp_pat
     assert "src.exp.run_student_baseline with the same settings in the same folder" in found.surroundings[0]
     text = " ".join([found.headline, *found.surroundings])
     assert not any(word in text for word in ("better", "worse", "random", "%", "+1.0000"))
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (
+            [9.0] * 10,
+            "Distillation shifts what is recommended towards more popular items: 9.00 instead of 4.00",
+        ),
+        (
+            [2.0] * 10,
+            "towards less popular items: 2.00 instead of 4.00 training interactions an item on average (-2",
+        ),
+        ([3.0, 5.0] * 5, "No shift in the popularity of what is recommended can be told: 4.00 instead of 4.00"),
+    ],
+)
+def test_whether_popularity_shifts_is_said(tiny_dataset, tmp_path, after, words) -> None:
+    models = {name: ranks([0] * 10) for name in ("baseline", "distill")}
+    for name, popularity in (("baseline", [4.0] * 10), ("distill", after)):
+        models[name] |= {"popularity": np.array(popularity), "popularity_masked": np.zeros(10)}
+    assert words in popularity_shift(comparison(tmp_path, tiny_dataset, models))
+    assert popularity_shift(comparison(tmp_path, tiny_dataset, models, unlike="student.name")) == ""
+    assert popularity_shift(comparison(tmp_path, tiny_dataset, {"baseline": models["baseline"]})) == ""
 
 
 def test_notes_stand_beside_the_verdict(distilled_first) -> None:
