@@ -55,7 +55,7 @@ def test_amazon(tmp_path, zipped):
             b'{"asin": "B1", "unixReviewTime": "x"}\n',
             r"Video_Games_5\.json:3: unixReviewTime 'x' is not an integer",
         ),
-        (b"\xff\n", r"Video_Games_5\.json:3: not a line of JSON"),
+        (b"\xff\n", r"Video_Games_5\.json:3: not valid UTF-8 text .*; save the file as UTF-8"),
         *(
             (
                 b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": %s}\n' % time,
@@ -147,7 +147,7 @@ def test_each_layout_is_recognised_and_read_alike(tmp_path, layout, zipped):
     assert log.titles == {"B1": "Tom & 'Jerry'", "B2": "Café\n"}
     assert log.notes == (
         f"meta_Pet_Supplies.json{'l' * ('2023' in layout or layout.endswith('l'))}"
-        f"{'.gz' * zipped}: resolved HTML entities in 1 titles",
+        f"{'.gz' * zipped}: took HTML out of 1 titles",
     )
     assert Amazon().read(replace(PETS, release=LAYOUTS[layout][0]), tmp_path).titles == log.titles
 
@@ -198,7 +198,10 @@ def test_titles_that_are_no_text_are_dropped_and_counted(tmp_path):
     (tmp_path / "meta_Pet_Supplies.json").write_text("".join(lines))
     log = Amazon().read(PETS, tmp_path)
     assert list(log.titles.values()) == ["", "", "", "", "", "1984", "😀", "x�"]
-    assert log.notes == ("meta_Pet_Supplies.json: dropped 4 titles that are no text, or a piece of script",)
+    assert log.notes == (
+        "meta_Pet_Supplies.json: replaced half characters in 1 titles",
+        "meta_Pet_Supplies.json: dropped 3 titles that are no text, or nothing but HTML or a piece of script",
+    )
 
 
 def test_ratings_of_another_release_are_refused_with_their_line(tmp_path):
@@ -208,7 +211,7 @@ def test_ratings_of_another_release_are_refused_with_their_line(tmp_path):
         Amazon().read(replace(PETS, release=2018), tmp_path)
     write_layout(tmp_path, "Pet_Supplies.csv")
     with pytest.raises(
-        UserError, match=r"Pet_Supplies\.csv:1: user='user_id', .* are not columns; the file has B2, A1"
+        UserError, match=r"Pet_Supplies\.csv:1: user='user_id', .* are not columns; the file has 'B2', 'A1'"
     ):
         Amazon().read(replace(PETS, release=2023), tmp_path)
 
