@@ -222,7 +222,7 @@ def _read_titles(path: Path, field: str) -> tuple[dict[str, str], tuple[str, ...
         if "\0" in titles[item]:
             raise nul_error(f"{where}: title")
         stripped += bool(titles[item]) and isinstance(given, str) and _plain_text(given) != given
-        halved += _HALF in titles[item] and _HALF not in given
+        halved += _HALF in titles[item] and _HALF not in str(given)
         unusable += not titles[item] and bool(given) and not str(given).isspace()
     notes = {f"{path.name}: took HTML out of %d titles": stripped}
     notes[f"{path.name}: replaced half characters in %d titles"] = halved
