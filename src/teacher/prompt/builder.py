@@ -103,7 +103,7 @@ class PromptBuilder:
         ids = self.tokens(TERMINATOR)
         if not ids or ids[-1] == self.tokenizer.unk_token_id or TERMINATOR not in self.tokenizer.decode(ids[-1:]):
             raise UserError(
-                f"teacher.llm_path={self.tokenizer.name_or_path}: its tokenizer loses the newline, which ends an answer; "
+                f"teacher.llm_path={self.tokenizer.name_or_path}: its tokenizer loses the newline that ends an answer; "
                 "take an LLM whose tokenizer has one, as those of the LLaMA family do"
             )
         return ids[-1]
@@ -236,4 +236,3 @@ class PromptBuilder:
         is_marker = torch.isin(ids, torch.tensor(self.embedding_ids)) & mask
         markers = torch.tensor([item for prompt in prompts for item in prompt.items], dtype=torch.int64)
         return PromptBatch(ids, mask, is_marker, markers, labels)
-
