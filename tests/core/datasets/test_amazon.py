@@ -204,6 +204,41 @@ def test_titles_that_are_no_text_are_dropped_and_counted(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ('<span class=\\"a-size-base\\">Robot &amp;amp; Friends</span>', "Robot & Friends"),
+        ("Line<br/>break", "Line break"),
+        ("&lt;b&gt;Bold&lt;/b&gt;", "Bold"),
+        ("Puzzle <b>Box</b>", "Puzzle Box"),
+        ("<img src=x>", ""),
+        ("\\n\\n  ", ""),
+        ("I <3 <Import> a < b > c", "I <3 <Import> a < b > c"),
+    ],
+)
+def test_titles_are_the_text_that_their_html_shows(tmp_path, title, expected):
+    write_layout(tmp_path, "Pet_Supplies_5.json")
+    (tmp_path / "meta_Pet_Supplies.json").write_text(f'{{"asin": "B9", "title": "{title}"}}\n{LINES_2018}')
+    assert Amazon().read(PETS, tmp_path).titles["B9"] == expected
+
+
+def test_a_mark_is_no_part_of_the_first_line_and_a_nul_names_its_own(tmp_path):
+    write_layout(tmp_path, "Pet_Supplies_5.json")
+    log = (tmp_path / "Pet_Supplies_5.json").read_bytes()
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(b"\xef\xbb\xbf" + log)
+    assert Amazon().read(PETS, tmp_path).users.tolist() == ["A1", "A2"]
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log + b"\0")
+    with pytest.raises(UserError, match=rf"Pet_Supplies_5\.json:{len(log.splitlines()) + 1}: holds a NUL character"):
+        Amazon().read(PETS, tmp_path)
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log.decode().encode("utf-16"))
+    with pytest.raises(UserError, match=r"Pet_Supplies_5\.json: is UTF-16 text; save it as UTF-8"):
+        Amazon().read(PETS, tmp_path)
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log)
+    (tmp_path / "meta_Pet_Supplies.json").write_text('{"asin": "B1", "title": "a\\u0000b"}\n')
+    with pytest.raises(UserError, match=r"meta_Pet_Supplies\.json:1: title: holds a NUL character"):
+        Amazon().read(PETS, tmp_path)
+
+
 def test_ratings_of_another_release_are_refused_with_their_line(tmp_path):
     write_layout(tmp_path, "Pet_Supplies.csv of 2023")
     (tmp_path / "meta_Pet_Supplies.json").write_text(LINES_2018)

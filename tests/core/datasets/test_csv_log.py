@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,105 @@ def test_gzipped_files_are_read_where_only_they_are_there(tmp_path):
         CsvLog().read(CsvConfig(), tmp_path)
 
 
+# --- quotes -------------------------------------------------------------------------------------------------
+
+QUOTED = "user,item,timestamp\n" + "".join(f'"u",{"ab"[i % 2]},{i}\n' for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (QUOTED.replace('"u",a,2', '"u,a,2'), r"log\.csv:4: the quote that opens here is closed in line 5 with text"),
+        (QUOTED.replace('"u",b,3', '"u,b,3'), r"log\.csv:5: the quote that opens here is never closed"),
+        (QUOTED.replace('"u",b,3\n', '"u,b,3'), r"log\.csv:5: the quote that opens here is never closed"),
+        (QUOTED + '"u,a,4\nu,b,5\nu,a,6"\n', r"log\.csv:6: .* is closed in line 8, round lines that look like rows"),
+        (QUOTED + '"u"1,a,4\n', r"log\.csv:6: the quote that opens here is closed with text behind it"),
+        (QUOTED + '""u"",a,4\n', r"log\.csv:6: the quote that opens here is closed with text behind it"),
+        (QUOTED.replace("\n", "\r\n") + '"u,a,4\r\n', r"log\.csv:6: the quote that opens here is never closed"),
+    ],
+)
+def test_a_quote_that_swallows_what_follows_is_named_where_it_opens(tmp_path, log, message):
+    with pytest.raises(UserError, match=message + ".*; close it, .* or set dataset.quoting=none"):
+        read(tmp_path, log)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (ITEMS + 'c,"Third\nd,Fourth\ne,Fifth\n', r"items\.csv:4: the quote that opens here is never closed"),
+        (ITEMS + 'c,"Third\nd,Fourth"\n', r"items\.csv:4: .* closed in line 5, round lines that look like rows"),
+        (ITEMS + 'c,"Odd" Al\n', r"items\.csv:4: the quote that opens here is closed with text behind it"),
+    ],
+)
+def test_a_quote_that_swallows_titles_is_named_where_it_opens(tmp_path, items, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, QUOTED, items)
+
+
+def test_quotes_that_are_closed_are_read(tmp_path):
+    log = read(tmp_path, QUOTED.replace('"u",a,0', '"u ""2""",a,0'), ITEMS + 'c,"The\n""Third"""\nd,12" Remix\n')
+    assert log.users.tolist() == ['u "2"', "u", "u", "u"]
+    assert log.titles["c"] == 'The\n"Third"' and log.titles["d"] == '12" Remix'
+
+
+def test_files_that_quote_nothing_as_recbole_has_them(tmp_path):
+    write(
+        tmp_path,
+        shop__inter='user_id:token\titem_id:token\ttimestamp:float\n"u\ta\t1.0\nu"\tb\t2.0\n',
+        shop__item='item_id:token\titem_name:token_seq\na\t"Odd" Al\nb\t"Unclosed\n',
+    )
+    columns = CsvColumns(
+        user="user_id:token", item="item_id:token", timestamp="timestamp:float", title="item_name:token_seq"
+    )
+    config = CsvConfig(interactions_file="shop.inter", titles_file="shop.item", separator="\\t", columns=columns)
+    log = CsvLog().read(replace(config, quoting="none"), tmp_path)
+    assert log.users.tolist() == ['"u', 'u"'] and log.timestamps.tolist() == [1, 2]
+    assert log.titles == {"a": '"Odd" Al', "b": '"Unclosed'}
+    with pytest.raises(UserError, match=r"shop\.item:2: the quote that opens here"):
+        CsvLog().read(config, tmp_path)
+
+
+# --- other programs' files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_of_other_systems(tmp_path, end):
+    (tmp_path / "log.csv").write_bytes(f"user,item,timestamp{end}u,a,1{end}u,b,2{end}".encode())
+    (tmp_path / "items.csv").write_bytes(ITEMS.replace("\n", end).encode())
+    log = read_csv(tmp_path / "log.csv", tmp_path / "items.csv", separator=",", columns=CsvColumns())
+    assert (log.users.tolist(), log.titles["a"]) == (["u", "u"], "First")
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("user; item;timestamp\nu;a;1\n", r"'user; item;timestamp'; set dataset\.separator=';' if that separates"),
+        (
+            "user, item, timestamp\nu, a, 1\n",
+            r"has 'user', ' item', ' timestamp'; did you mean ' item'\? .* the blanks",
+        ),
+        ("User,item,timestamp\nu,a,1\n", r"dataset\.columns\.user='user' is not a column; .* did you mean 'User'\?"),
+        ("user,item,item,timestamp\nu,a,b,1\n", r"log\.csv:1: dataset\.columns\.item='item' is the name of two"),
+        ("user,item,timestamp\nu,a,1\nu,b,1,\n", r"log\.csv:3: has 4 fields, expected 3 .*; take the ',' off its end"),
+        ("user,item,timestamp\nu\0,a,1\n", r"log\.csv:2: holds a NUL character"),
+        ("user,item,timestamp\nu,a.0,1\nu,b,2\n", r"item 'a\.0' .* \(1 of the log's 2 items .*\); did you mean 'a'\?"),
+        ("user,item,timestamp\nu, A,1\nu,b,2\n", r"csv:2: item ' A' has no entry in .*; did you mean 'a'\? Write ids"),
+    ],
+)
+def test_a_likely_mistake_is_named(tmp_path, log, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, log)
+
+
+def test_titles_that_miss_their_items_are_warned_of(tmp_path):
+    write(tmp_path, interactions__csv="user,item,timestamp\nu,a.0,1\nu,b.0,2\n", items__csv=ITEMS)
+    log = CsvLog().read(CsvConfig(missing_titles="name"), tmp_path)
+    assert log.warnings == (
+        "items.csv: 2 of the log's 2 items have none there, first item 'a.0'; "
+        "did you mean 'a'? Write ids alike in both files",
+    )
+
+
 # --- Parquet ------------------------------------------------------------------------------------------------
 
 PARQUET = CsvConfig(interactions_file="log.parquet", titles_file="items.parquet")
@@ -205,6 +305,7 @@ def test_times_in_parquet_are_exact(tmp_path, kind, values, expected):
         ({"timestamp": [1.0, float("inf")]}, r"log\.parquet: row 2: timestamp inf is not a number"),
         ({"timestamp": [True, False]}, r"the column 'timestamp' holds bool, must be numbers, points in time or text"),
         ({"item": [7.0, 8.0]}, r"the column 'item' holds double, must be text or integers"),
+        ({"user": ["u", "v\0"]}, r"log\.parquet: row 2: the column 'user': holds a NUL character"),
         ({"item": [7, 9]}, r"log\.parquet: row 2: item '9' has no entry"),
     ],
 )
