@@ -441,6 +441,9 @@ def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logg
     missing = sum(not title for title in titles)
     if missing:
         logger.warning('%d of %d items have no title: named "item <id>"', missing, len(titles))
+    doubtful = [title for title in titles if title and title.casefold() in _NO_IDS]
+    if doubtful:
+        logger.warning("%d items have titles such as %r, which may stand for a missing one", len(doubtful), doubtful[0])
     titles = [title or f"item {raw}" for title, raw in zip(titles, item_ids, strict=True)]
     taken = {title.casefold() for title in titles}
     seen: set[str] = set()

@@ -228,6 +228,11 @@ def test_a_title_of_which_nothing_is_to_be_seen_is_none(caplog):
     assert '2 of 4 items have no title: named "item <id>"' in caplog.messages
 
 
+def test_titles_that_programs_write_for_a_missing_one_are_warned_of(caplog):
+    assert make_titles(["nan", "x", "NaN"], ["1", "2", "3"], LOGGER) == ["nan", "x", "NaN (2)"]
+    assert "2 items have titles such as 'nan', which may stand for a missing one" in caplog.messages
+
+
 def test_fingerprint_ignores_window_and_folder(tmp_path):
     first = load(csv_config(tmp_path), tmp_path)
     wider = load(csv_config(tmp_path, max_seq_len=7), tmp_path)

@@ -32,6 +32,20 @@ def test_the_marks_of_other_encodings_are_named(tmp_path, encoding):
         read_text(tmp_path / "names", "latin-1")
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer instead of the file"),
+        (b"PK\x03\x04", "is a ZIP archive or an Excel workbook"),
+        (b"PAR1", r"is a Parquet file; let its name end in \.parquet"),
+    ],
+)
+def test_what_is_no_text_is_told_by_its_start(tmp_path, start, message):
+    (tmp_path / "names").write_bytes(start)
+    with pytest.raises(UserError, match=f"names: {message}"):
+        read_text(tmp_path / "names", "latin-1")
+
+
 @pytest.mark.parametrize("data", [b"one\ntw\x00o\n", "one\ntwo\n".encode("utf-16-le")[6:]])
 def test_a_nul_names_its_line(tmp_path, data):
     (tmp_path / "names").write_bytes(data)

@@ -122,8 +122,17 @@ def read_csv(
         log.require_text(name)
     times = log.times()
     warnings = _missing_titles(log, title_of, titles, refuse=missing_titles == "refuse")
+    warnings += _rounded_times(times, interactions)
     users, items = log.columns["user"], log.columns["item"]
     return Interactions(users=users, items=items, timestamps=times, titles=title_of, warnings=warnings)
+
+
+def _rounded_times(times: np.ndarray, path: Path) -> tuple[str, ...]:
+    """What to warn of, where times came as floating-point numbers that cannot tell neighbours apart."""
+    rounded = int((np.abs(times) >= 2**53).sum()) if times.dtype == np.float64 else 0
+    if not rounded:
+        return ()
+    return (f"{path.name}: {rounded} times are floating-point numbers beyond 2**53, which are rounded; write integers",)
 
 
 def _missing_titles(log: Table, titles: dict[str, str], path: Path, *, refuse: bool) -> tuple[str, ...]:

@@ -21,6 +21,11 @@ _WIDE: Final = {  # byte order marks; the longer ones first
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_NO_TEXT: Final = {
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; run `git lfs pull` where it comes from",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save it as text",
+    b"PAR1": "a Parquet file; let its name end in .parquet",
+}
 DAMAGED: Final = (EOFError, gzip.BadGzipFile, zlib.error)  # what reading a damaged gzip file raises
 
 
@@ -57,8 +62,11 @@ def without_mark(path: Path, data: bytes) -> bytes:
     """What a file begins with, without UTF-8's byte order mark.
 
     Raises:
-        UserError: the mark of another encoding.
+        UserError: the mark of another encoding, or of what is no text.
     """
+    for mark, what in _NO_TEXT.items():
+        if data.startswith(mark):
+            raise UserError(f"{path}: is {what}")
     for mark, name in _WIDE.items():
         if data.startswith(mark):
             raise UserError(f"{path}: is {name} text; save it as UTF-8")

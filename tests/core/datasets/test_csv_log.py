@@ -293,6 +293,12 @@ def test_times_in_parquet_are_exact(tmp_path, kind, values, expected):
     assert read_parquet(tmp_path, timestamp=column).timestamps.tolist() == expected
 
 
+def test_times_that_a_float_has_rounded_are_warned_of(tmp_path):
+    warnings = read_parquet(tmp_path, timestamp=[1.6e18, 1.5]).warnings
+    assert warnings[0].startswith("log.parquet: 1 times are floating-point numbers beyond 2**53, which are rounded")
+    assert read_parquet(tmp_path, timestamp=[1.6e9, 1.5]).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
