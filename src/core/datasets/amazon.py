@@ -24,9 +24,9 @@ _MOST_ESCAPES = 5
 _HALF = "\N{REPLACEMENT CHARACTER}"
 _BREAKS = ("br", "div", "h1", "h2", "h3", "h4", "hr", "img", "li", "p", "td", "tr", "ul")  # where words end
 _TAG = re.compile(  # of the names that titles have, so that `<3` and `<Import>` stay
-    rf"<(?:!--.*?--|/?({'|'.join(_BREAKS)}|a|b|big|center|del|em|font|i|mark|s|small|span|strong|sub|sup|table|u|wbr)"
+    rf"<(?:!--[^<>]*--|/?({'|'.join(_BREAKS)}|a|b|big|center|del|em|font|i|mark|s|small|span|strong|sub|sup|table|u|wbr)"
     r"\b[^<>]*)>",
-    re.IGNORECASE | re.DOTALL,
+    re.IGNORECASE,
 )
 
 

@@ -236,18 +236,20 @@ def _require_closed_quotes(path: Path, text: str, layout: Layout, num_columns: i
     if layout.quoting == "none" or '"' not in text:
         return
     ends = re.escape(layout.separator) + r"\r\n"
-    field = re.compile(rf'(?<![^{ends}])"(?P<inner>[^"]*+(?:""[^"]*+)*+)(?P<close>"?)(?P<rest>[^\r\n]*)')
+    field = re.compile(rf'(?<![^{ends}])"(?P<inner>[^"]*+(?:""[^"]*+)*+)(?P<close>"?)(?P<behind>[^{ends}]?)')
+    rest = re.compile(r"[^\r\n]*")
     line = begin = place = 0
     while found := field.search(text, place):
-        line, begin = line + _count_ends(text[begin : found.start()]), found.start()
-        _, *more = re.split(r"\r\n|\r|\n", found["inner"] + found["close"] + found["rest"])
+        line, begin, place = line + _count_ends(text[begin : found.start()]), found.start(), found.end()
+        more: list[str] = []
+        if "\n" in found["inner"] or "\r" in found["inner"]:  # the lines that it goes on in, the last one to its end
+            _, *more = re.split(r"\r\n|\r|\n", found[0] + rest.match(text, place)[0])  # type: ignore[index]
         if fault := _quote_fault(found, more, layout.separator, num_columns, last=line + 1 + len(more)):
             other = ", or set dataset.quoting=none where quotes are characters like any other" if layout.setting else ""
             raise UserError(
                 f"{path}:{line + 1}: the quote that opens here {fault}; close it, write a quote within quotes "
                 f"twice{other}"
             )
-        place = found.start("rest")
 
 
 def _count_ends(text: str) -> int:
@@ -258,7 +260,7 @@ def _quote_fault(found: re.Match[str], more: list[str], separator: str, num_colu
     """What is wrong with a quoted field, in words; `more` are the lines that it goes on in, `last` is their last."""
     if not found["close"]:
         return "is never closed"
-    if found["rest"] and found["rest"][0] != separator:
+    if found["behind"]:
         return f"is closed in line {last} with text behind it" if more else "is closed with text behind it"
     if any(line.count(separator) == num_columns - 1 for line in more):
         return f"is closed in line {last}, round lines that look like rows of their own"

@@ -214,6 +214,8 @@ def test_titles_that_are_no_text_are_dropped_and_counted(tmp_path):
         ("<img src=x>", ""),
         ("\\n\\n  ", ""),
         ("I <3 <Import> a < b > c", "I <3 <Import> a < b > c"),
+        ("<!-- hidden -->Shown", "Shown"),
+        pytest.param("<!--" * 200_000, "<!--" * 200_000, id="in one pass"),
     ],
 )
 def test_titles_are_the_text_that_their_html_shows(tmp_path, title, expected):

@@ -189,6 +189,14 @@ def test_quotes_that_are_closed_are_read(tmp_path):
     assert log.titles["c"] == 'The\n"Third"' and log.titles["d"] == '12" Remix'
 
 
+def test_quotes_are_checked_in_one_pass(tmp_path):
+    """A line of a million characters: a look to its end from each of its fields would take minutes."""
+    columns, empty = ",".join(f"c{i}" for i in range(250_000)), ",".join(['""'] * 250_000)
+    items = f"item,title,{columns}\na,First,{empty}\n"
+    log = "user,item,timestamp\nu,a,1\n"
+    assert read(tmp_path, log, items).titles == {"a": "First"}
+
+
 def test_files_that_quote_nothing_as_recbole_has_them(tmp_path):
     write(
         tmp_path,
