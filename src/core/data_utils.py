@@ -2,15 +2,25 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from src.core.datasets.base import GIVEN_SPLIT, MIN_INTERACTIONS, DatasetConfig, Interactions, Windows, WindowSplits
+from src.core.datasets.base import (
+    GIVEN_SPLIT,
+    MIN_INTERACTIONS,
+    DatasetConfig,
+    Interactions,
+    LogConfig,
+    Windows,
+    WindowSplits,
+    likeness,
+)
 from src.core.datasets.cache import SPLITS, Processed, load_or_make
 from src.core.datasets.sources import SOURCES, find_raw_files
 from src.core.errors import UserError
@@ -18,7 +28,8 @@ from src.core.paths import project_path
 from src.core.settings import flat_settings
 
 # Part of what processed data are made from: raise it when the same raw files give another result.
-_PROCESSING_VERSION = 1
+_PROCESSING_VERSION = 2
+_NO_IDS = {"", "nan", "none", "null", "<na>", "n/a", "undefined"}  # what programs write for a missing one
 # Of dataset.max_train_rows: not the run's, so that teacher rows stay valid for another run.
 _SAMPLE_SEED = 0
 
@@ -187,7 +198,9 @@ class _Numbered:
 def _process(raw: Interactions | WindowSplits, config: DatasetConfig, logger: logging.Logger) -> Processed:
     """Number the items, split the rows, name the items, and sample the training rows."""
     for note in raw.notes:
-        logger.info(note)
+        logger.info("%s", note)
+    for warning in raw.warnings:
+        logger.warning("%s", warning)
     numbered = _NUMBER_AND_SPLIT[config.split.method](raw, config, logger)
     titles = make_titles(numbered.raw_titles, numbered.item_ids, logger)
     train, valid, test = numbered.rows
@@ -206,14 +219,19 @@ def _process(raw: Interactions | WindowSplits, config: DatasetConfig, logger: lo
 def _number_log(
     split: Callable[[_Log], tuple[Rows, Rows, Rows]], raw: Interactions, config: DatasetConfig, logger: logging.Logger
 ) -> _Numbered:
-    raw = _drop_short_users(raw, config.min_user_inter, logger)
-    user, user_ids = number_ids(raw.users)
-    item, item_ids = number_ids(raw.items)
+    users, items = _Ids(*_factorize(raw.users)), _Ids(*_factorize(raw.items))
+    for kind, ids in (("user", users), ("item", items)):
+        _warn_of_doubtful_ids(kind, ids, logger)
+    keep = _without_duplicates(users, items, raw.timestamps, config, logger)
+    keep &= _of_long_users(users.codes, keep, config.min_user_inter, logger)
+    user, user_ids = users.select(keep).in_order()
+    item, item_ids = items.select(keep).in_order()
+    times = raw.timestamps[keep]
     # By user, then time; lexsort is stable, so that ties in time keep the order of the file.
-    order = np.lexsort((raw.timestamps, user))
+    order = np.lexsort((times, user))
     log = _Log(
         items=item[order].astype(np.int32),
-        times=raw.timestamps[order],
+        times=times[order],
         counts=np.bincount(user, minlength=len(user_ids)),
     )
     raw_titles = [raw.titles.get(raw_id, "") for raw_id in item_ids]
@@ -230,19 +248,25 @@ def _number_windows(raw: WindowSplits, config: DatasetConfig, logger: logging.Lo
     )
 
 
-def _drop_short_users(log: Interactions, min_user_inter: int, logger: logging.Logger) -> Interactions:
-    codes, uniques = _factorize(log.users)
-    counts = np.bincount(codes, minlength=len(uniques))
-    short = counts < min_user_inter
-    if short.all():
-        raise UserError(
-            f"dataset.min_user_inter={min_user_inter}: no user is left, the most active of {len(uniques)} "
-            f"has {counts.max()} interactions; lower it (at least {MIN_INTERACTIONS}) or add data"
-        )
-    if short.any():
-        logger.info("dropped %d of %d users with fewer than %d interactions", short.sum(), len(uniques), min_user_inter)
-    keep = ~short[codes]
-    return replace(log, users=log.users[keep], items=log.items[keep], timestamps=log.timestamps[keep])
+@dataclass(frozen=True)
+class _Ids:
+    """A column of raw ids: codes int64 [N], and the raw ids [n] that they stand for, some of which may not occur."""
+
+    codes: np.ndarray
+    raw: np.ndarray
+
+    def select(self, keep: np.ndarray) -> "_Ids":
+        return _Ids(self.codes[keep], self.raw)
+
+    def in_order(self) -> tuple[np.ndarray, list[str]]:
+        """As `number_ids`, of the ids that occur."""
+        occurring = np.flatnonzero(np.bincount(self.codes, minlength=len(self.raw)))
+        ids = [str(value) for value in self.raw[occurring]]
+        numeric = all(value.isascii() and value.isdecimal() for value in ids)
+        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
+        rank = np.empty(len(self.raw), dtype=np.int64)
+        rank[occurring[order]] = np.arange(len(ids))
+        return rank[self.codes], [ids[i] for i in order]
 
 
 def number_ids(raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -254,13 +278,7 @@ def number_ids(raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
     Returns:
         codes int64 [N], and the raw id of each code as text.
     """
-    codes, uniques = _factorize(raw)
-    ids = [str(value) for value in uniques]
-    numeric = all(value.isascii() and value.isdecimal() for value in ids)
-    order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[order] = np.arange(len(ids))
-    return rank[codes], [ids[i] for i in order]
+    return _Ids(*_factorize(raw)).in_order()
 
 
 def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,6 +287,77 @@ def _factorize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     codes, uniques = pd.factorize(values)
     return codes, uniques
+
+
+def _warn_of_doubtful_ids(kind: str, ids: _Ids, logger: logging.Logger) -> None:
+    """Warn of ids that may not mean what they say. They are kept as they are: only their owner can know.
+
+    Args:
+        kind: what the ids are of, `user` or `item`.
+    """
+    if ids.raw.dtype != object:  # numbers
+        return
+    first: dict[str, str] = {}  # by likeness
+    alike, padded, nothing = [], [], []
+    for code, raw_id in enumerate(ids.raw):
+        if raw_id != raw_id.strip():
+            padded.append(raw_id)
+        if raw_id.strip().casefold() in _NO_IDS:
+            nothing.append(code)
+        if (other := first.setdefault(likeness(raw_id), raw_id)) != raw_id:
+            alike.append((other, raw_id))
+    if padded:
+        logger.warning("%d %s ids have blanks at their ends, such as %r", len(padded), kind, padded[0])
+    if alike:
+        logger.warning(
+            "%d %s ids differ from another one in blanks, case, a Unicode form or .0 alone, such as %r and %r: they "
+            "are told apart",
+            len(alike),
+            kind,
+            *alike[0],
+        )
+    for code in nothing:
+        count = int((ids.codes == code).sum())
+        logger.warning("%s %r is taken for an id and has %d interactions", kind, ids.raw[code], count)
+
+
+def _without_duplicates(
+    users: _Ids, items: _Ids, times: np.ndarray, config: DatasetConfig, logger: logging.Logger
+) -> np.ndarray:
+    """What is kept of exact repeats of user, item and time, bool [N]: the first of each, or all."""
+    assert isinstance(config, LogConfig)
+    again = _repeats(users, items, times)
+    dropped = config.duplicates == "drop"
+    if count := int(again.sum()):
+        done = "dropped" if dropped else "kept"
+        logger.warning("%s %d of %d interactions that repeat user, item and time exactly", done, count, len(again))
+    return ~again if dropped else np.ones(len(again), dtype=bool)
+
+
+def _repeats(users: _Ids, items: _Ids, times: np.ndarray) -> np.ndarray:
+    """Which interactions have user, item and time of an earlier line: bool [N]."""
+    import pandas as pd
+
+    pair = users.codes * len(items.raw) + items.codes  # below 2**63, as there are at most 2**31 of each
+    # Seldom any pair occurs again, and a hash table tells that sooner than sorting by time as well.
+    index = np.flatnonzero(pd.Series(pair).duplicated(keep=False))
+    again = np.zeros(len(pair), dtype=bool)
+    again[index] = pd.DataFrame({"pair": pair[index], "time": times[index]}).duplicated()
+    return again
+
+
+def _of_long_users(users: np.ndarray, keep: np.ndarray, min_user_inter: int, logger: logging.Logger) -> np.ndarray:
+    """Which interactions are of users with enough of those that are kept: bool [N]."""
+    counts = np.bincount(users[keep], minlength=int(users.max()) + 1)
+    short = counts < min_user_inter
+    if short.all():
+        raise UserError(
+            f"dataset.min_user_inter={min_user_inter}: no user is left, the most active of {len(counts)} "
+            f"has {counts.max()} interactions; lower it (at least {MIN_INTERACTIONS}) or add data"
+        )
+    if short.any():
+        logger.info("dropped %d of %d users with fewer than %d interactions", short.sum(), len(counts), min_user_inter)
+    return ~short[users]
 
 
 # --- split --------------------------------------------------------------------------------------------------
@@ -348,10 +437,13 @@ def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logg
 
     A missing title becomes "item <raw id>"; a title that occurs again gets " (2)", " (3)", ... in item order.
     """
-    titles = [re.sub(r"\s+", " ", title).strip() for title in raw_titles]
+    titles = [_one_line(title) for title in raw_titles]
     missing = sum(not title for title in titles)
     if missing:
         logger.warning('%d of %d items have no title: named "item <id>"', missing, len(titles))
+    doubtful = [title for title in titles if title and title.casefold() in _NO_IDS]
+    if doubtful:
+        logger.warning("%d items have titles such as %r, which may stand for a missing one", len(doubtful), doubtful[0])
     titles = [title or f"item {raw}" for title, raw in zip(titles, item_ids, strict=True)]
     taken = {title.casefold() for title in titles}
     seen: set[str] = set()
@@ -365,6 +457,13 @@ def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logg
     if repeated:
         logger.info('%d of %d titles occurred before: made distinct by " (2)" and so on', repeated, len(titles))
     return titles
+
+
+def _one_line(title: str) -> str:
+    """A title with single blanks; "" for one of which nothing is to be seen, such as a zero-width space."""
+    title = re.sub(r"\s+", " ", title).strip()
+    is_seen = title.isascii() or any(unicodedata.category(character)[0] not in "CZ" for character in title)
+    return title if is_seen else ""
 
 
 def _free_title(title: str, taken: set[str]) -> str:

@@ -121,12 +121,17 @@ _Line = tuple[int, str, list[str]]  # its number in the file, the user, the hist
 
 
 def _read_csv(path: Path) -> Iterator[_Line]:
+    line = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             header = next(reader, [])
             user, history = _places(path, header)
+            line = reader.line_num
             for fields in reader:
+                if reader.line_num > line + 1:  # it would swallow the users in the lines between
+                    raise UserError(f"{path}: line {line + 1}: the quote that opens here is not closed in its line")
+                line = reader.line_num
                 if len(fields) != len(header):
                     raise UserError(
                         f"{path}: line {reader.line_num}: {len(fields)} fields where the header has {len(header)}; put "
@@ -134,7 +139,8 @@ def _read_csv(path: Path) -> Iterator[_Line]:
                     )
                 yield reader.line_num, fields[user], fields[history].split()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"recommend.input={path}: cannot be read as CSV in UTF-8 ({error})") from error
+        at = f" line {line + 1}:" if line else ""
+        raise UserError(f"recommend.input={path}:{at} cannot be read as CSV in UTF-8 ({error})") from error
 
 
 def _read_parquet(path: Path) -> Iterator[_Line]:

@@ -31,9 +31,9 @@ from src.teacher.adapter.implementation import add_adapter, choose_implementatio
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import TeacherConfig
 from src.teacher.interfaces import ITeacherRecommender, Settings, Step
-from src.teacher.llm.folder import llm_license, num_layers
+from src.teacher.llm.folder import check_formats, llm_license, num_layers
 from src.teacher.llm.hub import find_llm
-from src.teacher.llm.load import load_llm, native_dtype, require_4bit
+from src.teacher.llm.load import check_llm, load_llm, native_dtype, require_4bit
 from src.teacher.model import TeacherModel
 from src.teacher.paths import TeacherPaths
 from src.teacher.processes import gather, share, state
@@ -83,6 +83,8 @@ class ILoRATeacher(ITeacherRecommender):
         self.device = device
         self.rows = rows
         llm = None if config.llm_path is None else find_llm(config.llm_path, config.llm_revision)
+        if llm is not None:
+            check_formats(llm, load_in_4bit=config.load_in_4bit)
         self.paths = TeacherPaths(folder.model_dir("teacher"), self.config, llm)
         self.base_model = self.paths.base_model
         self.base_model_license = None if llm is None else llm_license(llm)
@@ -127,6 +129,8 @@ class ILoRATeacher(ITeacherRecommender):
     def _prepare(self, cfg: Settings, context: RunContext) -> FrozenRecommender:
         """Let the main process make the recommender and the tiny LLM, unless they are given or made already."""
         with state(self.device).main_process_first():
+            if state().is_main_process and self.config.tiny is None:
+                check_llm(self.paths.llm, self.dataset.titles, self.config.wording)
             if state().is_main_process and self.config.rec_model_path is None:
                 self._make_recommender(cfg, context)
             if state().is_main_process and self.config.tiny is not None:

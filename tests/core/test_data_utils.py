@@ -95,6 +95,41 @@ def test_short_users_are_dropped_and_logged_once(tmp_path, caplog):
     assert caplog.text.count("dropped 1 of 3 users with fewer than 3 interactions") == 1
 
 
+@pytest.mark.parametrize(
+    ("duplicates", "history", "said"),
+    [("drop", [3, 1, 4, 2], "dropped"), ("keep", [3, 3, 1, 1, 4, 4, 2, 2, 5], "kept")],
+)
+def test_exact_repeats_are_dropped_or_kept_and_counted(tmp_path, caplog, duplicates, history, said):
+    header, *lines = LOG.splitlines(keepends=True)
+    plain = load(csv_config(tmp_path), tmp_path)
+    dataset = load(csv_config(tmp_path, header + "".join(lines + lines), duplicates=duplicates), tmp_path)
+    assert pairs(dataset, dataset.test)[0] == (0, history, 5)
+    assert (dataset.fingerprint == plain.fingerprint) == (duplicates == "drop")
+    assert f"{said} 10 of 20 interactions that repeat user, item and time exactly" in caplog.messages
+
+
+def test_the_same_pair_at_another_time_is_no_repeat(tmp_path, caplog):
+    dataset = load(csv_config(tmp_path, LOG + "1,4,31\n1,4,31\n1,4,30\n"), tmp_path)
+    assert "dropped 2 of 13 interactions that repeat user, item and time exactly" in caplog.messages
+    assert pairs(dataset, dataset.test)[0] == (0, [3, 1, 4, 4, 2], 5)
+
+
+def test_repeats_do_not_make_a_short_user_long(tmp_path):
+    dataset = load(csv_config(tmp_path, LOG + "3,2,2\n3,2,2\n"), tmp_path)
+    assert dataset.num_users == 2
+
+
+def test_ids_that_may_not_mean_what_they_say_are_warned_of(tmp_path, caplog):
+    ids = ["u", "u ", "U", "7", "7.0", "Caf\u00e9", "Cafe\u0301", "None"]
+    log = "user,item,timestamp\n" + "".join(f"{user},{item},{item}\n" for user in ids for item in range(1, 5))
+    dataset = load(csv_config(tmp_path, log), tmp_path)
+    assert dataset.num_users == len(ids)
+    assert "1 user ids have blanks at their ends, such as 'u '" in caplog.messages
+    assert any(m.startswith("4 user ids differ from another one in blanks, case") for m in caplog.messages)
+    assert "user 'None' is taken for an id and has 4 interactions" in caplog.messages
+    assert not any("item ids" in message for message in caplog.messages)
+
+
 def test_nobody_left_names_the_key(tmp_path):
     with pytest.raises(UserError, match=r"dataset\.min_user_inter=6: no user is left, .* has 5 interactions"):
         load(csv_config(tmp_path, min_user_inter=6), tmp_path)
@@ -185,6 +220,17 @@ def test_titles_are_made_distinct_and_one_line(caplog):
 
 
 # --- fingerprint and what is kept ---------------------------------------------------------------------------
+
+
+def test_a_title_of_which_nothing_is_to_be_seen_is_none(caplog):
+    titles = make_titles(["\u200b", "\u3000\u2060", "a\u200bb", "\u2581"], ["7", "8", "9", "10"], LOGGER)
+    assert titles == ["item 7", "item 8", "a\u200bb", "\u2581"]
+    assert '2 of 4 items have no title: named "item <id>"' in caplog.messages
+
+
+def test_titles_that_programs_write_for_a_missing_one_are_warned_of(caplog):
+    assert make_titles(["nan", "x", "NaN"], ["1", "2", "3"], LOGGER) == ["nan", "x", "NaN (2)"]
+    assert "2 items have titles such as 'nan', which may stand for a missing one" in caplog.messages
 
 
 def test_fingerprint_ignores_window_and_folder(tmp_path):

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from harness import TINY_STUDENT, TINY_TEACHER, Outcome, places, run_here, run_process, snapshot
+from harness import TINY_STUDENT, TINY_TEACHER, Outcome, compose_config, places, run_here, run_process, snapshot
 from hydra.errors import ConfigCompositionException
 
 from src.core.errors import UserError
 from src.exp import run_distill, run_eval_all, run_student_baseline, run_study, run_teacher
+from src.exp.stage.messages import quoted
 
 BESIDE_PYTORCH = {
     "accelerate",
@@ -164,7 +165,28 @@ def test_a_recommendation_costs_pytorch_alone(processes) -> None:
         ("+student.lrr=1", ("student.lrr: unknown key",)),
         ("+teacher.lora.rank=4", ("teacher.lora.rank: unknown key",)),
         ("+typo.x=1", ("typo: unknown section; available: general, dataset",)),
-        ("dataset=foo", ("dataset/foo", "sample", "movielens")),
+        ("dataset=foo", ("dataset=foo: there is none of that name; available: amazon,", " movielens, sample")),
+        ("dataset=movielen", ("dataset=movielen: there is none of that name; did you mean dataset=movielens?",)),
+        ("teacher=ilora_smal", ("did you mean teacher=ilora_small? available: ilora, ilora_small, ilora_tiny",)),
+        ("studnet=gru", ("studnet: unknown key; did you mean student?",)),
+        ("studnet.lr=1", ("studnet.lr: unknown key; there is no section studnet; did you mean student.lr?",)),
+        ("experiment=x", ("experiment=x: experiment is chosen by a plus, +experiment=x",)),
+        ("+experiment=gamess", ("experiment=gamess: there is none of that name; did you mean experiment=games?",)),
+        (
+            "dataset.raw_dir=/my log (1)",
+            ("""log (1): its value has characters""", """write 'dataset.raw_dir="/my log (1)"'"""),
+        ),
+        ("dataset.raw_dir=/a=b", ("""write 'dataset.raw_dir="/a=b"'""",)),
+        ("dataset.raw_dir=/a,b", ("needs --multirun", """'dataset.raw_dir="/a,b"' for one text""")),
+        ("dataset.separator=;", ("""write 'dataset.separator=";"'""",)),
+        (
+            'general.experiment_name=[a"',
+            ("close its bracket, or for a text write", r"""'general.experiment_name="[a\""'"""),
+        ),
+        (
+            "student.lr 0.1",
+            ("student.lr 0.1: is no setting, which is written key=value", "did you mean student.lr=0.1?"),
+        ),
         ("student.dropout=1.5", ("student.dropout=1.5: must be a number in [0, 1)",)),
         ("student.batch_size=many", ("student.batch_size=many", "many")),
         ("distill.lambda=-0.1", ("distill.lambda=-0.1: must be a number >= 0",)),
@@ -183,6 +205,11 @@ def test_a_wrong_configuration(attempt, here, tmp_path, override, parts) -> None
     attempt(run_student_baseline.run, *here, override).expect_error(*parts)
     assert not (tmp_path / "run" / "models").exists()
     assert not (tmp_path / "run" / "metrics").exists()
+
+
+@pytest.mark.parametrize("text", ["/my log (1)", "/a=b", "/a,b", ";", "it's", '[a"', 'a\\"', "a\\", "#1 {x}"])
+def test_thequoted_form_is_read_as_that_text(text) -> None:
+    assert compose_config(quoted("general.experiment_name", text)).general.experiment_name == text
 
 
 def test_a_new_name_where_the_user_chooses_the_names(attempt, here) -> None:

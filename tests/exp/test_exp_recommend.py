@@ -99,9 +99,11 @@ def test_what_is_skipped_and_what_is_short_is_counted(shop, tmp_path, capsys) ->
         ("", "no column user and history among none"),
         ("user,history\na,1,2\n", "histories.csv: line 2: 3 fields where the header has 2; put quotes around"),
         (b"user,history\n\xff,1\n", "cannot be read as CSV in UTF-8"),
+        (b'user,history\nu,1\nv,"1\nw,2\nx,3"\n', "line 3: the quote that opens here is not closed in its line"),
+        (b'user,history\nu,1\nv,"1\n', "line 3: cannot be read as CSV in UTF-8 (unexpected end of data)"),
         ("user,history\na,1\0\n", "line 2: recommend.history: '1\\x00' is neither a raw item id"),
     ],
-    ids=["unknown item", "empty", "column", "nothing", "fields", "encoding", "nul"],
+    ids=["unknown item", "empty", "column", "nothing", "fields", "encoding", "quote over lines", "quote", "nul"],
 )
 def test_a_file_that_is_not_right_is_refused_and_nothing_is_written(shop, tmp_path, capsys, text, message) -> None:
     assert answer(tmp_path, shop, text) == 1

@@ -254,6 +254,24 @@ def test_a_wrong_llm_path_fails_before_anything_is_trained(make_teacher, tmp_pat
         make_teacher(tiny=None, llm_path=str(tmp_path / "nowhere"))
 
 
+def test_an_llm_that_cannot_be_used_is_refused_before_the_recommender_is_trained(
+    make_teacher, make_settings, llm_folder, logger, tb_writer, tmp_path
+):
+    broken = shutil.copytree(llm_folder, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 99}))
+    given = {"tiny": None, "llm_path": str(broken)}
+    teacher = make_teacher(**given)
+    with pytest.raises(
+        UserError, match=r"mlp\.down_proj\.weight holds .*, the model of its config\.json wants \(16, 99\)"
+    ):
+        teacher.train(make_settings(**given), logger, tb_writer)
+    assert not teacher.paths.recommender.exists()
+    (broken / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(UserError, match=r"quantised \(gptq, says config\.json\)"):
+        make_teacher(**given)
+
+
 def test_a_given_llm_is_used(make_teacher, make_settings, llm_folder, logger, tb_writer):
     given = {"tiny": None, "llm_path": str(llm_folder), "gradient_checkpointing": True}
     teacher = make_teacher(**given)

@@ -5,15 +5,20 @@ import shutil
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from src.core.errors import UserError
 from src.teacher.config import ExportSettings
 from src.teacher.llm import load
-from src.teacher.llm.load import load_llm
+from src.teacher.llm.folder import check_formats
+from src.teacher.llm.load import check_llm, load_llm
 from src.teacher.llm.texts import encode_texts, positions
 from src.teacher.prompt.builder import PAD_TOKEN
-from src.teacher.prompt.wording import MARKERS
+from src.teacher.prompt.wording import MARKERS, read_wording
 
 CPU = torch.device("cpu")
 EXPECTED = "expected a local Hugging Face folder of a LLaMA-family model"
@@ -136,6 +141,106 @@ def test_a_model_of_another_family(folder):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=32, n_embd=16, n_layer=1, n_head=2))
     model.save_pretrained(folder)
     refused(folder, f"a gpt2 model without q_proj, k_proj, .*down_proj; {EXPECTED}")
+
+
+# --- refused before anything is trained for it --------------------------------------------------------------
+
+
+def changed_config(folder, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("quantised", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, r"quantised \(gptq, 4 bits, says config.json\), .*; give the checkpoint"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, r"quantised \(awq, 4 bits"),
+        ({"load_in_8bit": True, "quant_method": "bitsandbytes"}, r"bitsandbytes, 8 bits, .* float16 or bfloat16$"),
+        ({"load_in_4bit": True}, r"quantised \(bitsandbytes, 4 bits, .*; or set teacher.load_in_4bit=true, on a GPU"),
+        ({"quant_method": "compressed-tensors"}, r"quantised \(compressed-tensors, says"),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused(folder, quantised, message):
+    changed_config(folder, quantization_config=quantised)
+    refused(folder, message)
+
+
+def test_four_bits_of_bitsandbytes_are_read_where_four_bits_are_wanted(folder):
+    changed_config(folder, quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes"})
+    check_formats(folder, load_in_4bit=True)
+    changed_config(folder, quantization_config={"bits": 4, "quant_method": "gptq"})
+    with pytest.raises(UserError, match="quantised"):
+        check_formats(folder, load_in_4bit=True)
+
+
+def test_merges_as_later_tokenizers_write_them_are_refused(folder):
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "merges": [["a", "b"]]}}))
+    load_llm(folder, "float32", CPU)  # reads tokenizer.model
+    (folder / "tokenizer.model").unlink()
+    refused(
+        folder, r'merges as pairs, as tokenizers 0\.20 .* reads \["a b"\] instead .*; write them so, take a revision'
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])
+def test_a_pointer_instead_of_the_file_is_refused(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(folder, f"{name} is a Git LFS pointer instead of the file; run `git lfs pull` there")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_names_nothing_is_refused(folder, content):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(content)
+    refused(folder, "model.safetensors.index.json names no files of weights")
+
+
+def refused_early(folder, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_llm(folder, ["A title"], read_wording())
+    assert str(caught.value).startswith(f"teacher.llm_path={folder}: ")
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_weights_of_another_size_are_told_by_their_shapes(folder, safe):
+    check_llm(folder, ["A title"], read_wording())
+    model = LlamaForCausalLM.from_pretrained(folder)
+    width = model.config.intermediate_size
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, safe_serialization=safe)
+    check_llm(folder, ["A title"], read_wording())
+    changed_config(folder, intermediate_size=2 * width)
+    refused_early(
+        folder, rf"mlp.down_proj.weight holds \(16, {width}\), the model of .* wants \(16, {2 * width}\); take"
+    )
+
+
+def test_weights_that_are_not_there_are_told_by_their_names(folder):
+    changed_config(folder, num_hidden_layers=9)
+    refused_early(folder, r"its weights lack model\.layers\.3\.input_layernorm\.weight and \d+ more")
+
+
+def test_packed_weights_are_told_by_their_names(folder):
+    state = load_file(folder / "model.safetensors")
+    packed = {name.replace("q_proj.weight", "q_proj.qweight"): value for name, value in state.items()}
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    refused_early(folder, r"quantised weights \(model\.layers\.0\.self_attn\.q_proj\.qweight\)")
+
+
+def test_another_architecture_is_told_by_its_configuration(folder):
+    GPT2Config(vocab_size=400, n_positions=32, n_embd=16, n_layer=1, n_head=2).save_pretrained(folder)
+    changed_config(folder, max_position_embeddings=512)
+    refused_early(folder, "a gpt2 model without q_proj, k_proj")
+
+
+def test_a_tokenizer_that_loses_the_newline_is_refused(folder):
+    words = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "A": 3, "title": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer.model").unlink()
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    refused_early(folder, "its tokenizer loses the newline that ends an answer; take an LLM whose tokenizer has one")
 
 
 def test_markers_and_padding_are_added(llm_folder):

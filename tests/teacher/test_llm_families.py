@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import (
     CohereConfig,
@@ -27,7 +27,7 @@ from src.teacher.config import ExportSettings, LoraSettings
 from src.teacher.llm.load import load_llm
 from src.teacher.llm.texts import encode_texts, own_tokens
 from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
-from src.teacher.prompt.wording import read_wording
+from src.teacher.prompt.wording import CANDIDATE_MARKER, HISTORY_MARKER, MARKERS, read_wording
 
 CPU = torch.device("cpu")
 SEPARATOR, END = "<|endoftext|>", "<|im_end|>"
@@ -107,6 +107,27 @@ def test_prompts_are_the_tokens_of_the_whole_text(loaded, dataset):
         prompt = builder.prompt(HISTORY, CANDIDATES, template=template, embed=True)
         assert prompt.ids == tokenizer(builder.text(HISTORY, CANDIDATES, template=template, embed=True)).input_ids
     assert max(prompt.ids) < model.get_input_embeddings().num_embeddings
+
+
+def test_names_of_special_tokens_in_titles_are_text(loaded, dataset):
+    tokenizer, _ = loaded
+    titles = [f"Start {name} over" for name in (*MARKERS, PAD_TOKEN, SEPARATOR, END)]
+    builder = PromptBuilder(tokenizer, [*titles, *dataset.titles[len(titles) :]], read_wording())
+    of_markers = tokenizer.convert_tokens_to_ids([HISTORY_MARKER, CANDIDATE_MARKER])
+    items = np.arange(len(titles))
+    for embed in (True, False):
+        prompt = builder.prompt(items, items, template=0, embed=embed)
+        assert len([i for i in prompt.ids if i in of_markers]) == len(prompt.items) == embed * 2 * len(titles)
+    for item, title in enumerate(titles):
+        assert tokenizer.decode(builder.answer(item)[1:], skip_special_tokens=True) == f"{title}\n"
+    assert tokenizer("[PH]", add_special_tokens=False).input_ids == [builder.placeholder_id]  # as ever elsewhere
+
+
+def test_a_title_that_is_nothing_to_the_tokenizer_is_refused(loaded, dataset):
+    tokenizer, _ = loaded
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\N{SNOWMAN}", "")
+    with pytest.raises(UserError, match="titles: that of item 1, '\N{SNOWMAN}', is nothing to the LLM's tokenizer"):
+        PromptBuilder(tokenizer, ["Stone", "\N{SNOWMAN}"], read_wording())
 
 
 def test_an_answer_ends_with_the_newline_that_stops_generation(loaded, dataset):

@@ -108,6 +108,16 @@ def test_braces_in_a_title_are_text(builder, dataset):
     assert "{history} {0} [HistoryEmb]" in text
 
 
+@pytest.mark.parametrize("name", [*MARKERS, "</s>", "<s>", "<unk>", "[PAD]", "<0x0A>"])
+def test_the_name_of_a_special_token_in_a_title_is_text(builder, dataset, name):
+    titles = [f"Start {name} over", name, *dataset.titles[2:]]
+    builder = PromptBuilder(builder.tokenizer, titles, read_wording())
+    prompt = builder.prompt(np.array([0, 1]), np.array([1, 0, 3]), template=0, embed=True)
+    assert builder.batch([prompt]).is_marker.sum() == len(prompt.items) == 5
+    assert not set(builder.tokens(titles[0])) & {*builder.tokenizer.all_special_ids} - {builder.tokenizer.unk_token_id}
+    assert builder.tokenizer.decode(builder.answer(0)[1:], skip_special_tokens=True) == f"{titles[0]}\n"
+
+
 def test_an_answer_is_bos_title_newline(builder, dataset):
     for item in range(dataset.num_items):
         ids = builder.answer(item)

@@ -16,9 +16,18 @@ from src.core.datasets import tables
 from src.core.datasets.base import Interactions, LogConfig, check_label, plain_or_gzipped
 from src.core.errors import UserError, check
 from src.core.foreign.object_lines import read_object_lines
+from src.core.foreign.text import nul_error
 from src.core.settings import NOTHING
 
 _MAX_TIME = 2**63
+_MOST_ESCAPES = 5
+_HALF = "\N{REPLACEMENT CHARACTER}"
+_BREAKS = ("br", "div", "h1", "h2", "h3", "h4", "hr", "img", "li", "p", "td", "tr", "ul")  # where words end
+_TAG = re.compile(  # of the names that titles have, so that `<3` and `<Import>` stay
+    rf"<(?:!--[^<>]*--|/?({'|'.join(_BREAKS)}|a|b|big|center|del|em|font|i|mark|s|small|span|strong|sub|sup|table|u|wbr)"
+    r"\b[^<>]*)>",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,27 +211,45 @@ def _read_reviews(path: Path, kind: Files) -> tuple[np.ndarray, np.ndarray, np.n
 def _read_titles(path: Path, field: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """Title by product, "" where there is none, and what was done to them."""
     titles: dict[str, str] = {}
-    resolved = unusable = 0
+    stripped = halved = unusable = 0
     for line, product in read_object_lines(path, (field, "title")):
-        item = _id(f"{path}:{line}", product, field)
+        where = f"{path}:{line}"
+        item = _id(where, product, field)
         if titles.get(item):  # the release of 2018 repeats products
             continue
         given = product.get("title")
         titles[item] = _title(given)
-        resolved += bool(titles[item]) and isinstance(given, str) and html.unescape(given) != given
-        unusable += given not in (None, "") and not titles[item]
-    notes = {f"{path.name}: resolved HTML entities in %d titles": resolved}
-    notes[f"{path.name}: dropped %d titles that are no text, or a piece of script"] = unusable
+        if "\0" in titles[item]:
+            raise nul_error(f"{where}: title")
+        stripped += bool(titles[item]) and isinstance(given, str) and _plain_text(given) != given
+        halved += _HALF in titles[item] and _HALF not in str(given)
+        unusable += not titles[item] and bool(given) and not str(given).isspace()
+    notes = {f"{path.name}: took HTML out of %d titles": stripped}
+    notes[f"{path.name}: replaced half characters in %d titles"] = halved
+    notes[f"{path.name}: dropped %d titles that are no text, or nothing but HTML or a piece of script"] = unusable
     return titles, tuple(note % number for note, number in notes.items() if number)
 
 
 def _title(value: Any) -> str:
-    """A title without HTML's entities; "" for what is no text, and for the pieces of JavaScript, told by "getTime"."""
+    """A title without HTML; "" for what is no text, and for the pieces of JavaScript, told by "getTime"."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or "getTime" in value:
         return ""
-    return _whole_characters(html.unescape(value))
+    return _whole_characters(_plain_text(value))
+
+
+def _plain_text(text: str) -> str:
+    """HTML as the text that it shows, escaped once or more often.
+
+    >>> _plain_text("<i>A &amp;amp; B</i><br>&lt;b&gt;1 < 2 <3")
+    'A & B 1 < 2 <3'
+    """
+    for _ in range(_MOST_ESCAPES):
+        before, text = text, html.unescape(_TAG.sub(lambda tag: " " if (tag[1] or "").lower() in _BREAKS else "", text))
+        if text == before:
+            break
+    return text if text.strip() else ""
 
 
 def _whole_characters(text: str) -> str:

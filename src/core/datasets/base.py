@@ -1,9 +1,7 @@
 """What the data sets share: the types that readers return, the common settings, and helpers for raw files."""
 
-import gzip
 import re
-import zlib
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from src.core.settings import NOTHING
 
 MIN_INTERACTIONS = 3  # a training, a validation and a test target are too many for fewer
 LOG_SPLITS = ("leave_one_out", "temporal")
+DUPLICATES = ("drop", "keep")
 GIVEN_SPLIT = "given"  # of data that come split
 
 
@@ -31,6 +30,7 @@ class Interactions:
         timestamps: int64 or float64 [N], any unit.
         titles: raw item id (str) -> title; may be empty or lack an item where the format allows it.
         notes: what was changed or left out, a line each with its count, for the log.
+        warnings: what may be misread, in the same way.
     """
 
     users: np.ndarray
@@ -38,6 +38,7 @@ class Interactions:
     timestamps: np.ndarray
     titles: dict[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ class Windows:
 
 @dataclass(frozen=True)
 class WindowSplits:
-    """A data set that comes already split; item ids are positions in `titles`, `notes` as those of `Interactions`."""
+    """A data set that comes already split; item ids are positions in `titles`, the rest is as in `Interactions`."""
 
     train: Windows
     valid: Windows
     test: Windows
     titles: list[str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -122,10 +124,17 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig(DatasetConfig):
-    """The settings of a data set that comes as a log of interactions, and is split here."""
+    """The settings of a data set that comes as a log of interactions, and is split here.
+
+    Attributes:
+        duplicates: exact repeats of user, item and time: `drop` or `keep` them.
+    """
+
+    duplicates: str = "drop"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.duplicates in DUPLICATES, "dataset.duplicates", self.duplicates, f"one of {', '.join(DUPLICATES)}")
         check(
             self.split.method in LOG_SPLITS,
             "dataset.split.method",
@@ -179,31 +188,13 @@ def plain_or_gzipped(path: Path) -> Path:
     return zipped if zipped.is_file() and not path.is_file() else path
 
 
-def read_decoded(path: Path, encoding: str) -> str:
-    """The text of a file, unzipped where its name ends in `.gz`.
+def likeness(raw_id: str) -> str:
+    """What ids have in common that people may mean to be one: blanks, case, Unicode form and `.0` left aside.
 
-    Raises:
-        UserError: naming the line that is not text of this encoding; or a damaged file.
+    >>> likeness(" U7.0") == likeness("u7")
+    True
     """
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise UserError(f"{path}: damaged ({error}); replace it by a complete copy") from None
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not valid {encoding} text; save the file as {encoding}") from None
-
-
-def numbered_lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end) of the lines that are not blank."""
-    for number, line in enumerate(read_decoded(path, encoding).split("\n"), start=1):
-        line = line.rstrip("\r")
-        if line.strip():
-            yield number, line
+    return re.sub(r"\.0+$", "", unicodedata.normalize("NFKC", raw_id).strip().casefold())
 
 
 def shorten(text: str, limit: int = 160) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
-from src.core.datasets.tables import Layout, Table, read_table
+from src.core.datasets.base import Interactions, LogConfig, likeness, plain_or_gzipped
+from src.core.datasets.tables import QUOTING, Layout, Table, read_table
 from src.core.errors import UserError, check
 
 MISSING_TITLES = ("refuse", "name")
@@ -39,6 +39,7 @@ class CsvConfig(LogConfig):
     Attributes:
         interactions_file, titles_file: file names in the raw folder; `.parquet` tells that format.
         separator: one character; `\\t` as two is a tab, for a shell and Hydra pass both on.
+        quoting: of text files, `minimal` or `none`: quotes are then characters like any other, as in RecBole's files.
         columns: see `CsvColumns`.
         missing_titles: of an item that the table of titles lacks: `refuse` the log, or `name` the item after its id.
     """
@@ -48,6 +49,7 @@ class CsvConfig(LogConfig):
     interactions_file: str = "interactions.csv"
     titles_file: str = "items.csv"
     separator: str = ","
+    quoting: str = "minimal"
     columns: CsvColumns = field(default_factory=CsvColumns)
     missing_titles: str = "refuse"
 
@@ -58,6 +60,7 @@ class CsvConfig(LogConfig):
         separator = one_character(self.separator)
         usable = len(separator) == 1 and separator not in "\r\n\"'" and not separator.isalnum()
         check(usable, "dataset.separator", self.separator, 'one character such as "," or "\\t"')
+        check(self.quoting in QUOTING, "dataset.quoting", self.quoting, f"one of {', '.join(QUOTING)}")
         check(self.missing_titles in MISSING_TITLES, "dataset.missing_titles", self.missing_titles, "refuse or name")
 
 
@@ -85,13 +88,20 @@ class CsvLog:
         return read_csv(
             *self.files(config, folder),
             separator=one_character(config.separator),
+            quoting=config.quoting,
             columns=config.columns,
             missing_titles=config.missing_titles,
         )
 
 
 def read_csv(
-    interactions: Path, titles: Path, *, separator: str, columns: CsvColumns, missing_titles: str = "refuse"
+    interactions: Path,
+    titles: Path,
+    *,
+    separator: str,
+    columns: CsvColumns,
+    quoting: str = "minimal",
+    missing_titles: str = "refuse",
 ) -> Interactions:
     """Read a log and a table of titles: ids as text; times int64, or float64 where one has a fraction.
 
@@ -101,40 +111,62 @@ def read_csv(
         titles: file with an item and a title in each line, no item twice; with `missing_titles=refuse` every item of
             the log must be in it.
         separator: one character, of text files.
+        quoting: of text files, see `CsvConfig`.
 
     Raises:
         UserError: naming file and line of what is wrong.
     """
-    title_of = _read_titles(titles, separator, columns)
+    names = {"item": columns.item, "title": columns.title}
+    title_of = _read_titles(titles, Layout(names=names, separator=separator, quoting=quoting))
     names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
-    log = read_table(interactions, Layout(names=names, separator=separator))
+    log = read_table(interactions, Layout(names=names, separator=separator, quoting=quoting))
     if not len(log.columns["user"]):
         raise UserError(f"{interactions}: has no interactions; add lines below the header")
     for name in ("user", "item"):
         log.require_text(name)
     times = log.times()
-    if missing_titles == "refuse":
-        _require_titles(log, title_of, titles)
-    return Interactions(users=log.columns["user"], items=log.columns["item"], timestamps=times, titles=title_of)
+    warnings = _missing_titles(log, title_of, titles, refuse=missing_titles == "refuse")
+    warnings += _rounded_times(times, interactions)
+    users, items = log.columns["user"], log.columns["item"]
+    return Interactions(users=users, items=items, timestamps=times, titles=title_of, warnings=warnings)
 
 
-def _require_titles(log: Table, titles: dict[str, str], path: Path) -> None:
+def _rounded_times(times: np.ndarray, path: Path) -> tuple[str, ...]:
+    """What to warn of, where times came as floating-point numbers that cannot tell neighbours apart."""
+    rounded = int((np.abs(times) >= 2**53).sum()) if times.dtype == np.float64 else 0
+    if not rounded:
+        return ()
+    return (f"{path.name}: {rounded} times are floating-point numbers beyond 2**53, which are rounded; write integers",)
+
+
+def _missing_titles(log: Table, titles: dict[str, str], path: Path, *, refuse: bool) -> tuple[str, ...]:
+    """What to warn of, where the table of titles lacks items of the log."""
     import pandas as pd
 
     items = log.columns["item"]
     untitled = np.flatnonzero(~pd.Series(items).isin(titles.keys()))
-    if len(untitled):
-        row = int(untitled[0])
-        raise UserError(
-            f"{log.where(row)}: item {items[row]!r} has no entry in {path}; add one, or set dataset.missing_titles=name"
-        )
+    if not len(untitled):
+        return ()
+    row = int(untitled[0])
+    counted = f"{len(set(items[untitled]))} of the log's {pd.Series(items).nunique()} items have none there"
+    like = _alike(items[row], titles)
+    meant = f"; did you mean {like!r}? Write ids alike in both files" if like is not None else ""
+    if not refuse:
+        return (f"{path.name}: {counted}, first item {items[row]!r}{meant}",)
+    advice = meant or "; add one, or set dataset.missing_titles=name"
+    raise UserError(f"{log.where(row)}: item {items[row]!r} has no entry in {path} ({counted}){advice}")
 
 
-def _read_titles(path: Path, separator: str, columns: CsvColumns) -> dict[str, str]:
+def _alike(item: str, titles: dict[str, str]) -> str | None:
+    """An id of the titles that may be the same one, written in another way: `12.0` for `12`, other blanks or case."""
+    wanted = likeness(item)
+    return next((other for other in titles if likeness(other) == wanted), None)
+
+
+def _read_titles(path: Path, layout: Layout) -> dict[str, str]:
     import pandas as pd
 
-    names = {"item": columns.item, "title": columns.title}
-    table = read_table(path, Layout(names=names, separator=separator), strict=True)
+    table = read_table(path, layout, strict=True)
     items = table.columns["item"]
     again = np.flatnonzero(pd.Series(items).duplicated())
     if len(again):

@@ -11,11 +11,12 @@ from src.core.datasets.base import (
     SplitConfig,
     Windows,
     WindowSplits,
-    numbered_lines,
+    plain_or_gzipped,
     shorten,
 )
 from src.core.errors import UserError, check
 from src.core.foreign.frames import read_pickled_frame
+from src.core.foreign.text import numbered_lines
 
 FILES = ("train_data.df", "Val_data.df", "Test_data.df", "id2name.txt")
 
@@ -46,10 +47,15 @@ class Lastfm:
         return None
 
     def files(self, config: LastfmConfig, folder: Path) -> list[Path]:
-        return [folder / name for name in FILES]
+        return raw_files(folder)
 
     def read(self, config: LastfmConfig, folder: Path) -> WindowSplits:
         return read_lastfm(folder)
+
+
+def raw_files(folder: Path) -> list[Path]:
+    """Windows of the three splits, and the names."""
+    return [plain_or_gzipped(folder / name) for name in FILES]
 
 
 def read_lastfm(folder: Path) -> WindowSplits:
@@ -58,20 +64,31 @@ def read_lastfm(folder: Path) -> WindowSplits:
     Raises:
         UserError: naming the file, and line or row, of what is wrong.
     """
-    train, valid, test, names = (folder / name for name in FILES)
+    train, valid, test, names = raw_files(folder)
     titles = _read_id2name(names)
+    tables = {path: _read_windows(path, len(titles)) for path in (train, valid, test)}
+    empty = {path: int((table.length == 0).sum()) for path, table in tables.items()}
+    shifted = {path: _count_left_padded(table, len(titles)) for path, table in tables.items()}
     return WindowSplits(
-        train=_read_windows(train, len(titles)),
-        valid=_read_windows(valid, len(titles)),
-        test=_read_windows(test, len(titles)),
+        train=_without_empty(train, tables[train]),
+        valid=_without_empty(valid, tables[valid]),
+        test=_without_empty(test, tables[test]),
         titles=titles,
+        notes=tuple(f"{path.name}: dropped {n} rows without a history" for path, n in empty.items() if n),
+        warnings=tuple(
+            f"{path.name}: {n} of {len(tables[path].length)} rows begin with id 0 and have items behind their len_seq, "
+            f"as windows padded on the left do; the first len_seq places are read as items, so pad on the right, by "
+            f"{len(titles)}"
+            for path, n in shifted.items()
+            if n
+        ),
     )
 
 
 def _read_id2name(path: Path) -> list[str]:
     """The name of each artist 0..n-1."""
     titles: dict[int, str] = {}
-    for number, line in numbered_lines(path, "utf-8"):
+    for number, line in numbered_lines(path):
         item, separator, title = line.partition("::")
         if not separator or not item.isdecimal():
             raise UserError(f"{path}:{number}: expected id::name, got {shorten(line, 60)!r}")
@@ -85,15 +102,34 @@ def _read_id2name(path: Path) -> list[str]:
 
 
 def _read_windows(path: Path, num_items: int) -> Windows:
+    """The rows of a file, those without a history with the length 0."""
     table = _read_table(path)
     # An empty history is written as one padding id with len_seq 1: 976 rows of the training file.
     is_empty = (table.length == 1) & (table.history[:, 0] == num_items)
-    length = np.where(is_empty, 0, table.length)
-    _check_windows(path, replace(table, length=length), num_items)
-    keep = length > 0
+    table = replace(table, length=np.where(is_empty, 0, table.length))
+    _check_windows(path, table, num_items)
+    return table
+
+
+def _without_empty(path: Path, table: Windows) -> Windows:
+    keep = table.length > 0
     if not keep.any():
         raise UserError(f"{path}: has no row with a history; replace it by a complete copy")
-    return Windows(table.history[keep], length[keep], table.target[keep])
+    return Windows(table.history[keep], table.length[keep], table.target[keep])
+
+
+def _count_left_padded(table: Windows, num_items: int) -> int:
+    """Rows with nothing but id 0 where the padding of a shorter history would stand on the left, and items at the end.
+
+    Right-padded ones have neither items nor, save by chance, so many zeros there.
+    """
+    width = table.history.shape[1]
+    place = np.arange(width)
+    on_left = place < (width - table.length)[:, None]  # [N, L]
+    behind = place >= table.length[:, None]
+    zeros = (table.history == 0) | ~on_left
+    items = behind & (table.history != 0) & (table.history != num_items)
+    return int((on_left.any(1) & zeros.all(1) & items.any(1)).sum())
 
 
 def _read_table(path: Path) -> Windows:
@@ -127,4 +163,5 @@ def _check_windows(path: Path, table: Windows, num_items: int) -> None:
     rows, places = np.nonzero((items < 0) | (items >= num_items))
     if len(rows):
         item = items[rows[0], places[0]]
-        raise UserError(f"{path}: row {rows[0]}: item {item} is not in id2name.txt (ids 0 to {num_items - 1})")
+        padding = f"; {num_items} is the padding, which stands behind the items" if item == num_items else ""
+        raise UserError(f"{path}: row {rows[0]}: item {item} is not in id2name.txt (ids 0 to {num_items - 1}){padding}")

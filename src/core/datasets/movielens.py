@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.core.datasets.base import Interactions, LogConfig, numbered_lines
+from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
 from src.core.datasets.download import Archive
 from src.core.errors import UserError, check
+from src.core.foreign.text import numbered_lines, read_text
 
+_OTHERWISE = "latin-1"  # as the releases come; what people save again is UTF-8
 _COLUMNS = ("user", "item", "rating", "timestamp")
 
 
@@ -74,11 +76,15 @@ class Movielens:
         return RELEASES[config.version].archive
 
     def files(self, config: MovielensConfig, folder: Path) -> list[Path]:
-        release = RELEASES[config.version]
-        return [folder / release.ratings, folder / release.movies]
+        return raw_files(folder, RELEASES[config.version])
 
     def read(self, config: MovielensConfig, folder: Path) -> Interactions:
         return read_movielens(folder, RELEASES[config.version])
+
+
+def raw_files(folder: Path, release: Release) -> list[Path]:
+    """Ratings and movies."""
+    return [plain_or_gzipped(folder / name) for name in (release.ratings, release.movies)]
 
 
 def read_movielens(folder: Path, release: Release) -> Interactions:
@@ -87,9 +93,16 @@ def read_movielens(folder: Path, release: Release) -> Interactions:
     Raises:
         UserError: naming file and line of what is wrong.
     """
-    ratings = _read_ratings(folder / release.ratings, release.ratings_separator)
-    titles = _read_titles(folder / release.movies, release.movies_separator)
-    return Interactions(users=ratings["user"], items=ratings["item"], timestamps=ratings["timestamp"], titles=titles)
+    ratings, movies = raw_files(folder, release)
+    log = _read_ratings(ratings, release.ratings_separator)
+    titles, changed = _read_titles(movies, release.movies_separator)
+    return Interactions(
+        users=log["user"],
+        items=log["item"],
+        timestamps=log["timestamp"],
+        titles=titles,
+        notes=(f"{movies.name}: took off the year or moved the article of {changed} titles",),
+    )
 
 
 def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
@@ -97,11 +110,11 @@ def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
     import pandas as pd  # a second that only a log costs, not what was processed before
 
     # The C parser takes one-character separators only, and pandas' Python parser is far slower.
-    data = path.read_bytes().replace(separator.encode(), b"\t")
+    data = read_text(path, _OTHERWISE).replace(separator, "\t")
     columns = [name for name in _COLUMNS if name != "rating"]
     try:
         frame = pd.read_csv(
-            io.BytesIO(data),
+            io.BytesIO(data.encode()),
             sep="\t",
             header=None,
             names=list(_COLUMNS),
@@ -109,13 +122,12 @@ def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
             dtype={name: np.int64 for name in columns},
             na_filter=False,
             quoting=csv.QUOTE_NONE,
-            encoding="latin-1",
         )
     except (ValueError, OverflowError) as error:
         _raise_first_bad_rating(path, separator)
         raise UserError(f"{path}: cannot be read: {error}") from None
     # Four fields on average and none missing: exactly four on each line.
-    if data.count(b"\t") != 3 * len(frame):
+    if data.count("\t") != 3 * len(frame):
         _raise_first_bad_rating(path, separator)
         raise UserError(f"{path}: cannot be read as lines of 4 fields")
     if frame.empty:
@@ -125,7 +137,7 @@ def _read_ratings(path: Path, separator: str) -> dict[str, np.ndarray]:
 
 def _raise_first_bad_rating(path: Path, separator: str) -> None:
     """Read the lines one by one, slowly, to name the one that the fast parser refused."""
-    for number, line in numbered_lines(path, "latin-1"):
+    for number, line in numbered_lines(path, _OTHERWISE):
         fields = line.split(separator)
         if len(fields) != 4:
             raise UserError(
@@ -137,17 +149,21 @@ def _raise_first_bad_rating(path: Path, separator: str) -> None:
                 raise UserError(f"{path}:{number}: {name} {value!r} is not an integer; correct or remove the line")
 
 
-def _read_titles(path: Path, separator: str) -> dict[str, str]:
+def _read_titles(path: Path, separator: str) -> tuple[dict[str, str], int]:
+    """Title by movie, and how many are not as they were given."""
     titles: dict[str, str] = {}
-    for number, line in numbered_lines(path, "latin-1"):
+    changed = 0
+    for number, line in numbered_lines(path, _OTHERWISE):
         fields = line.split(separator)
         if len(fields) < 3:
             raise UserError(f"{path}:{number}: has {len(fields)} fields, expected id{separator}title and more")
         item = fields[0].strip()
+        item = str(int(item)) if item.isdecimal() else item  # as the ratings' ids are read
         if item in titles:
             raise UserError(f"{path}:{number}: item {item!r} occurs twice; remove one of its lines")
         titles[item] = clean_movie_title(fields[1])
-    return titles
+        changed += titles[item] != fields[1]
+    return titles, changed
 
 
 def clean_movie_title(title: str) -> str:

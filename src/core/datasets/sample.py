@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.core.datasets.base import Interactions, LogConfig
+from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
 from src.core.datasets.csv_log import CsvColumns, read_csv
 
 
@@ -25,7 +25,7 @@ class Sample:
         return None
 
     def files(self, config: SampleConfig, folder: Path) -> list[Path]:
-        return [folder / "interactions.csv", folder / "items.csv"]
+        return [plain_or_gzipped(folder / name) for name in ("interactions.csv", "items.csv")]
 
     def read(self, config: SampleConfig, folder: Path) -> Interactions:
         return read_csv(*self.files(config, folder), separator=",", columns=CsvColumns())

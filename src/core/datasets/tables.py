@@ -2,22 +2,26 @@
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from src.core.datasets.base import read_decoded, shorten
+from src.core.datasets.base import shorten
 from src.core.datasets.timestamps import BadTime, parse_times
 from src.core.errors import UserError
+from src.core.foreign.text import nul_error, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PARQUET_ENDINGS = (".parquet", ".pq")
+QUOTING: dict[str, Literal[0, 3]] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}  # of text files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +31,14 @@ class Layout:
     Attributes:
         names: the name of each column that is wanted, by what it is for: `user`, `item`, `timestamp`, `title`.
         separator: of a text file, one character.
+        quoting: of a text file, a key of `QUOTING`.
         header: names of all columns of a text file whose first line has none.
         setting: the key under which the user gives `names`, for messages; "" where they are fixed.
     """
 
     names: dict[str, str]
     separator: str = ","
+    quoting: str = "minimal"
     header: tuple[str, ...] | None = None
     setting: str = "dataset.columns"
 
@@ -90,10 +96,27 @@ def read_table(path: Path, layout: Layout, *, strict: bool = False) -> Table:
 
 def _require_columns(where: str, layout: Layout, header: list[str]) -> None:
     prefix = f"{layout.setting}." if layout.setting else ""
-    missing = [f"{prefix}{key}={name!r}" for key, name in layout.names.items() if name not in header]
+    wanted = {f"{prefix}{key}={name!r}": name for key, name in layout.names.items()}
+    missing = {setting: name for setting, name in wanted.items() if name not in header}
     if missing:
         says = "is not a column" if len(missing) == 1 else "are not columns"
-        raise UserError(f"{where}: {', '.join(missing)} {says}; the file has {shorten(', '.join(header), 400)}")
+        has = shorten(", ".join(map(repr, header)), 400)
+        raise UserError(f"{where}: {', '.join(missing)} {says}; the file has {has}{_hint(layout, missing, header)}")
+    twice = next((setting for setting, name in wanted.items() if header.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{where}: {twice} is the name of two columns; rename one")
+
+
+def _hint(layout: Layout, missing: dict[str, str], header: list[str]) -> str:
+    """What the header looks like: another separator, or names with blanks or in another case."""
+    other = next((sign for sign in "\t;|," if len(header) == 1 and sign in header[0]), None)
+    if other and layout.setting:
+        return f"; set dataset.separator={other!r} if that separates its columns"
+    setting, name = next(iter(missing.items()))
+    close = [column for column in header if column.strip().casefold() == name.strip().casefold()]
+    close = close or get_close_matches(name, header, n=1)
+    blank = " without the blanks" if close and close[0] != close[0].strip() else ""
+    return f"; did you mean {close[0]!r}? Write it alike in both{blank}" if close else ""
 
 
 # --- text ---------------------------------------------------------------------------------------------------
@@ -102,45 +125,53 @@ def _require_columns(where: str, layout: Layout, header: list[str]) -> None:
 def _read_text(path: Path, layout: Layout) -> Table:
     import pandas as pd  # a second that only a log costs, not what was processed before
 
+    text = read_text(path)
+    header, rows = _rows(path, text, layout)
+    _require_columns(f"{path}:1", layout, header)
     try:
-        frame = _parse(path, layout)
+        frame = _parse(text, header, layout)
     except (ValueError, pd.errors.ParserWarning) as error:
-        for _ in _rows(path, layout)[1]:  # which names the line
+        _require_closed_quotes(path, text, layout, len(header))
+        for _ in rows:  # which names the line
             pass
         raise UserError(f"{path}: cannot be read: {shorten(str(error))}") from None
-    _require_columns(f"{path}:1", layout, list(map(str, frame.columns)))
-    columns = {key: frame[name].to_numpy() for key, name in layout.names.items()}
+    if _may_be_misquoted(text, len(frame), layout):
+        _require_closed_quotes(path, text, layout, len(header))
+    columns = {key: frame[header.index(name)].to_numpy() for key, name in layout.names.items()}
 
     def where(row: int) -> str:
         """Reads the file again, slowly; a line before it that is cut short is the first fault and is told instead."""
-        found = next((line for i, (line, _) in enumerate(_rows(path, layout)[1]) if i == row), None)
+        rows = _rows(path, read_text(path), layout)[1]
+        found = next((line for i, (line, _) in enumerate(rows) if i == row), None)
         return f"{path}: row {row + 1}" if found is None else f"{path}:{found}"
 
     return Table(columns=columns, where=where)
 
 
-def _parse(path: Path, layout: Layout) -> "pd.DataFrame":
+def _parse(text: str, header: list[str], layout: Layout) -> "pd.DataFrame":
+    """The cells as text, columns numbered."""
     import pandas as pd
 
-    text = read_decoded(path, "utf-8-sig")
-    names = None if layout.header is None else list(layout.header)
     with warnings.catch_warnings():
         # A first line that is longer than the header is only warned about, and cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         return pd.read_csv(
-            io.StringIO(text),
+            io.BytesIO(text.encode()),
             sep=layout.separator,
-            names=names,
-            header="infer" if names is None else None,
+            names=range(len(header)),
+            header=0 if layout.header is None else None,
             dtype=str,
             na_filter=False,
             index_col=False,
+            quoting=QUOTING[layout.quoting],
         )
 
 
 def _read_text_strictly(path: Path, layout: Layout) -> Table:
-    header, rows = _rows(path, layout)
+    text = read_text(path)
+    header, rows = _rows(path, text, layout)
     _require_columns(f"{path}:1", layout, header)
+    _require_closed_quotes(path, text, layout, len(header))
     places = {key: header.index(name) for key, name in layout.names.items()}
     lines: list[int] = []
     cells: dict[str, list[str]] = {key: [] for key in places}
@@ -152,27 +183,88 @@ def _read_text_strictly(path: Path, layout: Layout) -> Table:
     return Table(columns=columns, where=lambda row: f"{path}:{lines[row]}")
 
 
-def _rows(path: Path, layout: Layout) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def _rows(path: Path, text: str, layout: Layout) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header and (line number, fields) of each row, every row checked to be as long as the header."""
     separator = layout.separator
-    reader = csv.reader(io.StringIO(read_decoded(path, "utf-8-sig"), newline=""), delimiter=separator)
-    header = next(reader, []) if layout.header is None else list(layout.header)
+    # Line by line, because StringIO would copy the text at four bytes a character.
+    lines = (found[0] for found in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text))
+    reader = csv.reader(lines, delimiter=separator, quoting=QUOTING[layout.quoting])
+    header: list[str] = [] if layout.header is None else list(layout.header)
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
             for fields in reader:
                 if not "".join(fields).strip() and len(fields) <= 1:  # a blank line, which pandas skips, too
                     continue
-                if len(fields) != len(header):
+                if header and len(fields) != len(header):
+                    advice = f"put quotes round a field that contains {separator!r}"
+                    if len(fields) > len(header) and not "".join(fields[len(header) :]):
+                        advice = f"take the {separator!r} off its end"
                     raise UserError(
                         f"{path}:{reader.line_num}: has {len(fields)} fields, expected {len(header)} "
-                        f"({separator.join(header)}); put quotes round a field that contains {separator!r}"
+                        f"({separator.join(header)}); {advice}"
                     )
                 yield reader.line_num, fields
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: {error}") from None
 
-    return header, rows()
+    found = rows()
+    if not header:
+        header = next(found, (0, []))[1]
+    return header, found
+
+
+def _may_be_misquoted(text: str, num_rows: int, layout: Layout) -> bool:
+    """A fast test that sound files pass: a row for each line, and quotes at the ends of fields only."""
+    if layout.quoting == "none" or '"' not in text:
+        return False
+    lines = text.count("\n") + text.count("\r") - text.count("\r\n") + (text[-1] not in "\r\n")
+    if num_rows + (layout.header is None) != lines:
+        return True
+    other = rf"[^{re.escape(layout.separator)}\r\n\"]"
+    # A quote between others' characters, or an even number of them where a field begins. That every branch begins with
+    # the quote makes the search fast.
+    amid, at_start = rf'(?<={other}")"*(?={other})', rf'(?<!{other}")(?<!"")"(?:"")*(?={other})'
+    return re.search(f'"(?:{amid}|{at_start})', text) is not None
+
+
+def _require_closed_quotes(path: Path, text: str, layout: Layout, num_columns: int) -> None:
+    """Refuse quotes that swallow what follows them, which both parsers take for one long field.
+
+    A field may go on in further lines, unless one of these has as many fields as a row.
+    """
+    if layout.quoting == "none" or '"' not in text:
+        return
+    ends = re.escape(layout.separator) + r"\r\n"
+    field = re.compile(rf'(?<![^{ends}])"(?P<inner>[^"]*+(?:""[^"]*+)*+)(?P<close>"?)(?P<behind>[^{ends}]?)')
+    rest = re.compile(r"[^\r\n]*")
+    line = begin = place = 0
+    while found := field.search(text, place):
+        line, begin, place = line + _count_ends(text[begin : found.start()]), found.start(), found.end()
+        more: list[str] = []
+        if "\n" in found["inner"] or "\r" in found["inner"]:  # the lines that it goes on in, the last one to its end
+            _, *more = re.split(r"\r\n|\r|\n", found[0] + rest.match(text, place)[0])  # type: ignore[index]
+        if fault := _quote_fault(found, more, layout.separator, num_columns, last=line + 1 + len(more)):
+            other = ", or set dataset.quoting=none where quotes are characters like any other" if layout.setting else ""
+            raise UserError(
+                f"{path}:{line + 1}: the quote that opens here {fault}; close it, write a quote within quotes "
+                f"twice{other}"
+            )
+
+
+def _count_ends(text: str) -> int:
+    return text.count("\n") + text.count("\r") - text.count("\r\n")
+
+
+def _quote_fault(found: re.Match[str], more: list[str], separator: str, num_columns: int, *, last: int) -> str:
+    """What is wrong with a quoted field, in words; `more` are the lines that it goes on in, `last` is their last."""
+    if not found["close"]:
+        return "is never closed"
+    if found["behind"]:
+        return f"is closed in line {last} with text behind it" if more else "is closed with text behind it"
+    if any(line.count(separator) == num_columns - 1 for line in more):
+        return f"is closed in line {last}, round lines that look like rows of their own"
+    return ""
 
 
 # --- Parquet ------------------------------------------------------------------------------------------------
@@ -203,12 +295,16 @@ def _read_parquet(path: Path, layout: Layout) -> Table:
 def _texts(column: Any, path: Path, name: str) -> np.ndarray:
     """Text or integers as object (str) [N]; what is missing is empty."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     readable = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_integer)
     if not any(test(kind) for test in readable):
         raise UserError(f"{path}: the column {name!r} holds {kind}, must be text or integers")
-    return column.cast(kind).cast(pa.string()).fill_null("").to_numpy()
+    texts = column.cast(kind).cast(pa.string()).fill_null("")
+    if (row := pc.index(pc.match_substring(texts, "\0"), True).as_py()) >= 0:
+        raise nul_error(f"{path}: row {row + 1}: the column {name!r}")
+    return texts.to_numpy()
 
 
 def _times(column: Any, path: Path, name: str) -> np.ndarray:

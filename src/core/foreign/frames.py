@@ -11,6 +11,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.foreign.pickles import MAX_BYTES, DamagedPickle, Record, RefusedName, load_pickle
+from src.core.foreign.text import DAMAGED, open_unzipped
 
 _MAX_CELLS: Final = 10_000_000
 _NUMBERS: Final = re.compile(r"[biuf][1248]")
@@ -54,7 +55,7 @@ def read_pickled_frame(path: Path) -> dict[str, list]:
         UserError: not a pickle (protocol 2 to 5) of such a table, or one of more than ten million cells.
     """
     try:
-        with path.open("rb") as file:
+        with open_unzipped(path) as file:
             data = file.read(MAX_BYTES + 1)
         return _columns(load_pickle(data, _NAMES.__contains__).value)
     except RefusedName as error:
@@ -64,6 +65,8 @@ def read_pickled_frame(path: Path) -> dict[str, list]:
         ) from None
     except DamagedPickle as error:
         raise UserError(f"{path}: not a readable pickle of a pandas table ({error})") from None
+    except DAMAGED as error:
+        raise UserError(f"{path}: damaged ({error}); replace it by a complete copy") from None
     except (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"[:160]
         raise UserError(f"{path}: not a readable pickle of a pandas table ({reason})") from None

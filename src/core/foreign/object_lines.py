@@ -4,15 +4,14 @@
 """
 
 import ast
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from src.core.errors import UserError
+from src.core.foreign.text import DAMAGED, nul_error, open_unzipped, without_mark
 
 _MAX_LINE: Final = 1 << 24  # bytes; the longest published ones have some hundred thousand
 _MAX_LEVELS: Final = 12  # of a Python literal below the object itself; the published ones have 3
@@ -20,7 +19,7 @@ _LITERAL: Final = re.compile(r"\{\s*(?:[uU]?')")  # JSON has double quotes; Pyth
 
 
 def read_object_lines(path: Path, wanted: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank, gzipped where the name ends so.
+    """(line number, object) of each line that is not blank, of a file that may be gzipped.
 
     Args:
         wanted: fields of interest: of a Python literal only these are read, and of these what is nested stays text in a
@@ -32,29 +31,31 @@ def read_object_lines(path: Path, wanted: Collection[str]) -> Iterator[tuple[int
     """
     line = 0
     try:
-        with _opener(path)(path, "rb") as file:
+        with open_unzipped(path) as file:
             while data := file.readline(_MAX_LINE + 1):
                 line += 1
+                if line == 1:
+                    data = without_mark(path, data)
                 if len(data) > _MAX_LINE:
                     raise UserError(f"{path}:{line}: longer than {_MAX_LINE} bytes; correct or remove the line")
-                if not data.isspace():
+                if b"\0" in data:
+                    raise nul_error(f"{path}:{line}")
+                if data.strip():
                     yield line, _read_object(data.decode().strip(), wanted)
     except RecursionError:
         raise UserError(f"{path}:{line}: nested too deep; correct or remove the line") from None
     except _Malformed as error:
         raise UserError(f"{path}:{line}: {error}; correct or remove the line") from None
-    except ValueError as error:  # covers JSON and Unicode errors
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{line}: not valid UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    except ValueError as error:  # covers JSON errors
         raise UserError(f"{path}:{line}: not a line of JSON ({error}); correct or remove the line") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged after line {line} ({error}); replace it by a complete copy") from None
 
 
 class _Malformed(Exception):
     """A line is not what it looks like; the message says how."""
-
-
-def _opener(path: Path) -> Callable[..., Any]:
-    return gzip.open if path.suffix == ".gz" else open
 
 
 def _read_object(text: str, wanted: Collection[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +31,7 @@ EXPECTED = (
     "use teacher=ilora_tiny, which builds one)"
 )
 _CARD, _MOST_CARD = "README.md", 1 << 20
+_POINTER = b"version https://git-lfs"
 _SAMPLES, _SAMPLE = 256, 4096  # of a weights file: blocks, and bytes of each
 
 
@@ -50,7 +52,72 @@ def check_llm_folder(path: Path) -> None:
             f"teacher.llm_path={path}: holds a PEFT adapter (adapter_config.json); give the folder of a whole model, "
             "with the adapter merged into it"
         )
-    weight_files(path)
+    for file in [*(path / name for name in SMALL_FILES), *weight_files(path)]:
+        if file.is_file() and _begins_with(file, _POINTER):
+            raise UserError(
+                f"teacher.llm_path={path}: {file.name} is a Git LFS pointer instead of the file; run `git lfs pull` "
+                "there, or fetch the model by `huggingface-cli download`"
+            )
+
+
+def _begins_with(file: Path, start: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start
+
+
+def check_formats(path: Path, *, load_in_4bit: bool) -> None:
+    """Refuse what the libraries here cannot read: quantised checkpoints, and tokenizers of later versions.
+
+    Args:
+        load_in_4bit: `teacher.load_in_4bit`, which reads what bitsandbytes has quantised to 4 bits.
+
+    Raises:
+        UserError: naming the file, and what to take instead.
+    """
+    method = quantization(path)
+    if method is not None and not (load_in_4bit and method == _BNB_4BIT):
+        advice = "; or set teacher.load_in_4bit=true, on a GPU" if method == _BNB_4BIT else ""
+        raise UserError(
+            f"teacher.llm_path={path}: quantised ({method}, says {CONFIG_FILE}), which cannot be adapted; give the "
+            f"checkpoint that it was made from, in float16 or bfloat16{advice}"
+        )
+    tokenizer = path / "tokenizer.json"
+    if tokenizer.is_file() and not (path / "tokenizer.model").is_file() and _has_paired_merges(tokenizer):
+        raise UserError(
+            f"teacher.llm_path={path}: tokenizer.json has its merges as pairs, as tokenizers 0.20 (transformers 4.45) "
+            'and later write them, and the version here reads ["a b"] instead of [["a", "b"]]; write them so, take a '
+            "revision of the model from before (teacher.llm_revision), or put its tokenizer.model there"
+        )
+
+
+_BNB_4BIT = "bitsandbytes, 4 bits"
+
+
+def quantization(path: Path) -> str | None:
+    """How the checkpoint is quantised, as its configuration says, in words; None: it is not."""
+    content = _read_object(path / CONFIG_FILE)
+    found = content.get("quantization_config") or content.get("compression_config")
+    if not found:
+        return None
+    found = found if isinstance(found, dict) else {}
+    method = str(found.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in found else "unknown method"))
+    bits = 4 if found.get("load_in_4bit") else 8 if found.get("load_in_8bit") else found.get("bits")
+    return f"{method}, {bits} bits" if isinstance(bits, int) else method
+
+
+def _has_paired_merges(file: Path) -> bool:
+    model = _read_object(file).get("model")
+    merges = model.get("merges") if isinstance(model, dict) else None
+    return isinstance(merges, list) and bool(merges) and isinstance(merges[0], list)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is none, which the library that needs it tells better."""
+    try:
+        content = read_json(file)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -60,7 +127,10 @@ def weight_files(path: Path) -> list[Path]:
         raise UserError(f"teacher.llm_path={path}: has none of {', '.join(WEIGHT_FILES)}; {EXPECTED}")
     if weights.suffix != ".json":
         return [weights]
-    shards = sorted(set(read_json(weights).get("weight_map", {}).values()))
+    named = _read_object(weights).get("weight_map")
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        raise UserError(f"teacher.llm_path={path}: {weights.name} names no files of weights; get it from its source")
+    shards = sorted(set(named.values()))
     missing = [name for name in shards if not (path / name).is_file()]
     if missing:
         raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
@@ -121,6 +191,5 @@ def llm_license(path: Path) -> str | None:
 
 def num_layers(path: Path) -> int | None:
     """How many layers the LM has; None where its configuration does not say."""
-    content = read_json(path / CONFIG_FILE)
-    layers = content.get("num_hidden_layers") if isinstance(content, dict) else None
+    layers = _read_object(path / CONFIG_FILE).get("num_hidden_layers")
     return layers if isinstance(layers, int) else None

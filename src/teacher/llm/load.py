@@ -1,11 +1,14 @@
 """Loading a LLaMA-family model and tokenizer from a Hugging Face folder, as the machine allows."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
@@ -21,9 +24,9 @@ from transformers import (
 
 from src.core.errors import UserError
 from src.core.foreign.tensors import read_tensors
-from src.teacher.llm.folder import EXPECTED, check_llm_folder, weight_files
-from src.teacher.prompt.builder import PAD_TOKEN
-from src.teacher.prompt.wording import MARKERS
+from src.teacher.llm.folder import EXPECTED, check_formats, check_llm_folder, quantization, weight_files
+from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
+from src.teacher.prompt.wording import MARKERS, Wording
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # that are adapted
 _TOKENIZER_MODEL = "tokenizer.model"
@@ -77,22 +80,53 @@ def load_llm(
         UserError: `path` holds no LLaMA-family model; the message says what is expected there.
     """
     check_llm_folder(path)
-    tokenizer = _load_tokenizer(path)
+    check_formats(path, load_in_4bit=load_in_4bit)
+    config = _read_config(path)
+    tokenizer = _make_tokenizer(path, config)
     options: dict[str, Any] = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
     if load_in_4bit:
         options |= _quantization(path, dtype, device)
-    model = _load_model(path, dtype, options)
-    _add_markers(tokenizer, model)
-    _put_bos_first(path, tokenizer, model.config)
+    model = _load_model(path, config, dtype, options)
+    _make_room(tokenizer, model)
     model = (model if load_in_4bit else model.to(device)).eval()
     _check_output_layer(path, model)
     return tokenizer, model
 
 
-def _load_model(path: Path, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+def check_llm(path: Path, titles: list[str], wording: Wording) -> None:
+    """Refuse an LLM that could not be loaded, or read these titles with, before anything is trained for it.
+
+    Of weights in safetensors only names and shapes are read.
+
+    Raises:
+        UserError: what `load_llm` and `PromptBuilder` refuse.
+    """
+    config = _read_config(path)
+    tokenizer = _make_tokenizer(path, config)
+    PromptBuilder(tokenizer, titles, wording, config.max_position_embeddings)
+    _check_weights(path, config)
+
+
+@contextmanager
+def _as_user_error(path: Path, what: str) -> Iterator[None]:
+    """Whatever the libraries raise for files of strangers: `tokenizers`, for one, raises a bare `Exception`."""
     try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"teacher.llm_path={path}: the {what} does not load ({reason}); {EXPECTED}") from error
+
+
+def _read_config(path: Path) -> PretrainedConfig:
+    with _as_user_error(path, "model"):
         # trust_remote_code=False: without it transformers asks on the terminal whether to run code of the folder.
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def _load_model(path: Path, config: PretrainedConfig, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+    with _as_user_error(path, "model"):
         source, weights = _weights(path)
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -104,38 +138,85 @@ def _load_model(path: Path, dtype: str, options: dict[str, Any]) -> PreTrainedMo
             **weights,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher.llm_path={path}: the model does not load ({reason}); {EXPECTED}") from error
+    _check_family(path, model)
+    absent = found["missing_keys"]  # transformers only warns
+    _refuse_gaps(path, [name for name, value in model.named_parameters() if value.is_meta or name in absent])
+    return model
+
+
+def _check_family(path: Path, model: PreTrainedModel) -> None:
     missing = [name for name in TARGET_MODULES if not any(n.endswith(name) for n, _ in model.named_modules())]
     if missing:
         raise UserError(
-            f"teacher.llm_path={path}: a {config.model_type} model without {', '.join(missing)}; {EXPECTED}"
+            f"teacher.llm_path={path}: a {model.config.model_type} model without {', '.join(missing)}; {EXPECTED}"
         )
-    absent = found["missing_keys"]
-    lacking = sorted(name for name, value in model.named_parameters() if value.is_meta or name in absent)
-    if lacking:  # transformers only warns
-        first, *others = lacking
+
+
+def _refuse_gaps(path: Path, lacking: Collection[str]) -> None:
+    if lacking:
+        first, *others = sorted(lacking)
         raise UserError(
             f"teacher.llm_path={path}: its weights lack {first} and {len(others)} more; get the whole checkpoint"
         )
-    return model
+
+
+def _check_weights(path: Path, config: PretrainedConfig) -> None:
+    """Compare names and shapes of the weights with those of the model that the configuration describes."""
+    with _as_user_error(path, "model"):
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        shapes = _shapes(path)
+    _check_family(path, model)
+    if quantization(path) is not None:  # packed: their shapes are others
+        return
+    packed = sorted(name for name in shapes if name.endswith((".qweight", ".qzeros", ".absmax")))
+    if packed:
+        raise UserError(
+            f"teacher.llm_path={path}: quantised weights ({packed[0]}), which cannot be adapted; give the checkpoint "
+            "that they were made from, in float16 or bfloat16"
+        )
+    wanted = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    prefix = f"{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in shapes):  # of the model without its output layer
+        shapes = {prefix + name: shape for name, shape in shapes.items()}
+    for name in sorted(wanted.keys() & shapes.keys()):
+        if wanted[name] != shapes[name]:
+            raise UserError(
+                f"teacher.llm_path={path}: {name} holds {shapes[name]}, the model of its config.json wants "
+                f"{wanted[name]}; take config.json and weights of one checkpoint"
+            )
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    _refuse_gaps(path, wanted.keys() - shapes.keys() - tied)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    files = weight_files(path)
+    if files[0].suffix != ".safetensors":
+        return {name: tuple(value.shape) for name, value in _pickled_state(path).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
 
 
 def _weights(path: Path) -> tuple[Path | None, dict[str, Any]]:
     """What tells transformers to take the weights from safetensors, or from memory: its own way to `.bin` is torch's
     loader, which may run what it reads. Those take twice the memory while they are copied.
     """
-    files = weight_files(path)
-    if files[0].suffix == ".safetensors":
+    if weight_files(path)[0].suffix == ".safetensors":
         return path, {"use_safetensors": True, "low_cpu_mem_usage": True}
+    return None, {"state_dict": _pickled_state(path)}
+
+
+def _pickled_state(path: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in weight_files(path):
         content = read_tensors(file)
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise UserError(f"{file}: holds no state_dict of tensors; {EXPECTED}")
         state |= content
-    return None, {"state_dict": state}
+    return state
 
 
 def _quantization(path: Path, dtype: str, device: torch.device) -> dict[str, Any]:
@@ -161,10 +242,11 @@ def _check_output_layer(path: Path, model: PreTrainedModel) -> None:
         )
 
 
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    try:
+def _make_tokenizer(path: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer with a BOS, [PAD] and the markers."""
+    with _as_user_error(path, "tokenizer"):
         # legacy: the tokenization that upstream's transformers version had.
-        return AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path,
             use_fast=not (path / _TOKENIZER_MODEL).is_file(),
             legacy=True,
@@ -172,17 +254,16 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:  # SentencePiece raises the last
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"teacher.llm_path={path}: the tokenizer does not load ({reason}); {EXPECTED}") from error
-
-
-def _add_markers(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Add [PAD] and the markers; new rows start as the mean of the old ones, so that loading repeats."""
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     # Without lstrip/rstrip the blanks around a marker would become tokens of their own.
     markers = [AddedToken(m, lstrip=True, rstrip=True, normalized=False, special=True) for m in MARKERS]
     tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    _put_bos_first(path, tokenizer, config)
+    return tokenizer
+
+
+def _make_room(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Rows for [PAD] and the markers, which start as the mean of the old ones, so that loading repeats."""
     old = model.get_input_embeddings().num_embeddings
     if len(tokenizer) <= old:
         return

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.teacher.config import TITLE, ExportSettings
 from src.teacher.prompt.batching import token_batches
+from src.teacher.prompt.builder import spell
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def encode_texts(
     tokens, neither BOS nor wording among them. `model` must be the base LM, adapter off.
     """
     wording = settings.embedding_text
-    ids = [torch.tensor(tokenizer(wording.replace(TITLE, text)).input_ids) for text in texts]
+    ids = [torch.tensor(spell(tokenizer, wording.replace(TITLE, text), with_bos=True)) for text in texts]
     is_mean = settings.embedding_pooling == "mean"
     spans = own_tokens(tokenizer, wording, ids) if is_mean else [(len(row) - 1, len(row)) for row in ids]
     result = torch.empty(len(texts), model.config.hidden_size)
@@ -57,9 +58,9 @@ def own_tokens(tokenizer: PreTrainedTokenizerBase, wording: str, ids: list[Tenso
     made of both, such as a blank and a title's first letters, is the text's. An empty text has the token before it.
     """
     before, after = wording.split(TITLE)
-    head = torch.tensor(tokenizer(before.rstrip()).input_ids)
+    head = torch.tensor(spell(tokenizer, before.rstrip(), with_bos=True))
     # Behind a letter, because some tokenizers begin a text of its own with a blank.
-    alone, tail = (torch.tensor(tokenizer(text).input_ids) for text in ("x", f"x{after}"))
+    alone, tail = (torch.tensor(spell(tokenizer, text, with_bos=True)) for text in ("x", f"x{after}"))
     spans = []
     for row in ids:
         begin = max(1, _common(row, head))

@@ -8,6 +8,7 @@ model has to produce BOS, title, newline.
 
 import functools
 import logging
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.core.errors import UserError
 from src.core.logging import LOGGER_NAME
-from src.teacher.prompt.wording import CANDIDATE_MARKER, HISTORY_MARKER, MARKERS, PLACEHOLDER, Wording
+from src.teacher.prompt.wording import CANDIDATE_MARKER, CANDIDATES, HISTORY, HISTORY_MARKER, PLACEHOLDER, Wording
 
 PAD_TOKEN = "[PAD]"
 TERMINATOR = "\n"
@@ -58,6 +59,19 @@ class PromptBatch:
         return PromptBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
+def spell(tokenizer: PreTrainedTokenizerBase, text: str, *, with_bos: bool = False) -> list[int]:
+    """Token ids of a text of strangers, in which the name of a special token (`</s>`, `[PH]`) is text like any other.
+
+    Both kinds of tokenizers read the option from themselves: the slow ones lose it on the way from a call.
+    """
+    before, tokenizer.split_special_tokens = tokenizer.split_special_tokens, True
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=with_bos).input_ids
+    finally:
+        tokenizer.split_special_tokens = before
+    return ids
+
+
 class PromptBuilder:
     """Turns rows into prompts for one catalogue and tokenizer.
 
@@ -65,7 +79,8 @@ class PromptBuilder:
         context: tokens that the LM reads at most, prompt and answer together; None sets no bound.
 
     Raises:
-        UserError: a title is blank, or too long for the context.
+        UserError: a title is blank, nothing to the tokenizer, or too long for the context; or the tokenizer has no
+            newline.
     """
 
     def __init__(
@@ -79,16 +94,32 @@ class PromptBuilder:
         self.placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.bos_id = tokenizer.bos_token_id
         self._cached = functools.lru_cache(maxsize=None)(self._tokenize)  # titles recur in every row
-        self.newline_id = self.tokens(TERMINATOR)[-1]
+        self.newline_id = self._find_newline()
         self._context = context
         self._longest_answer = self._check_titles()
         self._has_dropped = False
+
+    def _find_newline(self) -> int:
+        ids = self.tokens(TERMINATOR)
+        if not ids or ids[-1] == self.tokenizer.unk_token_id or TERMINATOR not in self.tokenizer.decode(ids[-1:]):
+            raise UserError(
+                f"teacher.llm_path={self.tokenizer.name_or_path}: its tokenizer loses the newline that ends an answer; "
+                "take an LLM whose tokenizer has one, as those of the LLaMA family do"
+            )
+        return ids[-1]
 
     def _check_titles(self) -> int:
         """Length of the longest answer in tokens."""
         blank = [item for item, title in enumerate(self.titles) if not title.strip()]
         if blank:
             raise UserError(f"titles: item {blank[0]} has a blank title ({len(blank)} in all); the LLM reads titles")
+        unknown = {self.tokenizer.unk_token_id}
+        lost = [item for item, title in enumerate(self.titles) if set(self.tokens(title)) <= unknown]
+        if lost:
+            raise UserError(
+                f"titles: that of item {lost[0]}, {self.titles[lost[0]]!r}, is nothing to the LLM's tokenizer "
+                f"({len(lost)} in all); write it in other characters"
+            )
         if self._context is None:
             return 0
         lengths = [len(self.answer(item)) for item in range(len(self.titles))]
@@ -105,7 +136,7 @@ class PromptBuilder:
         return len(self.tokens(self.titles[item]))
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return tuple(spell(self.tokenizer, text))
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text without markers, no BOS."""
@@ -113,12 +144,27 @@ class PromptBuilder:
 
     def text(self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool) -> str:
         """The prompt as text, markers included; without candidates it is an open question."""
+        segments = self._segments(history, candidates, template=template, embed=embed)
+        return "".join(text + (marker or "") for text, marker in segments)
+
+    def _segments(
+        self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool
+    ) -> list[tuple[str, str | None]]:
+        """The prompt cut at its markers: the text before each, and the marker; None behind the last text."""
         history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
-        wording = self.templates[template] if len(candidates) else self.open_template
-        return wording.format(
-            history=", ".join(f"{self.titles[i]} {history_marker}" for i in history),
-            candidates=", ".join(f"{self.titles[i]} {candidate_marker}" for i in candidates),
-        )
+        places = {HISTORY: (history, history_marker), CANDIDATES: (candidates, candidate_marker)}
+        segments: list[tuple[str, str | None]] = []
+        text = ""
+        for part in re.split(f"({re.escape(HISTORY)}|{re.escape(CANDIDATES)})", self._wording(template, candidates)):
+            items, marker = places.get(part, ((), None))
+            text += part if marker is None else ""
+            for place, item in enumerate(items):
+                segments.append((text + ", " * (place > 0) + f"{self.titles[item]} ", marker))
+                text = ""
+        return [*segments, (text, None)]
+
+    def _wording(self, template: int, candidates: np.ndarray) -> str:
+        return self.templates[template] if len(candidates) else self.open_template
 
     def prompt(self, history: np.ndarray, candidates: np.ndarray, *, template: int, embed: bool) -> Prompt:
         """Tokenize a prompt; where it would leave no room for an answer, the oldest items are left out.
@@ -153,12 +199,13 @@ class PromptBuilder:
         Markers are special tokens that swallow the blanks around them, so what stands between two of them
         is tokenized on its own; tokenizing those pieces with a cache gives the same ids as the whole text.
         """
-        history_marker, candidate_marker = (HISTORY_MARKER, CANDIDATE_MARKER) if embed else (PLACEHOLDER,) * 2
-        text = self.text(history, candidates, template=template, embed=embed)
+        marker_ids = {HISTORY_MARKER: self.embedding_ids[0], CANDIDATE_MARKER: self.embedding_ids[1]}
         ids = [self.bos_id]
-        marker_ids = dict(zip(MARKERS, self.tokenizer.convert_tokens_to_ids(list(MARKERS)), strict=True))
-        for piece in _split(text, {history_marker, candidate_marker}):
-            ids.extend([marker_ids[piece]] if piece in marker_ids else self.tokens(piece.strip()))
+        for text, marker in self._segments(history, candidates, template=template, embed=embed):
+            if text.strip():
+                ids.extend(self.tokens(text.strip()))
+            if marker is not None:
+                ids.append(marker_ids.get(marker, self.placeholder_id))
         return Prompt(ids, [*history.tolist(), *candidates.tolist()] if embed else [])
 
     def answer(self, item: int) -> list[int]:
@@ -189,15 +236,3 @@ class PromptBuilder:
         is_marker = torch.isin(ids, torch.tensor(self.embedding_ids)) & mask
         markers = torch.tensor([item for prompt in prompts for item in prompt.items], dtype=torch.int64)
         return PromptBatch(ids, mask, is_marker, markers, labels)
-
-
-def _split(text: str, markers: set[str]) -> list[str]:
-    """Cut a text at its markers, which stay as pieces of their own."""
-    pieces = [text]
-    for marker in markers:
-        cut: list[str] = []
-        for piece in pieces:
-            for i, text_between in enumerate(piece.split(marker)):
-                cut.extend([marker] * (i > 0) + [text_between])
-        pieces = cut
-    return [piece for piece in pieces if piece.strip()]

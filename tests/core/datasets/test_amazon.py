@@ -55,7 +55,7 @@ def test_amazon(tmp_path, zipped):
             b'{"asin": "B1", "unixReviewTime": "x"}\n',
             r"Video_Games_5\.json:3: unixReviewTime 'x' is not an integer",
         ),
-        (b"\xff\n", r"Video_Games_5\.json:3: not a line of JSON"),
+        (b"\xff\n", r"Video_Games_5\.json:3: not valid UTF-8 text .*; save the file as UTF-8"),
         *(
             (
                 b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": %s}\n' % time,
@@ -147,7 +147,7 @@ def test_each_layout_is_recognised_and_read_alike(tmp_path, layout, zipped):
     assert log.titles == {"B1": "Tom & 'Jerry'", "B2": "Café\n"}
     assert log.notes == (
         f"meta_Pet_Supplies.json{'l' * ('2023' in layout or layout.endswith('l'))}"
-        f"{'.gz' * zipped}: resolved HTML entities in 1 titles",
+        f"{'.gz' * zipped}: took HTML out of 1 titles",
     )
     assert Amazon().read(replace(PETS, release=LAYOUTS[layout][0]), tmp_path).titles == log.titles
 
@@ -198,7 +198,47 @@ def test_titles_that_are_no_text_are_dropped_and_counted(tmp_path):
     (tmp_path / "meta_Pet_Supplies.json").write_text("".join(lines))
     log = Amazon().read(PETS, tmp_path)
     assert list(log.titles.values()) == ["", "", "", "", "", "1984", "😀", "x�"]
-    assert log.notes == ("meta_Pet_Supplies.json: dropped 4 titles that are no text, or a piece of script",)
+    assert log.notes == (
+        "meta_Pet_Supplies.json: replaced half characters in 1 titles",
+        "meta_Pet_Supplies.json: dropped 3 titles that are no text, or nothing but HTML or a piece of script",
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ('<span class=\\"a-size-base\\">Robot &amp;amp; Friends</span>', "Robot & Friends"),
+        ("Line<br/>break", "Line break"),
+        ("&lt;b&gt;Bold&lt;/b&gt;", "Bold"),
+        ("Puzzle <b>Box</b>", "Puzzle Box"),
+        ("<img src=x>", ""),
+        ("\\n\\n  ", ""),
+        ("I <3 <Import> a < b > c", "I <3 <Import> a < b > c"),
+        ("<!-- hidden -->Shown", "Shown"),
+        pytest.param("<!--" * 200_000, "<!--" * 200_000, id="in one pass"),
+    ],
+)
+def test_titles_are_the_text_that_their_html_shows(tmp_path, title, expected):
+    write_layout(tmp_path, "Pet_Supplies_5.json")
+    (tmp_path / "meta_Pet_Supplies.json").write_text(f'{{"asin": "B9", "title": "{title}"}}\n{LINES_2018}')
+    assert Amazon().read(PETS, tmp_path).titles["B9"] == expected
+
+
+def test_a_mark_is_no_part_of_the_first_line_and_a_nul_names_its_own(tmp_path):
+    write_layout(tmp_path, "Pet_Supplies_5.json")
+    log = (tmp_path / "Pet_Supplies_5.json").read_bytes()
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(b"\xef\xbb\xbf" + log)
+    assert Amazon().read(PETS, tmp_path).users.tolist() == ["A1", "A2"]
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log + b"\0")
+    with pytest.raises(UserError, match=rf"Pet_Supplies_5\.json:{len(log.splitlines()) + 1}: holds a NUL character"):
+        Amazon().read(PETS, tmp_path)
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log.decode().encode("utf-16"))
+    with pytest.raises(UserError, match=r"Pet_Supplies_5\.json: is UTF-16 text; save it as UTF-8"):
+        Amazon().read(PETS, tmp_path)
+    (tmp_path / "Pet_Supplies_5.json").write_bytes(log)
+    (tmp_path / "meta_Pet_Supplies.json").write_text('{"asin": "B1", "title": "a\\u0000b"}\n')
+    with pytest.raises(UserError, match=r"meta_Pet_Supplies\.json:1: title: holds a NUL character"):
+        Amazon().read(PETS, tmp_path)
 
 
 def test_ratings_of_another_release_are_refused_with_their_line(tmp_path):
@@ -208,7 +248,7 @@ def test_ratings_of_another_release_are_refused_with_their_line(tmp_path):
         Amazon().read(replace(PETS, release=2018), tmp_path)
     write_layout(tmp_path, "Pet_Supplies.csv")
     with pytest.raises(
-        UserError, match=r"Pet_Supplies\.csv:1: user='user_id', .* are not columns; the file has B2, A1"
+        UserError, match=r"Pet_Supplies\.csv:1: user='user_id', .* are not columns; the file has 'B2', 'A1'"
     ):
         Amazon().read(replace(PETS, release=2023), tmp_path)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_malformed_log_names_its_line(tmp_path, lines, message):
         ("item,title\na,x, y\n", r"items\.csv:2: has 3 fields, expected 2 .* put quotes"),
         (
             "item,name\na,x\n",
-            r"items\.csv:1: dataset\.columns\.title='title' is not a column; the file has item, name",
+            r"items\.csv:1: dataset\.columns\.title='title' is not a column; the file has 'item', 'name'",
         ),
     ],
 )
@@ -97,14 +98,14 @@ def test_malformed_titles_name_their_line(tmp_path, items, message):
 def test_missing_column_names_the_setting(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"log\.csv:1: dataset\.columns\.timestamp='timestamp' is not a column; .* user, item, t",
+        match=r"log\.csv:1: dataset\.columns\.timestamp='timestamp' is not a column; .* 'user', 'item', 't'",
     ):
         read(tmp_path, "user,item,t\nu,a,1\n")
 
 
 def test_wrong_encoding_names_its_line(tmp_path):
     write(tmp_path, log__csv="user,item,timestamp\nu,a,1\n", items__csv="item,title\nb,x\na,Café\n")
-    with pytest.raises(UserError, match=r"items\.csv:3: not valid utf-8"):
+    with pytest.raises(UserError, match=r"items\.csv:3: not valid UTF-8"):
         read_csv(tmp_path / "log.csv", tmp_path / "items.csv", separator=",", columns=CsvColumns())
 
 
@@ -145,6 +146,113 @@ def test_gzipped_files_are_read_where_only_they_are_there(tmp_path):
     (tmp_path / "items.csv.gz").write_bytes(gzip.compress(ITEMS.encode())[:-9])
     with pytest.raises(UserError, match=r"items\.csv\.gz: damaged .*; replace it by a complete copy"):
         CsvLog().read(CsvConfig(), tmp_path)
+
+
+# --- quotes -------------------------------------------------------------------------------------------------
+
+QUOTED = "user,item,timestamp\n" + "".join(f'"u",{"ab"[i % 2]},{i}\n' for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (QUOTED.replace('"u",a,2', '"u,a,2'), r"log\.csv:4: the quote that opens here is closed in line 5 with text"),
+        (QUOTED.replace('"u",b,3', '"u,b,3'), r"log\.csv:5: the quote that opens here is never closed"),
+        (QUOTED.replace('"u",b,3\n', '"u,b,3'), r"log\.csv:5: the quote that opens here is never closed"),
+        (QUOTED + '"u,a,4\nu,b,5\nu,a,6"\n', r"log\.csv:6: .* is closed in line 8, round lines that look like rows"),
+        (QUOTED + '"u"1,a,4\n', r"log\.csv:6: the quote that opens here is closed with text behind it"),
+        (QUOTED + '""u"",a,4\n', r"log\.csv:6: the quote that opens here is closed with text behind it"),
+        (QUOTED.replace("\n", "\r\n") + '"u,a,4\r\n', r"log\.csv:6: the quote that opens here is never closed"),
+    ],
+)
+def test_a_quote_that_swallows_what_follows_is_named_where_it_opens(tmp_path, log, message):
+    with pytest.raises(UserError, match=message + ".*; close it, .* or set dataset.quoting=none"):
+        read(tmp_path, log)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (ITEMS + 'c,"Third\nd,Fourth\ne,Fifth\n', r"items\.csv:4: the quote that opens here is never closed"),
+        (ITEMS + 'c,"Third\nd,Fourth"\n', r"items\.csv:4: .* closed in line 5, round lines that look like rows"),
+        (ITEMS + 'c,"Odd" Al\n', r"items\.csv:4: the quote that opens here is closed with text behind it"),
+    ],
+)
+def test_a_quote_that_swallows_titles_is_named_where_it_opens(tmp_path, items, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, QUOTED, items)
+
+
+def test_quotes_that_are_closed_are_read(tmp_path):
+    log = read(tmp_path, QUOTED.replace('"u",a,0', '"u ""2""",a,0'), ITEMS + 'c,"The\n""Third"""\nd,12" Remix\n')
+    assert log.users.tolist() == ['u "2"', "u", "u", "u"]
+    assert log.titles["c"] == 'The\n"Third"' and log.titles["d"] == '12" Remix'
+
+
+def test_quotes_are_checked_in_one_pass(tmp_path):
+    """A line of a million characters: a look to its end from each of its fields would take minutes."""
+    columns, empty = ",".join(f"c{i}" for i in range(250_000)), ",".join(['""'] * 250_000)
+    items = f"item,title,{columns}\na,First,{empty}\n"
+    log = "user,item,timestamp\nu,a,1\n"
+    assert read(tmp_path, log, items).titles == {"a": "First"}
+
+
+def test_files_that_quote_nothing_as_recbole_has_them(tmp_path):
+    write(
+        tmp_path,
+        shop__inter='user_id:token\titem_id:token\ttimestamp:float\n"u\ta\t1.0\nu"\tb\t2.0\n',
+        shop__item='item_id:token\titem_name:token_seq\na\t"Odd" Al\nb\t"Unclosed\n',
+    )
+    columns = CsvColumns(
+        user="user_id:token", item="item_id:token", timestamp="timestamp:float", title="item_name:token_seq"
+    )
+    config = CsvConfig(interactions_file="shop.inter", titles_file="shop.item", separator="\\t", columns=columns)
+    log = CsvLog().read(replace(config, quoting="none"), tmp_path)
+    assert log.users.tolist() == ['"u', 'u"'] and log.timestamps.tolist() == [1, 2]
+    assert log.titles == {"a": '"Odd" Al', "b": '"Unclosed'}
+    with pytest.raises(UserError, match=r"shop\.item:2: the quote that opens here"):
+        CsvLog().read(config, tmp_path)
+
+
+# --- other programs' files ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends_of_other_systems(tmp_path, end):
+    (tmp_path / "log.csv").write_bytes(f"user,item,timestamp{end}u,a,1{end}u,b,2{end}".encode())
+    (tmp_path / "items.csv").write_bytes(ITEMS.replace("\n", end).encode())
+    log = read_csv(tmp_path / "log.csv", tmp_path / "items.csv", separator=",", columns=CsvColumns())
+    assert (log.users.tolist(), log.titles["a"]) == (["u", "u"], "First")
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("user; item;timestamp\nu;a;1\n", r"'user; item;timestamp'; set dataset\.separator=';' if that separates"),
+        (
+            "user, item, timestamp\nu, a, 1\n",
+            r"has 'user', ' item', ' timestamp'; did you mean ' item'\? .* the blanks",
+        ),
+        ("User,item,timestamp\nu,a,1\n", r"dataset\.columns\.user='user' is not a column; .* did you mean 'User'\?"),
+        ("user,item,item,timestamp\nu,a,b,1\n", r"log\.csv:1: dataset\.columns\.item='item' is the name of two"),
+        ("user,item,timestamp\nu,a,1\nu,b,1,\n", r"log\.csv:3: has 4 fields, expected 3 .*; take the ',' off its end"),
+        ("user,item,timestamp\nu\0,a,1\n", r"log\.csv:2: holds a NUL character"),
+        ("user,item,timestamp\nu,a.0,1\nu,b,2\n", r"item 'a\.0' .* \(1 of the log's 2 items .*\); did you mean 'a'\?"),
+        ("user,item,timestamp\nu, A,1\nu,b,2\n", r"csv:2: item ' A' has no entry in .*; did you mean 'a'\? Write ids"),
+    ],
+)
+def test_a_likely_mistake_is_named(tmp_path, log, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, log)
+
+
+def test_titles_that_miss_their_items_are_warned_of(tmp_path):
+    write(tmp_path, interactions__csv="user,item,timestamp\nu,a.0,1\nu,b.0,2\n", items__csv=ITEMS)
+    log = CsvLog().read(CsvConfig(missing_titles="name"), tmp_path)
+    assert log.warnings == (
+        "items.csv: 2 of the log's 2 items have none there, first item 'a.0'; "
+        "did you mean 'a'? Write ids alike in both files",
+    )
 
 
 # --- Parquet ------------------------------------------------------------------------------------------------
@@ -193,18 +301,25 @@ def test_times_in_parquet_are_exact(tmp_path, kind, values, expected):
     assert read_parquet(tmp_path, timestamp=column).timestamps.tolist() == expected
 
 
+def test_times_that_a_float_has_rounded_are_warned_of(tmp_path):
+    warnings = read_parquet(tmp_path, timestamp=[1.6e18, 1.5]).warnings
+    assert warnings[0].startswith("log.parquet: 1 times are floating-point numbers beyond 2**53, which are rounded")
+    assert read_parquet(tmp_path, timestamp=[1.6e9, 1.5]).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         (
             {"user": None, "item": None, "who": ["u", "v"]},
-            r"dataset\.columns\.user='user', dataset\.columns\.item='item' are not columns; the file has time.*, who",
+            r"dataset\.columns\.user='user', dataset\.columns\.item='item' are not columns; .* 'time.*, 'who'",
         ),
         ({"user": ["u", None]}, r"log\.parquet: row 2: the user is empty"),
         ({"timestamp": [1, None]}, r"log\.parquet: row 2: the timestamp is missing"),
         ({"timestamp": [1.0, float("inf")]}, r"log\.parquet: row 2: timestamp inf is not a number"),
         ({"timestamp": [True, False]}, r"the column 'timestamp' holds bool, must be numbers, points in time or text"),
         ({"item": [7.0, 8.0]}, r"the column 'item' holds double, must be text or integers"),
+        ({"user": ["u", "v\0"]}, r"log\.parquet: row 2: the column 'user': holds a NUL character"),
         ({"item": [7, 9]}, r"log\.parquet: row 2: item '9' has no entry"),
     ],
 )

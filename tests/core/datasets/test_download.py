@@ -94,7 +94,7 @@ def serve_movielens(site, monkeypatch, **changes) -> None:
 
 def test_missing_movielens_is_fetched_and_unpacked(site, tmp_path, monkeypatch):
     serve_movielens(site, monkeypatch)
-    dataset = load_dataset(MovielensConfig(min_user_inter=3), tmp_path, LOGGER)
+    dataset = load_dataset(MovielensConfig(min_user_inter=3, duplicates="keep"), tmp_path, LOGGER)
     assert dataset.titles == ["The Matrix", "Kolya"]
     assert sorted(path.name for path in (tmp_path / "raw" / "movielens").iterdir()) == ["u.data", "u.item"]
 

@@ -1,5 +1,6 @@
 """iLoRA's windows of LastFM: what the reader returns, and what each kind of bad input is answered with."""
 
+import gzip
 import logging
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 from raw_examples import lastfm_folder, needs
 
 from src.core.data_utils import load_dataset
-from src.core.datasets.lastfm import LastfmConfig, read_lastfm
+from src.core.datasets.lastfm import FILES, LastfmConfig, read_lastfm
 from src.core.errors import UserError
 
 LOGGER = logging.getLogger("test_lastfm")
@@ -66,3 +67,22 @@ def test_published_lastfm(tmp_path):
     assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == (50_800 - 976, 122, 122)
     assert (dataset.train.pos - dataset.train.start).max() == 10
     assert sum(dataset.train.pos - dataset.train.start >= 3) == 47_872  # what iLoRA trains on
+
+
+def test_gzipped_files_with_a_mark_are_read_and_what_is_dropped_is_counted(tmp_path):
+    lastfm_folder(tmp_path)
+    names = (tmp_path / "id2name.txt").read_text(encoding="utf-8")
+    for name in FILES:
+        data = names.encode("utf-8-sig") if name.endswith(".txt") else (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data))
+    splits = read_lastfm(tmp_path)
+    assert splits.titles == ["Zero", "One::1", "Zwei ä"] and splits.warnings == ()
+    assert splits.notes[0] == "train_data.df.gz: dropped 1 rows without a history"
+
+
+def test_windows_padded_on_the_left_are_warned_of(tmp_path):
+    lastfm_folder(tmp_path, seq=[[0, 0, 2], [0, 1, 2], [0, 3, 3], [0, 1, 3]], len_seq=[1, 2, 1, 2], next=[2, 0, 0, 1])
+    warnings = read_lastfm(tmp_path).warnings
+    assert warnings[0].startswith("train_data.df: 2 of 4 rows begin with id 0 and have items behind their len_seq")
+    assert len(warnings) == 3

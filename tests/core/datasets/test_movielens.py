@@ -1,5 +1,6 @@
 """MovieLens: what the reader returns, and the line that each kind of bad input is answered with."""
 
+import gzip
 import logging
 
 import pytest
@@ -106,3 +107,22 @@ def test_published_movielens_100k(tmp_path):
         rows * 9 // 10 - rows * 8 // 10,
         rows - rows * 9 // 10,
     ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+def test_titles_in_any_encoding_with_or_without_gzip(tmp_path, encoding):
+    movies = "010|Café, The (1999)|x\n242|Kolya|x\n".encode(encoding)
+    (tmp_path / "u.data.gz").write_bytes(gzip.compress(RATINGS_100K.encode(encoding)))
+    (tmp_path / "u.item.gz").write_bytes(gzip.compress(movies))
+    log = read_movielens(tmp_path, RELEASES["100k"])
+    assert log.users.tolist() == [7, 7, 8]
+    assert log.titles == {"10": "The Café", "242": "Kolya"}  # 010 is the 10 of the ratings
+    assert log.notes == ("u.item.gz: took off the year or moved the article of 1 titles",)
+
+
+@pytest.mark.parametrize("file", ["u.data", "u.item"])
+def test_a_nul_is_refused_in_either_file(tmp_path, file):
+    write(tmp_path, u__data=RATINGS_100K, u__item=MOVIES_100K)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes() + b"8\x00\n")
+    with pytest.raises(UserError, match=rf"{file}:[34]: holds a NUL character"):
+        read_movielens(tmp_path, RELEASES["100k"])

@@ -66,6 +66,25 @@ def _history(bench: Bench) -> None:
     refused("dataset.history=hidden", "dataset.history='hidden': must be one of shown, removed")(bench)
 
 
+def _duplicates(bench: Bench) -> None:
+    raw = write_raw_files(bench.file.split("/")[1], bench.tmp / "other")
+    usual = bench.load(raw=raw)
+    for path in raw.iterdir():
+        if not path.read_text().startswith(("item,", "0|", "0::")) and not path.name.startswith("meta"):
+            header, _, rest = path.read_text().partition("\n") if path.suffix == ".csv" else ("", "", path.read_text())
+            path.write_text((header and header + "\n") + rest + rest)
+    assert bench.load(raw=raw).fingerprint == usual.fingerprint
+    assert len(bench.load("dataset.duplicates=keep", raw=raw).train) > len(usual.train)
+    refused("dataset.duplicates=merge", "dataset.duplicates='merge': must be one of drop, keep")(bench)
+
+
+def _quoting(bench: Bench) -> None:
+    raw = write_raw_files("csv", bench.tmp / "other")
+    (raw / "items.csv").write_text((raw / "items.csv").read_text().replace("Title 0", '"Title" 0'))
+    assert bench.load("dataset.quoting=none", raw=raw).titles[0] == '"Title" 0'
+    assert "items.csv:2: the quote that opens here" in refusal(lambda: bench.load(raw=raw))
+
+
 def _version(bench: Bench) -> None:
     assert (bench.load().num_users, bench.load("dataset.version=1m").num_users) == (24, 12)
 
@@ -160,6 +179,8 @@ EFFECTS: dict[str, Effect] = {
     "dataset.raw_dir": _raw_dir,
     "dataset.max_train_rows": _max_train_rows,
     "dataset.history": _history,
+    "dataset.duplicates": _duplicates,
+    "dataset.quoting": _quoting,
     "dataset.version": _version,
     "dataset.interactions_file": _interactions_file,
     "dataset.titles_file": _titles_file,
