@@ -59,7 +59,15 @@ from pip._internal.commands import create_command
 print(create_command("install").parser.parse_args([])[0].index_url)'
 }
 
+# A lock of other dependencies would have to be resolved anew, from whatever the index offers today.
+require_current_lock() {
+    poetry check --lock --no-interaction >&2 || die "poetry.lock does not belong to pyproject.toml, so nothing was installed." \
+        "Take both from one commit (git checkout -- poetry.lock pyproject.toml), or run 'poetry lock' after a change of your own"
+}
+
+# Exactly what the lock says: Poetry compares every file with its SHA-256 there and refuses another.
 poetry_install() {
+    require_current_lock
     POETRY_REQUESTS_MAX_RETRIES=${POETRY_REQUESTS_MAX_RETRIES:-5} POETRY_REQUESTS_TIMEOUT=${POETRY_REQUESTS_TIMEOUT:-60} \
         poetry install --no-interaction --with sweep
 }

@@ -155,11 +155,23 @@ def load_dataset(config: DatasetConfig, data_dir: Path, logger: logging.Logger) 
         test=test,
         fingerprint=processed.fingerprint(),
     )
+    _require_rows(dataset, config)
     logger.info(
         f"dataset {dataset.name}: {dataset.num_users} users, {dataset.num_items} items, rows: {len(train)} train, "
         f"{len(valid)} valid, {len(test)} test (fingerprint {dataset.fingerprint[:12]})"
     )
     return dataset
+
+
+def _require_rows(dataset: SequenceDataset, config: DatasetConfig) -> None:
+    """Refuse data without a row to train, validate or test on."""
+    advice = {
+        "leave_one_out": f"a user has a training row from {MIN_INTERACTIONS + 1} interactions on; add data",
+        GIVEN_SPLIT: "the file of that part holds no history with an item; add some",
+    }
+    for name, rows in (("training", dataset.train), ("validation", dataset.valid), ("test", dataset.test)):
+        if len(rows) == 0:
+            raise UserError(f"dataset {dataset.name}: no {name} row; {advice.get(config.split.method, 'add data')}")
 
 
 def _made_from(config: DatasetConfig, raw_dir: Path, files: list[Path]) -> dict[str, Any]:

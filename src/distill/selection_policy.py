@@ -121,9 +121,13 @@ class Budget:
     """An exact share of every epoch: of the first n rows that have a teacher, round(ratio * n) are taken.
 
     So each batch gets its share to within one row, and no rounding adds up over an epoch.
+
+    Raises:
+        UserError: the share is no row at all.
     """
 
     def __init__(self, ratio: float, num_rows: int) -> None:
+        _require_some(ratio, num_rows, "training rows")
         self.ratio, self.num_rows = ratio, num_rows
         self.passed = self.known = 0  # rows of this epoch; those among them that have a teacher
 
@@ -133,6 +137,8 @@ class Budget:
             self.passed = self.known = 0
         before, self.known = self.known, self.known + int(known.sum())
         self.passed += len(known)
+        if self.passed == self.num_rows:
+            _require_some(self.ratio, self.known, "training rows that have a teacher")
         count = _share(self.ratio, self.known) - _share(self.ratio, before)
         return _top(values.masked_fill(~known, float("-inf")), count)
 
@@ -145,6 +151,12 @@ class Budget:
 
 def _share(ratio: float, count: int) -> int:
     return int(ratio * count + 0.5)
+
+
+def _require_some(ratio: float, count: int, rows: str) -> None:
+    """Raises a UserError where a share is none: what is trained then is the baseline."""
+    if count and _share(ratio, count) == 0:
+        raise UserError(f"active.budget_ratio={ratio:g}: chooses none of {count} {rows}; at least {0.5 / count:.2g}")
 
 
 def _top(values: Tensor, count: int) -> Tensor:

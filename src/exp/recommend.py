@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +64,8 @@ def _print(student: "Recommender", checkpoint: str, asked: RecommendConfig) -> N
     (best,) = student.recommend([asked.history], **_question(asked))
     table = Table(title=rich_text(checkpoint))
     for column in ("rank", "item", "title", "score"):
-        table.add_column(column, justify="right" if column in ("rank", "score") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("rank", "score") else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # by default an id that is cut is lost
     for rank, item in enumerate(best, start=1):
         table.add_row(str(rank), rich_text(item.item_id), rich_text(item.title), f"{item.score:.4f}")
     Console().print(table)
@@ -79,10 +80,10 @@ def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging
     source, target = project_path(asked.input), project_path(asked.output)
     student.recommend([], **_question(asked))  # what is wrong with the question is no line's fault
     read = {".csv": _read_csv, ".parquet": _read_parquet}[source.suffix]
-    users = lines = short = 0
+    users = lines = short = odd = 0
 
     def write(path: Path) -> None:
-        nonlocal users, lines, short
+        nonlocal users, lines, short, odd
         with open(path, "w", encoding="utf-8", newline="") as file, row_progress("recommend", total=None) as advance:
             writer = csv.writer(file)
             writer.writerow(["user", "rank", "item", "title", "score"])
@@ -93,12 +94,19 @@ def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging
                     ranked = enumerate(best, start=1)
                     writer.writerows([user, rank, i.item_id, csv_cell(i.title), f"{i.score:.6g}"] for rank, i in ranked)
                     lines += len(best)
+                    odd += any(csv_cell(name) != name for name in (user, *(i.item_id for i in best)))
                     short += len(best) < asked.top_k
                 users += len(part)
                 advance(len(part))
 
     write_atomic(target, write)
     logger.info("wrote %s: %d recommendations to %d users", target, lines, users)
+    if odd:
+        logger.warning(
+            "%d of them have ids that are formulas for a spreadsheet or hold control characters: written as they are, "
+            "so that they can be joined; import them as text",
+            odd,
+        )
     if short:
         logger.warning(
             "%d of them have fewer than recommend.top_k=%d: nothing more may be recommended", short, asked.top_k

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from src.core.errors import UserError
@@ -94,6 +95,13 @@ class Resume:
         except Exception as error:
             raise self._unusable(error) from error
 
+    def last_good(self, unit: str) -> str:
+        """What a training that has diverged can be looked at by: its last save, which held finite losses only."""
+        step = self.steps_done()
+        if step == 0:
+            return "nothing was saved before"
+        return f"the last good checkpoint is that of {unit} {step}: {self.file}"
+
     def _unusable(self, error: Exception) -> UserError:
         reason = (str(error).removeprefix(f"{self.file}: ").splitlines() or [type(error).__name__])[0]
         return UserError(f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start")
@@ -112,3 +120,19 @@ class RunContext:
     logger: logging.Logger
     writer: TensorBoardWriter
     resume: Resume | None = None
+
+
+_SHOWN_ROWS = 8
+
+
+def diverged(what: str, context: RunContext, *, place: str, rows: np.ndarray, unit: str, advice: str) -> UserError:
+    """The error of a training whose numbers are finite no more.
+
+    Args:
+        what: such as `loss is nan`; place: the step, such as `epoch 2, step 7`; rows: training rows of it, int [B].
+        unit: what `Resume` counts in this training, `epoch` or `step`; advice: what to change.
+    """
+    named = ", ".join(map(str, rows[:_SHOWN_ROWS].tolist()))
+    more = f" and {len(rows) - _SHOWN_ROWS} others" if len(rows) > _SHOWN_ROWS else ""
+    kept = context.resume.last_good(unit) if context.resume else "nothing was saved before"
+    return UserError(f"training: {what} in {place} (training rows {named}{more}); {kept}; {advice}")

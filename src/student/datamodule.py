@@ -189,8 +189,8 @@ def require_full_batch(batch_size: int, num_rows: int) -> None:
     """Raises a UserError where there are fewer rows than a batch takes."""
     if batch_size > num_rows:
         raise UserError(
-            f"batch_size={batch_size}: a batch takes more than the {num_rows} training rows there are; lower "
-            "student.batch_size (distill.batch_size when distilling)"
+            f"student.batch_size={batch_size} (distill.batch_size when distilling): a batch takes more than the "
+            f"{num_rows} training rows there are; lower it"
         )
 
 

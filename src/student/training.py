@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,11 +20,14 @@ from src.core.logging import progress_bar
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator
 from src.student.config import FitSettings, StudentConfig
-from src.student.context import Resume, RunContext, Stateful
+from src.student.context import Resume, RunContext, Stateful, diverged
 from src.student.datamodule import Batch, Loader, build_train_loader, require_full_batch
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
 from src.student.objectives import require_negatives
+
+_CHECK_EVERY = 100  # steps between two looks at the losses: each makes a GPU wait
+_ADVICE = "lower student.lr (distill.lr when distilling) or set student.grad_clip"
 
 
 class Objective(Protocol):
@@ -164,10 +168,10 @@ def fit(
                 optimizer=optimizer,
                 settings=settings,
                 advance=lambda: bar.advance(task),
+                context=context,
             )
             rows_per_second = loader.num_rows / (time.perf_counter() - start)
-            _require_finite(losses, epoch)
-            metrics = validation.evaluate()
+            metrics = _evaluate(validation, epoch, context)
             improved = result.add(epoch, losses, metrics, monitor)
             for name, value in result.history[-1].items():
                 context.writer.add_scalar(name, value, epoch)
@@ -183,6 +187,15 @@ def fit(
         logger.info("no better %s for %d epochs: stopping", watched, settings.patience)
     logger.info("best epoch %d: validation %s %.4f", result.best_epoch, watched, result.best_value)
     return result
+
+
+def _evaluate(validation: Validation, epoch: int, context: RunContext) -> dict[str, float]:
+    """Metrics on the validation rows; the last step of an epoch may have ruined weights that no loss has seen yet."""
+    try:
+        return validation.evaluate()
+    except UserError as error:
+        kept = f"; {context.resume.last_good('epoch')}" if context.resume else ""
+        raise UserError(f"{error}; after epoch {epoch}{kept}") from error
 
 
 def _go_on(resume: Resume | None, components: Mapping[str, Stateful], logger: logging.Logger) -> FitResult:
@@ -203,11 +216,17 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     settings: FitSettings,
     advance: Callable[[], None],
+    context: RunContext,
 ) -> dict[str, float]:
-    """One pass; returns the mean of the total loss and of each of its terms over the steps."""
+    """One pass; returns the mean of the total loss and of each of its terms over the steps.
+
+    Raises:
+        UserError: one of them is not finite.
+    """
     model.train()
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
+    recent: list[_Step] = []  # since the last look
     steps = 0  # counted: packed batches may be fewer than len(loader)
     for batch in loader:
         progress = (epoch - 1 + min(steps / len(loader), 1)) / settings.num_epochs
@@ -221,9 +240,14 @@ def _train_epoch(
         optimizer.step()
         steps += 1
         # Summed on the device: reading a value each step would make a GPU wait.
-        for name, value in {"loss": loss.detach(), **terms}.items():
+        recent.append((batch.row, {"loss": loss.detach(), **terms}))
+        for name, value in recent[-1][1].items():
             sums[name] = sums.get(name, 0.0) + value
+        if steps % _CHECK_EVERY == 0:
+            _require_finite(sums, recent, epoch=epoch, steps=steps, context=context)
+            recent.clear()
         advance()
+    _require_finite(sums, recent, epoch=epoch, steps=steps, context=context)
     return {name: float(value) / steps for name, value in sums.items()}
 
 
@@ -232,10 +256,31 @@ def learning_rate(settings: FitSettings, progress: float) -> float:
     return settings.lr * (1 - progress) if settings.lr_schedule == "linear" else settings.lr
 
 
-def _require_finite(losses: dict[str, float], epoch: int) -> None:
-    for name, value in losses.items():
-        if value != value or value in (float("inf"), float("-inf")):
-            raise UserError(f"training: {name} is {value} in epoch {epoch}; lower the learning rate or clip gradients")
+_Step = tuple[Tensor, dict[str, Tensor]]  # rows of a batch int64 [B], its losses by name
+
+
+def _require_finite(
+    sums: dict[str, Tensor], recent: list[_Step], *, epoch: int, steps: int, context: RunContext
+) -> None:
+    """Raises a UserError where a sum of losses is not finite, naming the first of the recent steps that was not.
+
+    Args:
+        recent: the latest of the `steps` taken in this epoch.
+    """
+    if all(math.isfinite(float(value)) for value in sums.values()):
+        return
+    finite = [all(math.isfinite(float(value)) for value in losses.values()) for _, losses in recent]
+    place = finite.index(False) if False in finite else len(recent) - 1  # the sum alone is too large
+    rows, losses = recent[place]
+    found = [f"{name} is {float(value)}" for name, value in losses.items() if not math.isfinite(float(value))]
+    raise diverged(
+        " and ".join(found) or "the sum of the losses is too large",
+        context,
+        place=f"epoch {epoch}, step {steps - len(recent) + place + 1}",
+        rows=rows.cpu().numpy(),
+        unit="epoch",
+        advice=_ADVICE,
+    )
 
 
 def save_history(result: FitResult, path: Path) -> None:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.artefacts import Artefact
-from src.core.data_utils import SequenceDataset
+from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import sha256_file, write_text
 from src.core.git_info import git_commit
@@ -38,12 +39,18 @@ from src.teacher.model import TeacherModel
 from src.teacher.paths import TeacherPaths
 from src.teacher.processes import gather, share, state
 from src.teacher.prompt.builder import PromptBuilder
-from src.teacher.recommender import FrozenRecommender, load_recommender, recommender_config, train_recommender
+from src.teacher.recommender import (
+    FrozenRecommender,
+    load_recommender,
+    recommender_config,
+    require_recommender_data,
+    train_recommender,
+)
 from src.teacher.scoring.answers import Answers, answer_metrics, generate_answers
 from src.teacher.scoring.evaluation import TeacherEvaluation, evaluate_teacher, evaluated_rows
 from src.teacher.scoring.export import Export, run_export
 from src.teacher.tiny.build import build_tiny_llm
-from src.teacher.training import learnt_rows, train_adapter
+from src.teacher.training import learnt_rows, rows_with_history, train_adapter
 
 
 class ILoRATeacher(ITeacherRecommender):
@@ -68,6 +75,7 @@ class ILoRATeacher(ITeacherRecommender):
         rows: ChosenRows | None = None,
     ) -> None:
         _require_enough_items(config, dataset)
+        _require_enough_rows(config, dataset)
         if config.tiny is None and config.llm_path is None:
             raise UserError(
                 "teacher.llm_path=null: must be a local LLaMA folder or a hub id, owner/name; or use teacher=ilora_tiny"
@@ -325,12 +333,33 @@ def _require_layer(config: TeacherConfig, llm: Path | None) -> None:
         )
 
 
+def _require_enough_rows(config: TeacherConfig, dataset: SequenceDataset) -> None:
+    """Refuse before anything is trained what its training would refuse."""
+    if config.num_epochs > 0:
+        rows_with_history(dataset)
+    if config.rec_model_path is None:
+        require_recommender_data(config, dataset)
+
+
 def _require_enough_items(config: TeacherConfig, dataset: SequenceDataset) -> None:
-    """A prompt's candidates are outside the history: the longest one must leave enough."""
-    longest = max(int((rows.pos - rows.start).max()) for rows in (dataset.train, dataset.valid, dataset.test))
-    free = dataset.num_items - longest - 1  # besides the target
-    if config.num_candidates - 1 > free:
+    """A prompt's candidates are the target and items outside the history: the longest one must leave enough."""
+    splits = (dataset.train, dataset.valid, dataset.test)
+    longest = max(int((rows.pos - rows.start).max()) for rows in splits)
+    if config.num_candidates <= dataset.num_items - longest:
+        return
+    seen = max(map(_most_items, splits))  # some occur in a history more than once
+    most = dataset.num_items - seen + 1
+    if config.num_candidates > most:
+        advice = f"use at most {most}" if most > 1 else "a prompt needs 2: the teacher takes a larger catalogue"
         raise UserError(
-            f"teacher.num_candidates={config.num_candidates}: dataset {dataset.name} has {dataset.num_items} "
-            f"items and histories of up to {longest}; use at most {free + 1}"
+            f"teacher.num_candidates={config.num_candidates}: dataset {dataset.name} has {dataset.num_items} items, "
+            f"up to {seen} of them in a history and its target; {advice}"
         )
+
+
+def _most_items(rows: Rows) -> int:
+    """The largest number of different items of a row's history and target."""
+    starts = np.unique(rows.start)
+    last = np.zeros(len(starts), dtype=np.int64)
+    np.maximum.at(last, np.searchsorted(starts, rows.start), rows.pos)  # of a sequence the longest history has the most
+    return max(len(np.unique(rows.items[begin : end + 1])) for begin, end in zip(starts, last, strict=True))

@@ -1,6 +1,9 @@
 """The frozen recommender that iLoRA reads: item embeddings, user representations, candidates."""
 
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from src.student.context import RunContext
 from src.student.evaluator import rank_unseen
 from src.student.models import Student
 from src.student.trainer_baseline import train_baseline
+from src.student.training import require_enough_data
 from src.teacher.adapter.upstream_recommender import read_pickled_sasrec
 from src.teacher.config import TeacherConfig
 
@@ -101,9 +105,26 @@ def recommender_config(config: TeacherConfig, dataset: SequenceDataset) -> SASRe
     return replace(config.recommender, max_seq_len=dataset.max_seq_len)
 
 
+def require_recommender_data(config: TeacherConfig, dataset: SequenceDataset) -> None:
+    """Raises a UserError where the recommender that is to be trained could not be."""
+    with _own_keys():
+        require_enough_data(recommender_config(config, dataset), dataset)
+
+
 def train_recommender(
     config: StudentConfig, dataset: SequenceDataset, metrics: MetricsConfig, *, folder: Path, context: RunContext
 ) -> None:
     """Train a recommender on the training part and keep its best epoch in `folder`."""
     context.logger.info("training the frozen recommender (none given by teacher.rec_model_path)")
-    train_baseline(config, dataset, metrics=metrics, folder=folder, context=context)
+    with _own_keys():
+        train_baseline(config, dataset, metrics=metrics, folder=folder, context=context)
+
+
+@contextmanager
+def _own_keys() -> Iterator[None]:
+    """It is trained as a student is; errors name its own keys."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(r" \(distill\.\w+ when distilling\)", "", str(error))
+        raise UserError(re.sub(r"\bstudent\.", "teacher.recommender.", text)) from error

@@ -13,7 +13,7 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.logging import progress_bar
-from src.student.context import RunContext, Stateful
+from src.student.context import RunContext, Stateful, diverged
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.config import TeacherConfig
 from src.teacher.model import TeacherModel
@@ -30,11 +30,8 @@ def learnt_rows(dataset: SequenceDataset, config: TeacherConfig, seed: int) -> n
     return training_rows(dataset, config.max_train_rows, seed) if config.num_epochs else np.empty(0, dtype=np.int64)
 
 
-def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> np.ndarray:
-    """Row numbers to learn from: those with at least 3 items of history (as upstream), sampled.
-
-    Returns:
-        int64 [N], ascending.
+def rows_with_history(dataset: SequenceDataset) -> np.ndarray:
+    """Training rows with at least 3 items of history (as upstream), int64 [N], ascending.
 
     Raises:
         UserError: no row has them.
@@ -42,8 +39,15 @@ def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> 
     long_enough = np.flatnonzero(dataset.train.pos - dataset.train.start >= _MIN_HISTORY)
     if len(long_enough) == 0:
         raise UserError(
-            f"dataset {dataset.name}: no training row has {_MIN_HISTORY} items of history, the teacher needs them"
+            f"dataset {dataset.name}: no training row has {_MIN_HISTORY} items of history, the teacher needs them; add "
+            "data, or teacher.num_epochs=0 takes the LLM as it is"
         )
+    return long_enough
+
+
+def training_rows(dataset: SequenceDataset, max_rows: int | None, seed: int) -> np.ndarray:
+    """Row numbers to learn from, sampled: int64 [N], ascending."""
+    long_enough = rows_with_history(dataset)
     if max_rows is None or max_rows >= len(long_enough):
         return long_enough
     return np.sort(np.random.default_rng(seed).choice(long_enough, max_rows, replace=False))
@@ -132,10 +136,11 @@ class _Training:
         begin = time.perf_counter()
         loss, tokens = _step(
             self.teacher,
-            self._rows_of_step(),
+            self._rows_of_step(self.step),
             embed_probability=probability,
-            seeds=[self.context.seed, self.step],
+            step=self.step,
             optimizer=self._optimizer,
+            context=self.context,
         )
         speed = tokens / (time.perf_counter() - begin)
         self.step += 1
@@ -144,14 +149,21 @@ class _Training:
             self.context.writer.add_scalar(f"train/{name}", value, self.step)
         return f"loss {loss:.3f}, {speed:,.0f} tokens/s"
 
-    def _rows_of_step(self) -> np.ndarray:
+    def _rows_of_step(self, step: int) -> np.ndarray:
         """The step's share of its epoch's order, int64 [batch_size at most]."""
-        epoch, place = divmod(self.step, self.steps_per_epoch)
+        epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.context.seed, epoch]).permutation(self.rows)
         return np.array_split(order, self.steps_per_epoch)[place]
 
+    def _require_finite_adapter(self) -> None:
+        """Raises a UserError where the step just taken has ruined weights, which no loss has seen yet."""
+        if not all(bool(tensor.isfinite().all()) for tensor in self.teacher.lm.lora.state().values()):
+            rows = self._rows_of_step(self.step - 1)
+            raise _diverged("the adapter's weights are not finite", self.teacher, rows, self.step, self.context)
+
     def end_epoch(self, validate: Callable[[], float], save_best: Callable[[], None]) -> None:
         """Validate, and keep the adapter if it is the best so far."""
+        self._require_finite_adapter()
         self.teacher.lm.lora.model.eval()
         value, loss = validate(), float(np.mean(self._losses))
         self._losses = []
@@ -183,20 +195,24 @@ def _step(
     rows: np.ndarray,
     *,
     embed_probability: float,
-    seeds: list[int],
+    step: int,
     optimizer: torch.optim.Optimizer,
+    context: RunContext,
 ) -> tuple[float, int]:
     """One optimizer step over micro-batches, of which each process takes its share.
 
     Args:
         rows: training rows int64 [B].
         embed_probability: of markers that carry item embeddings, instead of placeholders, in a micro-batch.
-        seeds: from which all that is drawn follows.
+        step: from 0; all that is drawn follows from it and the seed.
 
     Returns:
         The mean loss of the rows, and their number of tokens.
+
+    Raises:
+        UserError: the loss is not finite, or memory runs out.
     """
-    config, lora = teacher.config, teacher.lm.lora
+    config, lora, seeds = teacher.config, teacher.lm.lora, [context.seed, step]
     lora.model.train()
     optimizer.zero_grad(set_to_none=True)
     total, tokens = 0.0, 0
@@ -216,10 +232,20 @@ def _step(
         tokens += int(batch.mask.sum())
     total, all_tokens = reduce_sum([total, tokens], lora.llm.device)
     if not np.isfinite(total):
-        raise UserError(f"teacher.lr={config.lr}: the training loss became {total}; lower it")
+        raise _diverged(f"loss is {total}", teacher, rows, step + 1, context)
     reduce_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
     return total, int(all_tokens)
+
+
+def _diverged(what: str, teacher: TeacherModel, rows: np.ndarray, step: int, context: RunContext) -> UserError:
+    """Of a step counted from 1: before the first, no rate has changed anything."""
+    config = teacher.config
+    first = (
+        f"the LLM computes no finite loss as it is: look at its weights, or try another teacher.dtype={config.dtype}"
+    )
+    advice = first if step == 1 and what.startswith("loss") else f"lower teacher.lr={config.lr:g}"
+    return diverged(what, context, place=f"step {step}", rows=rows, unit="step", advice=advice)
 
 
 def _out_of_memory(config: TeacherConfig) -> str:

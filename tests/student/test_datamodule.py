@@ -74,7 +74,10 @@ def test_shuffling_does_not_touch_the_global_stream(tiny_dataset):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_dataset):
-    with pytest.raises(UserError, match="batch_size=33: a batch takes more than the 32 training rows"):
+    with pytest.raises(
+        UserError,
+        match=r"student\.batch_size=33 \(distill\.batch_size when distilling\): a batch takes more",
+    ):
         loader_of(tiny_dataset, batch_size=33)
 
 

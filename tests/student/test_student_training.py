@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from math import log
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import FitSettings, SASRecConfig
-from src.student.context import GeneratorState
+from src.student.context import GeneratorState, Resume
 from src.student.evaluator import evaluate_model
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult, Validation, fit, save_history
@@ -45,14 +46,16 @@ class Loss:
         return self.losses(model, batch)
 
 
-def run_fit(context, values, steps=2, objective=None, model=None, saved=None, **changes):
-    """`fit` on a loader of `steps` empty batches with the given validation values; returns result, saves, model."""
+def run_fit(context, values, steps=2, objective=None, model=None, saved=None, stream=None, **changes):
+    """`fit` on `steps` batches of two rows with the given validation values; returns result, saves, model."""
     model = model or OneWeight(1.0)
-    loader = torch.utils.data.DataLoader([torch.zeros(())] * steps, batch_size=None)
+    loader = torch.utils.data.DataLoader(
+        [SimpleNamespace(row=torch.tensor([2 * step, 2 * step + 1])) for step in range(steps)], batch_size=None
+    )
     loader.num_rows, loader.order = steps, GeneratorState(torch.Generator())
     objective = objective or (lambda m, batch: (m.weight * 1.0, {}))
     saved = [] if saved is None else saved  # (epoch, value, weight) of each save
-    stream = iter(values)
+    stream = stream or iter(values)
     result = fit(
         model,
         loader,
@@ -120,7 +123,11 @@ def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(context, value)
     def objective(model, batch):
         return model.weight * value, {}
 
-    with pytest.raises(UserError, match=rf"training: loss is {value} in epoch 1; lower the learning rate"):
+    message = (
+        rf"training: loss is {value} in epoch 1, step 1 \(training rows 0, 1\); nothing was saved before; "
+        r"lower student\.lr \(distill\.lr when distilling\) or set student\.grad_clip"
+    )
+    with pytest.raises(UserError, match=message):
         run_fit(context, [0.1], steps=1, objective=objective, saved=saved)
     assert saved == []
 
@@ -129,8 +136,41 @@ def test_a_term_that_is_not_finite_is_named(context):
     def objective(model, batch):
         return model.weight * 1.0, {"loss_ranking": torch.tensor(float("inf"))}
 
-    with pytest.raises(UserError, match="training: loss_ranking is inf in epoch 1"):
+    with pytest.raises(UserError, match="training: loss_ranking is inf in epoch 1, step 1 "):
         run_fit(context, [0.1], objective=objective)
+
+
+def test_the_step_its_rows_and_the_last_good_checkpoint_are_named(context, tmp_path):
+    """From row 410 of epoch 3 on no loss is finite: the 206th of 350 steps, found when step 300 looks."""
+    epochs = []
+
+    def objective(model, batch):
+        epochs.append(batch.row[0] == 0)
+        bad = sum(epochs) == 3 and int(batch.row[0]) >= 410
+        return model.weight * (torch.nan if bad else 1.0), {}
+
+    context = replace(context, resume=Resume(tmp_path / "last_state.pt"))
+    with pytest.raises(UserError) as caught:
+        run_fit(context, [0.1, 0.2, 0.3], steps=350, objective=objective)
+    assert (
+        f"loss is nan in epoch 3, step 206 (training rows 410, 411); the last good checkpoint is that of epoch 2: "
+        f"{tmp_path / 'last_state.pt'}; lower" in str(caught.value)
+    )
+    assert len(epochs) == 2 * 350 + 300
+
+
+def test_weights_that_the_last_step_has_ruined_are_told_with_the_epoch(context, tmp_path):
+    def objective(model, batch):
+        return model.weight * 1.0, {}
+
+    def evaluations():
+        yield 0.1
+        raise UserError("evaluation: the model's scores contain NaN; training diverged, lower the learning rate")
+
+    context = replace(context, resume=Resume(tmp_path / "last_state.pt"))
+    stream = evaluations()
+    with pytest.raises(UserError, match=r"contain NaN.*; after epoch 2; the last good checkpoint is that of epoch 1: "):
+        run_fit(context, [0.1, 0.2], objective=objective, stream=stream)
 
 
 def test_gradient_clipping(context):

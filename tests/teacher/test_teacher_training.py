@@ -171,6 +171,28 @@ def test_running_out_of_memory_says_what_to_lower(teacher, logger, tb_writer, re
 
 
 def test_a_loss_that_is_not_finite_is_a_user_error(teacher, logger, tb_writer, resume):
-    teacher.lm.loss = lambda batch, gates: gates.sum() * torch.nan
-    with pytest.raises(UserError, match=r"teacher\.lr=0\.01: the training loss became nan; lower it"):
+    """In the first step no rate has changed anything; in the fifth the four before were fine."""
+    teacher = replace(teacher, config=replace(teacher.config, num_epochs=2, save_steps=1))
+    finite, steps, nan = teacher.lm.loss, itertools.count(), torch.nan
+    teacher.lm.loss = lambda batch, gates: gates.sum() * nan
+    rows = r"\(training rows (\d+, ){3}\d+\)"
+    with pytest.raises(
+        UserError, match=rf"loss is nan in step 1 {rows}; nothing was saved before; the LLM computes no"
+    ):
         train(teacher, logger, tb_writer, resume)
+
+    parts = teacher.config.batch_size // teacher.config.micro_batch_size
+    teacher.lm.loss = lambda batch, gates: finite(batch, gates) * (nan if next(steps) >= 4 * parts else 1)
+    kept = rf"the last good checkpoint is that of step 4: {resume.file}; lower teacher\.lr=0\.01"
+    with pytest.raises(UserError, match=rf"loss is nan in step 5 {rows}; {kept}"):
+        train(teacher, logger, tb_writer, resume)
+
+
+def test_an_adapter_that_the_last_step_has_ruined_is_not_validated(teacher, logger, tb_writer, resume):
+    """Twelve rows in one step: its loss is that of the adapter before it."""
+    teacher = replace(teacher, config=replace(teacher.config, num_epochs=1, batch_size=12, lr=float("inf")))
+    message = (
+        r"the adapter's weights are not finite in step 1 \(training rows .* and 4 others\).*; lower teacher\.lr=inf"
+    )
+    with pytest.raises(UserError, match=message):
+        train(teacher, logger, tb_writer, resume, validate=lambda: pytest.fail("validated"))

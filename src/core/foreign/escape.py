@@ -12,7 +12,8 @@ from typing import Final
 
 from rich.text import Text
 
-_BIDI: Final = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # embeddings, overrides, isolates and their ends
+# What Unicode calls Bidi_Control: marks, embeddings, overrides, isolates and their ends.
+_BIDI: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _LINE_ENDS: Final = (0x2028, 0x2029)
 _SURROGATES: Final = range(0xD800, 0xE000)  # bytes of a path that are no UTF-8: printing one raises an error
 _CONTROL: Final = (*range(0x20), *range(0x7F, 0xA0), *_BIDI, *_LINE_ENDS, *_SURROGATES)

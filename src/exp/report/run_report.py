@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from src.core.files import write_text
+from src.core.foreign.escape import markdown
 from src.exp.compare.beyond import popularity_shift
 from src.exp.compare.breakdown import breakdown, group_differences, row_groups, thirds
 from src.exp.compare.comparison import (
@@ -34,6 +35,7 @@ from src.exp.report.tables import (
     controls_table,
     cost_table,
     facts,
+    for_spreadsheets,
     lists_table,
     metrics_table,
     seeds_table,
@@ -64,8 +66,8 @@ def write_report(comparison: Comparison) -> list[Path]:
         The pages, then the plots.
     """
     folder, frame = comparison.folder, summary_table(comparison)
-    write_text(folder.root / "metrics" / "summary.csv", frame.to_csv(float_format="%.6f"))
-    summary = frame.T.astype(object)
+    write_text(folder.root / "metrics" / "summary.csv", for_spreadsheets(frame).to_csv(float_format="%.6f"))
+    summary = frame.T.astype(object).rename(index=markdown)  # a metric may have been named by another program
     text = summary.replace({np.nan: None}).to_markdown(floatfmt=".4f", missingval="-")
     write_text(folder.root / "metrics" / "summary.md", text + "\n")
     tests = comparison_tests(comparison)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from src.core.files import read_json
+from src.core.foreign.escape import csv_cell
 from src.exp.compare.comparison import CONTROLS, LABELS, Comparison, metric_label
 from src.exp.compare.provenance import changed_settings
 from src.exp.compare.significance import PairedTest
@@ -26,6 +27,16 @@ _STEPS = {
     "student_baseline_train_time": "training the baseline student",
     "distill_student_train_time": "training the distilled student",
 }
+
+
+def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with its text, headings included, made harmless for programs that calculate what begins with `=`."""
+
+    def safe(value: Any) -> Any:
+        return csv_cell(value) if isinstance(value, str) else value
+
+    harmless = frame.map(safe).rename(index=safe, columns=safe)
+    return harmless.rename_axis(index=safe)
 
 
 def decimals(frame: pd.DataFrame, first: str) -> Table:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from src.core.datasets.base import check_label
 from src.core.errors import UserError, check
 
 PLOTS = ("points", "curve")
@@ -15,7 +16,7 @@ class StudyConfig:
     """A question that several trainings answer: variants x seeds, each compared with the baseline of its seeds.
 
     Attributes:
-        name: names the table's files.
+        name: names the table's files; as the names of variants, of letters, digits, `.`, `_` and `-`.
         question: heads the page.
         run_dir: run folder of a finished distillation whose settings the variants start from; null: the settings of
             this command alone.
@@ -37,6 +38,9 @@ class StudyConfig:
     ends: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_label("study.name", self.name)
+        for name in self.variants:
+            check_label("study.variants", name)
         check(len(self.seeds) == len(set(self.seeds)) > 0, "study.seeds", self.seeds, "one or more different integers")
         check(all(0 <= s < 2**31 for s in self.seeds), "study.seeds", self.seeds, "integers from 0 to 2**31 - 1")
         check(self.plot in PLOTS, "study.plot", self.plot, f"one of {', '.join(PLOTS)}")

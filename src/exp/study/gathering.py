@@ -6,8 +6,10 @@ from pathlib import Path
 
 from src.core.errors import UserError
 from src.core.files import write_text
+from src.core.foreign.escape import terminal
 from src.core.paths import project_path
 from src.exp.compare.comparison import metric_label
+from src.exp.report.tables import for_spreadsheets
 from src.exp.settings import Settings
 from src.exp.stage.multirun import SweepJob, load_jobs, varying_keys
 from src.exp.study.pages import Study, study_page
@@ -49,11 +51,13 @@ def gather(cfg: Settings) -> None:
         ],
         unfinished=[f"job {job.folder.root.name} ({job.artefact}): {job.error}" for job in jobs if job.error],
     )
-    write_text(folder / "sweep_jobs.csv", run_table(variants).to_csv(index=False, float_format="%.6f"))
+    write_text(
+        folder / "sweep_jobs.csv", for_spreadsheets(run_table(variants)).to_csv(index=False, float_format="%.6f")
+    )
     files = [folder / "sweep_jobs.csv", *study_page(study, folder)]
     print((folder / "sweep.md").read_text(encoding="utf-8"))
     for file in files:
-        print(file)
+        print(terminal(str(file)))
 
 
 def _sweep_dir(given: str | None) -> Path:

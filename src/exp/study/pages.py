@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from src.core.files import write_text
-from src.core.foreign.escape import csv_cell
 from src.exp.compare.comparison import history_label
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import MISSING, Table, write_pages
+from src.exp.report.tables import for_spreadsheets
 from src.exp.study.plots import variants_plot
 from src.exp.study.table import NOT_COMPARABLE, OTHER_RANKINGS
 
@@ -67,17 +67,11 @@ def study_page(study: Study, folder: Path) -> list[Path]:
         The four files.
     """
     files = [folder / f"{study.name}.csv", folder / f"{study.name}.png"]
-    write_text(files[0], _for_spreadsheets(study.table).to_csv(float_format="%.6g"))
+    write_text(files[0], for_spreadsheets(study.table).to_csv(float_format="%.6g"))
     plot = study.plot or variants_plot(study.table, metric=study.metric, name=study.name)
     write_png(plot, files[1])
     pages = write_pages("study", folder / study.name, _context(study, plot))
     return [files[0], *pages, files[1]]
-
-
-def _for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its text made harmless for programs that calculate what begins with `=`."""
-    safe = table.map(lambda value: csv_cell(value) if isinstance(value, str) else value)
-    return safe.set_axis(pd.Index([csv_cell(str(name)) for name in table.index], name=table.index.name))
 
 
 def _context(study: Study, plot: Plot) -> dict[str, Any]:

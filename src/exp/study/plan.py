@@ -6,6 +6,7 @@ from itertools import product
 from hydra import compose
 
 from src.core.artefacts import State
+from src.core.datasets.base import check_label
 from src.core.errors import UserError
 from src.core.paths import RunFolder, project_path, teacher_outputs_dir
 from src.exp import baseline_steps, distill_steps
@@ -53,8 +54,9 @@ def variants(config: StudyConfig) -> list[Variant]:
     combined = []
     for values in product(*axes) if axes else []:
         words = [word for axis, value in zip(axes, values, strict=True) for word in axis[value]]
-        place = dict(zip(config.grid, values, strict=True))
-        combined.append(Variant(name="_".join(values), stage="distill", overrides=words, place=place))
+        place, name = dict(zip(config.grid, values, strict=True)), "_".join(values)
+        check_label("study.grid", name)
+        combined.append(Variant(name=name, stage="distill", overrides=words, place=place))
     found = [Variant(name=BASELINE, stage="baseline", overrides=[]), *named, *combined]
     if len({variant.name for variant in found}) < len(found):
         raise UserError(f"study: two variants have one name: {', '.join(variant.name for variant in found)}")

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from src.core.artefacts import Artefact, differences, locked
 from src.core.errors import UserError
+from src.core.foreign.escape import terminal
 from src.core.logging import start_logging
 from src.core.paths import RunFolder
 from src.exp.compare.references import evaluate_references
@@ -48,7 +49,7 @@ def run(cfg: Settings) -> None:
         files = _write(stage, found, source)
         artefact.complete(files=stage.hashes(*files))
     for file in files:
-        print(file)
+        print(terminal(str(file)))
 
 
 def _made_from(stage: Stage, source: RunFolder | None) -> dict[str, object]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from src.core.data_utils import Rows, SequenceDataset
+from src.core.foreign.escape import markdown
 from src.core.metrics import metrics_from_ranks
 from src.student.cost import answer_latency, parameter_counts
 from src.student.evaluator import Evaluation
@@ -125,15 +126,16 @@ def examples(
     lines = ["# Answers of the teacher on test rows", ""]
     for i, offered in enumerate(candidate_items(teacher, rows, index, seed=seed, kind="sampled")):
         history = rows.history(index[i])[-teacher.config.max_history :]
+        prompt = teacher.builder.text(history, offered, template=EVALUATION_TEMPLATE, embed=embed)
         chosen = named_candidate(answers.texts[i], answers.candidates[i])
         verdict = "invalid" if chosen is None else "right" if chosen == answers.targets[i] else "wrong"
         lines += [
             f"## Test row {index[i]}: {verdict}",
-            f"- prompt: {teacher.builder.text(history, offered, template=EVALUATION_TEMPLATE, embed=embed)}",
-            f"- answer: {answers.texts[i]}",
-            f"- likeliest candidate: {answers.likeliest[i]}",
-            f"- target: {answers.targets[i]}",
-            f"- ranking ({teacher.config.export.method}): {'; '.join(titles[item] for item in ranked[i])}",
+            f"- prompt: {markdown(prompt)}",
+            f"- answer: {markdown(answers.texts[i])}",
+            f"- likeliest candidate: {markdown(answers.likeliest[i])}",
+            f"- target: {markdown(answers.targets[i])}",
+            f"- ranking ({teacher.config.export.method}): {markdown('; '.join(titles[item] for item in ranked[i]))}",
             "",
         ]
     return "\n".join(lines)

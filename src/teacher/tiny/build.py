@@ -17,6 +17,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.logging import progress_bar
 from src.student.context import RunContext
@@ -135,6 +136,7 @@ def pretrain(
                 group["lr"] = tiny.pretrain_lr * learning_rate_factor(step - 1, tiny.pretrain_steps)
             prompts = _answered_prompts(builder, dataset, config, tiny.pretrain_batch_size, rng)
             loss = _answer_loss(model, prompts.to(model.device))
+            _require_finite(loss.isfinite(), step, tiny)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -145,7 +147,17 @@ def pretrain(
                 context.writer.add_scalar("loss", loss.item(), step)
             if step % (2 * _LOG_EVERY) == 0:
                 context.logger.info("pretraining step %d/%d: loss %.3f", step, tiny.pretrain_steps, loss.item())
+    for weights in model.parameters():  # the last step's are in no loss
+        _require_finite(weights.isfinite().all(), tiny.pretrain_steps, tiny)
     model.eval()
+
+
+def _require_finite(finite: torch.Tensor, step: int, tiny: TinySettings) -> None:
+    if not finite:
+        raise UserError(
+            f"teacher.tiny.pretrain_lr={tiny.pretrain_lr:g}: loss or weights of the tiny LLaMA are not finite in step "
+            f"{step} of {tiny.pretrain_steps}; lower it"
+        )
 
 
 def _answer_loss(model: LlamaForCausalLM, batch: PromptBatch) -> torch.Tensor:

@@ -6,10 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from harness import refusal
+from hostile import HOSTILE, Page, require_harmless, unsafe
 from invented import ranks
+from markdown_it import MarkdownIt
 from matplotlib import image
 
+from src.core.foreign.escape import csv_cell, terminal
+from src.exp.study.config import StudyConfig
 from src.exp.study.pages import Study, study_page
+from src.exp.study.plan import variants
 from src.exp.study.plots import curve_plot, plot_curve, plot_study, variants_plot
 from src.exp.study.table import study_table
 
@@ -151,13 +156,40 @@ def test_the_page_of_a_study(table, tmp_path) -> None:
         assert "0.5000 ± 0.7071" in text and "Holm-corrected for 3 comparisons" in text
 
 
-def test_names_of_variants_are_data(tmp_path) -> None:
-    nasty = '=1+1|<script>\x1b![x](/etc/passwd) src="../secret.txt"'
-    table = study_table({"a": [NONE_FIRST], nasty: [EIGHT_FIRST]}, metric="recall@1", reference="a")
-    study = Study(name="s", title=nasty, metric="recall@1", table=table, reference="a")
-    found, markdown, html, _ = study_page(study, tmp_path)
-    names = [line[0] for line in csv.reader(found.open(encoding="utf-8"))]
-    assert names[2].startswith("'=1+1|<script>")
-    for text in (markdown.read_text(encoding="utf-8"), html.read_text(encoding="utf-8")):
-        assert "<script" not in text and "\x1b" not in text
-    assert "](/etc/passwd)" not in markdown.read_text(encoding="utf-8").replace("\\](", "")
+@pytest.mark.parametrize("name", [*HOSTILE, "../up", "", "-v"])
+def test_names_of_studies_and_variants_are_names_of_folders(name) -> None:
+    given = {"question": "?", "seeds": [1]}
+    refusals = [
+        refusal(lambda: StudyConfig(name=name, **given)),
+        refusal(lambda: StudyConfig(name="s", variants={name: []}, **given)),
+        refusal(lambda: variants(StudyConfig(name="s", grid={"axis": {name: []}}, **given))),
+    ]
+    for key, message in zip(("name", "variants", "grid"), refusals, strict=True):
+        assert message.startswith(f"study.{key}=") and "must be a name of letters, digits" in message
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize(("kind", "names"), [("points", HOSTILE[::2]), ("curve", HOSTILE[1::2])])
+def test_a_page_of_names_from_elsewhere(kind, names, tmp_path) -> None:
+    """A sweep's variants are named by whatever overrides its folders hold."""
+    given = {"a": [NONE_FIRST], **{name: [EIGHT_FIRST] for name in names}}
+    table = study_table(given, metric="mrr", reference="a")
+    points = table.assign(x=range(len(table)), series=[None, *names])
+    curve = curve_plot(points, x="x", series="series", metric="mrr", name="s", level="a", x_label=HOSTILE[9])
+    plot = curve if kind == "curve" else None
+    study = Study(
+        name="s", title=" ".join(names), metric="mrr", table=table, reference="a", plot=plot, unfinished=names
+    )
+    cells, markdown, page, picture = study_page(study, tmp_path)
+    assert [line[0] for line in csv.reader(cells.open(encoding="utf-8"))][2:] == [csv_cell(name) for name in names]
+    assert image.imread(picture)[..., :3].std() > 0.01
+    for file in (markdown, page):
+        text = file.read_text(encoding="utf-8")
+        if file == markdown:
+            text = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+        found = Page(text)
+        require_harmless(found)
+        assert not unsafe(file.read_text(encoding="utf-8"))
+        assert found.addresses("src") == ({"s.png"} if file == markdown else set())
+        shown = " ".join(found.words.split())
+        assert all(" ".join(terminal(name).split()) in shown for name in names)
