@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from recbole.evaluator.collector import DataStruct
-from recbole.evaluator.metrics import AveragePopularity, GiniIndex, ItemCoverage
-from rectools.metrics.distances import PairwiseDistanceCalculator
-from rectools.metrics.diversity import IntraListDiversity
-from rectools.metrics.novelty import MeanInvUserFreq
 
 NUM_ITEMS, NUM_USERS, K = 30, 12, 4
 
 
 def main() -> None:
+    # Here, because the suite imports this file to look for examples in it.
+    from recbole.evaluator.collector import DataStruct
+    from recbole.evaluator.metrics import AveragePopularity, GiniIndex, ItemCoverage
+    from rectools.metrics.distances import PairwiseDistanceCalculator
+    from rectools.metrics.diversity import IntraListDiversity
+    from rectools.metrics.novelty import MeanInvUserFreq
+
     draw = np.random.default_rng(7)
     drawn = zip(draw.integers(0, NUM_USERS, 90), draw.zipf(1.6, 90) % (NUM_ITEMS - 3), strict=True)
     interactions = pd.DataFrame(sorted({(int(u), int(i)) for u, i in drawn}), columns=["user_id", "item_id"])
