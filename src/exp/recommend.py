@@ -7,28 +7,23 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from src.core.data_utils import load_dataset
 from src.core.errors import UserError
-from src.core.files import write_atomic
-from src.core.foreign.escape import csv_cell, rich_text
-from src.core.logging import row_progress, start_logging
-from src.core.paths import data_dir, project_path, result_root
-from src.exp.settings import RecommendConfig, Settings
-from src.exp.stage.entry import run_entry_point
-from src.exp.stage.lookup import find, of_data
-from src.exp.stage.stage import run_folder
+from src.exp.stage.start import start
 
 if TYPE_CHECKING:
+    from src.exp.settings import RecommendConfig, Settings
     from src.student.serving import Recommender
+
+# The rest is imported where it is used: a signal that comes meanwhile finds `start` at work.
 
 _COLUMNS = ("user", "history")
 _CHUNK = 4096  # histories that are read and answered at a time
 
 
-def run(cfg: Settings) -> None:
+def run(cfg: "Settings") -> None:
+    from src.core.logging import start_logging
+    from src.core.paths import project_path
+
     logger, asked = start_logging(cfg.logging), cfg.recommend
     checkpoint = _newest(cfg, logger) if asked.checkpoint is None else project_path(asked.checkpoint)
     # PyTorch, once there is a student to ask.
@@ -50,8 +45,13 @@ def run(cfg: Settings) -> None:
         )
 
 
-def _newest(cfg: Settings, logger: logging.Logger) -> Path:
+def _newest(cfg: "Settings", logger: logging.Logger) -> Path:
     """The distilled student of the newest run of this data set, else the newest baseline."""
+    from src.core.data_utils import load_dataset
+    from src.core.paths import data_dir, result_root
+    from src.exp.stage.lookup import find, of_data
+    from src.exp.stage.stage import run_folder
+
     fingerprint = load_dataset(cfg.dataset, data_dir(cfg), logger).fingerprint
     for name in ("distill", "baseline"):
         run = find(
@@ -71,7 +71,7 @@ def _newest(cfg: Settings, logger: logging.Logger) -> Path:
     )
 
 
-def _question(asked: RecommendConfig) -> dict[str, Any]:
+def _question(asked: "RecommendConfig") -> dict[str, Any]:
     return {
         "top_k": asked.top_k,
         "show_history": asked.show_history,
@@ -83,8 +83,13 @@ def _question(asked: RecommendConfig) -> dict[str, Any]:
 # --- one history --------------------------------------------------------------------------------------------
 
 
-def _print(student: "Recommender", checkpoint: Path, asked: RecommendConfig) -> None:
+def _print(student: "Recommender", checkpoint: Path, asked: "RecommendConfig") -> None:
     (best,) = student.recommend([asked.history], **_question(asked))
+    from rich.console import Console
+    from rich.table import Table
+
+    from src.core.foreign.escape import rich_text
+
     table = Table(title=rich_text(str(checkpoint)))
     for column in ("rank", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left")
@@ -96,8 +101,13 @@ def _print(student: "Recommender", checkpoint: Path, asked: RecommendConfig) -> 
 # --- a file of histories ------------------------------------------------------------------------------------
 
 
-def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging.Logger) -> None:
+def _answer_file(student: "Recommender", asked: "RecommendConfig", logger: logging.Logger) -> None:
     """Write a line per recommendation: user, rank, item, title, score. Neither file is ever held whole."""
+    from src.core.files import write_atomic
+    from src.core.foreign.escape import csv_cell
+    from src.core.logging import row_progress
+    from src.core.paths import project_path
+
     assert asked.input is not None and asked.output is not None  # the settings have both or none
     source, target = project_path(asked.input), project_path(asked.output)
     student.recommend([], **_question(asked))  # what is wrong with the question is no line's fault
@@ -128,7 +138,7 @@ def _answer_file(student: "Recommender", asked: RecommendConfig, logger: logging
         )
 
 
-def _answer(student: "Recommender", part: list["_Line"], asked: RecommendConfig, source: Path) -> list[list[Any]]:
+def _answer(student: "Recommender", part: list["_Line"], asked: "RecommendConfig", source: Path) -> list[list[Any]]:
     try:
         return student.recommend([history for _, _, history in part], **_question(asked))
     except UserError as error:  # of one history, which it does not know the line of
@@ -193,7 +203,7 @@ def _places(path: Path, header: list[str]) -> tuple[int, int]:
 
 
 def main() -> None:
-    run_entry_point(run)
+    start(run)
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
 
     outcome = attempt(stage, *here)
     assert outcome.code == 130
-    assert outcome.error_lines == ["error: interrupted; the same command with the same hydra.run.dir goes on from here"]
+    assert outcome.error_lines == ["error: interrupted; nothing was written yet, start the same command again"]
     assert "Traceback" not in outcome.err
 
 
