@@ -5,6 +5,7 @@ it returned, `.hydra/<stage>/overrides.yaml` what was asked of it.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,7 +109,8 @@ def run_job(
         number = HydraConfig.get().job.num
         terminal_logger().error("job %s failed: %s", number, message, exc_info=wants_trace)
         if artefact is not None:
-            _note_failure(RunFolder(Path(HydraConfig.get().runtime.output_dir)), artefact, config, message)
+            with suppress(UserError):  # of a full disk: the first error says more
+                _note_failure(RunFolder(Path(HydraConfig.get().runtime.output_dir)), artefact, config, message)
         raise JobFailed(message) from None
 
 
