@@ -40,6 +40,7 @@ from harness import ROOT, SLOW_TO_IMPORT, TINY_STUDENT, TINY_TEACHER, leave_plot
 from src.core.files import LOCK_FILE
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+NAMES = ["teacher", "baseline", "distill", "eval", "study"]
 MOST_KILLS = 6  # of a stage until it is let through
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _FILL = re.compile(r"[ -]+")  # a table's columns are as wide as their numbers
@@ -206,11 +207,11 @@ def differences(expected: dict[str, str], now: dict[str, str]) -> list[str]:
     return [f"{name} {words(name)}" for name in names if expected.get(name) != now.get(name)]
 
 
-def crash(root: Path, kills: int, seed: int) -> Found:
-    """All stages, one after another, each from what the undisturbed ones before it have left."""
+def crash(root: Path, names: list[str], kills: int, seed: int) -> Found:
+    """The named stages, one after another, each from what the undisturbed ones before it have left."""
     found, draw, work, printed = Found(), random.Random(seed), root / "work", root / "printed"
     make_data_dir(work / "data")
-    chain = stages(work)
+    chain = [stage for stage in stages(work) if stage.name in names]
     for position, stage in enumerate(chain):
         shutil.copytree(work, root / "before")
         seconds = finish(stage, printed, found)
@@ -232,6 +233,7 @@ def crash(root: Path, kills: int, seed: int) -> Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=120)
+    parser.add_argument("--stages", nargs="+", choices=NAMES, default=NAMES, help="each needs those before it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="an empty folder; left out: a temporary one")
     args = parser.parse_args()
@@ -240,7 +242,7 @@ def main() -> None:
         import_module(name)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, pytest.MonkeyPatch.context() as patch:
         leave_plots_empty(patch)
-        found = crash(Path(folder), args.kills, args.seed)
+        found = crash(Path(folder), args.stages, args.kills, args.seed)
     total = sum((counts for counts in found.kills.values()), Counter())
     print(
         json.dumps(

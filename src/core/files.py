@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,45 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """How files looked before they were read: what is read or hashed until `require_same` is of one time.
+
+    Attributes:
+        found: inode, size and time of each file, of a folder each in it; none of what was not there.
+    """
+
+    paths: tuple[Path, ...]
+    found: dict[Path, tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, *paths: Path | None) -> "Sighting":
+        """Of the files, and of those that lie in the folders; None stands for nothing."""
+        given = tuple(path for path in paths if path is not None)
+        return cls(given, {file: _look(file) for path in given for file in _files(path)})
+
+    def require_same(self) -> None:
+        """To be asked once all is read.
+
+        Raises:
+            UserError: a file has been changed, replaced, added or removed meanwhile.
+        """
+        now = Sighting.of(*self.paths).found
+        for path in sorted(self.found.keys() | now.keys()):
+            if self.found.get(path) != now.get(path):
+                raise UserError(
+                    f"{path}: was changed while it was read; start the same command again, once nobody writes there"
+                )
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return [file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()]
+
+
+def _look(file: Path) -> tuple[int, int, int]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

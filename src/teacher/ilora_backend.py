@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.artefacts import Artefact
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
-from src.core.files import sha256_file, write_text
+from src.core.files import Sighting, sha256_file, write_text
 from src.core.git_info import git_commit
 from src.core.logging import LOGGER_NAME, TensorBoardWriter, tensorboard_writer
 from src.core.paths import RunFolder, teacher_outputs_dir
@@ -81,6 +81,7 @@ class ILoRATeacher(ITeacherRecommender):
         self.rows = rows
         llm = None if config.llm_path is None else find_llm(config.llm_path, config.llm_revision)
         self.paths = TeacherPaths(folder.model_dir("teacher"), self.config, llm)
+        self._given_llm = Sighting.of(llm)  # before its hash is asked for
         self.on_save: Callable[[], None] = lambda: None
         self.on_shard: Callable[[], None] = lambda: None
         self._model: TeacherModel | None = None
@@ -263,13 +264,15 @@ class ILoRATeacher(ITeacherRecommender):
 
     def _load_llm(self) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         config = self.config
-        return load_llm(
+        loaded = load_llm(
             self.paths.llm,
             config.dtype,
             self.device,
             attn_implementation=config.attn_implementation,
             load_in_4bit=config.load_in_4bit,
         )
+        self._given_llm.require_same()
+        return loaded
 
     def _require_adapter(self) -> None:
         if not self.paths.adapter.is_dir():
