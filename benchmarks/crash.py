@@ -40,8 +40,14 @@ from harness import ROOT, SLOW_TO_IMPORT, TINY_STUDENT, TINY_TEACHER, leave_plot
 from src.core.files import LOCK_FILE
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SMALLER = [
+    "dataset.max_train_rows=200",
+    "teacher.max_train_rows=32",
+    "teacher.max_eval_rows=8",
+    "teacher.max_valid_rows=8",
+]
 NAMES = ["teacher", "baseline", "distill", "eval", "study"]
-MOST_KILLS = 6  # of a stage until it is let through
+MOST_KILLS = 8  # of a stage until it is let through
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _FILL = re.compile(r"[ -]+")  # a table's columns are as wide as their numbers
 _TIMED = ("ms", "tokens_per_s")
@@ -71,7 +77,7 @@ class Found:
 
 def stages(root: Path) -> list[Stage]:
     run = root / "result" / "run"
-    common = [*TINY_STUDENT, *TINY_TEACHER, *places(root / "data", root / "result", run), "student.save_interval=1"]
+    common = [*TINY_STUDENT, *TINY_TEACHER, *SMALLER, *places(root / "data", root / "result", run)]
     study = [*places(root / "data", root / "result", root / "result" / "study"), f"study.run_dir={run}"]
     variants = "study.variants={distilled: [], random_teaches: ['distill.teacher=random']}"
     return [
@@ -79,7 +85,7 @@ def stages(root: Path) -> list[Stage]:
         Stage(name="baseline", module="run_student_baseline", overrides=common),
         Stage(name="distill", module="run_distill", overrides=common),
         Stage(name="eval", module="run_eval_all", overrides=[*common, f"eval.run_dir={run}"]),
-        Stage(name="study", module="run_study", overrides=[*study, "study.seeds=[42,1]", variants]),
+        Stage(name="study", module="run_study", overrides=[*study, "study.seeds=[42]", variants]),
     ]
 
 
@@ -96,6 +102,7 @@ def start(stage: Stage, printed: Path) -> int:
         for stream in (1, 2):
             os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.chdir(ROOT)
+        sys.modules.pop(f"src.exp.{stage.module}", None)  # runpy warns where it is there
         sys.argv = [stage.module, *stage.overrides]
         runpy.run_module(f"src.exp.{stage.module}", run_name="__main__", alter_sys=True)
         code = 0
@@ -180,6 +187,7 @@ def disturbed(stage: Stage, seconds: float, kills: int, found: Found, *, draw: r
     """Kill the stage up to `kills` times, then let it end."""
     done = 0
     while done < kills:
+        print(stage.name, found.kills[stage.name].total(), file=sys.stderr)
         number = draw.choice(SIGNALS)
         pid = start(stage, printed)
         if wait(pid, draw.uniform(0, seconds)) is not None:  # it was quicker
@@ -208,25 +216,27 @@ def differences(expected: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def crash(root: Path, names: list[str], kills: int, seed: int) -> Found:
-    """The named stages, one after another, each from what the undisturbed ones before it have left."""
+    """The named stages, each from what the undisturbed ones before it have left; quick ones are killed more often."""
     found, draw, work, printed = Found(), random.Random(seed), root / "work", root / "printed"
     make_data_dir(work / "data")
     chain = [stage for stage in stages(work) if stage.name in names]
+    seconds = []
     for position, stage in enumerate(chain):
-        shutil.copytree(work, root / "before")
-        seconds = finish(stage, printed, found)
-        expected, found.kills[stage.name] = contents(work), Counter()
-        wanted = kills * (position + 1) // len(chain) - kills * position // len(chain)
-        shutil.move(work, root / "after")
+        shutil.copytree(work, root / str(position))
+        seconds.append(finish(stage, printed, found))
+    shutil.move(work, root / str(len(chain)))
+    share = sum(1 / s for s in seconds)
+    for position, stage in enumerate(chain):
+        found.kills[stage.name], wanted = Counter(), -int(-kills / seconds[position] // share)  # rounded up
+        expected = contents(root / str(position + 1))
         while (left := wanted - found.kills[stage.name].total()) > 0:
-            shutil.copytree(root / "before", work)
+            shutil.copytree(root / str(position), work)
             printed.unlink()
-            disturbed(stage, seconds, min(left, draw.randint(1, MOST_KILLS)), found, draw=draw, printed=printed)
+            number = min(left, draw.randint(1, MOST_KILLS))
+            disturbed(stage, seconds[position], number, found, draw=draw, printed=printed)
             found.problems += [f"{stage.name}: {words}" for words in differences(expected, contents(work))]
             found.rounds[stage.name] += 1
             shutil.rmtree(work)
-        shutil.rmtree(root / "before")
-        shutil.move(root / "after", work)
     return found
 
 
