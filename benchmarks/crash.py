@@ -41,7 +41,7 @@ from src.core.files import LOCK_FILE
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SMALLER = [
-    "dataset.max_train_rows=200",
+    "dataset.max_train_rows=300",
     "teacher.max_train_rows=32",
     "teacher.max_eval_rows=8",
     "teacher.max_valid_rows=8",
@@ -72,7 +72,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
     def note(self, stage: Stage, problem: str, printed: Path) -> None:
-        self.problems.append(f"{stage.name}: {problem}: {printed.read_text()[-2000:]}")
+        self.problems.append(f"{stage.name}: {problem}: {printed.read_text()[-500:]}")
 
 
 def stages(root: Path) -> list[Stage]:
@@ -224,6 +224,8 @@ def crash(root: Path, names: list[str], kills: int, seed: int) -> Found:
     for position, stage in enumerate(chain):
         shutil.copytree(work, root / str(position))
         seconds.append(finish(stage, printed, found))
+        if found.problems:  # of the program or of the settings; no signal was sent yet
+            return found
     shutil.move(work, root / str(len(chain)))
     share = sum(1 / s for s in seconds)
     for position, stage in enumerate(chain):
