@@ -8,9 +8,11 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from harness import TINY_STUDENT, places, read, run_here, snapshot
+from harness import TINY_STUDENT, close_log, places, read, run_here, snapshot
 
+from src.core.logging import LoggingConfig, open_log, start_logging
 from src.exp import run_student_baseline
+from src.exp.stage.entry import _fail
 from src.exp.stage.messages import one_line
 
 RESULTS = ("models/", "metrics/eval_", "metrics/history_")
@@ -108,6 +110,16 @@ def test_a_stage_on_a_disk_that_is_full_goes_on_once_there_is_room(baseline, sma
     code, (error,) = baseline(small_disk / "other")
     assert code == 1 and str(small_disk / "other") in error and "Read-only file system" in error
     assert snapshot(folder) == before
+
+
+def test_an_error_is_shown_although_the_log_cannot_take_it(tmp_path, capsys) -> None:
+    (tmp_path / "a.log").symlink_to("/dev/full")
+    start_logging(LoggingConfig())
+    open_log(tmp_path / "a.log")
+    with pytest.raises(SystemExit):
+        _fail("models/a: cannot be written", 1)
+    close_log()
+    assert capsys.readouterr().err == "error: models/a: cannot be written\n"
 
 
 def test_what_others_write_is_named_too() -> None:

@@ -63,6 +63,11 @@ def test_neither_a_second_signal_nor_a_callback_shows_a_stack_trace(tmp_path) ->
     assert ended(tmp_path, code) == (130, ["error: interrupted; nothing was done yet, start the same command again"])
 
 
+def test_a_way_on_that_cannot_be_told_does_not_keep_the_process(tmp_path) -> None:
+    code = AT_WORK + f"    set_way_on(lambda: 1 / 0)\n    {SEND.format(number='SIGINT')}; time.sleep(60)"
+    assert ended(tmp_path, code) == (130, ["error: interrupted; start the same command again"])
+
+
 def test_a_block_that_ends_without_a_signal_leaves_the_handlers_as_they_were(tmp_path) -> None:
     code = (
         "import signal\nbefore = signal.getsignal(2), signal.getsignal(15)\n"

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from src.core.errors import UserError
 from src.core.files import LOCK_FILE
 from src.core.foreign import escape
 from src.core.git_info import PROJECT_ROOT
@@ -86,8 +88,9 @@ def _or_fail(action: Callable[[], float | None], *, wants_trace: bool) -> float 
 
 def _fail(message: str, code: int) -> NoReturn:
     logger = logging.getLogger(LOGGER_NAME)
-    for handler in logger.handlers:
+    for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
-            handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
+            with suppress(UserError):  # of a full disk, which may be what is to be said
+                handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
     print(f"error: {escape.terminal(message)}", file=sys.stderr)
     sys.exit(code)

@@ -50,7 +50,11 @@ def last_words(stop: BaseException) -> tuple[str, int]:
 
 
 def _last_words(number: int) -> tuple[str, int]:
-    return f"{_WORDS[signal.Signals(number)]}; {_way_on()}", 128 + number
+    try:
+        way_on = _way_on()
+    except Exception:  # whatever it is, the process has to end
+        way_on = "start the same command again"
+    return f"{_WORDS[signal.Signals(number)]}; {way_on}", 128 + number
 
 
 @contextmanager
