@@ -197,7 +197,7 @@ def disturbed(stage: Stage, seconds: float, kills: int, found: Found, *, draw: r
         code = wait(pid)
         done += 1
         found.kills[stage.name][number.name] += 1
-        expected = (-number,) if number == signal.SIGKILL else (128 + number, 0)  # 0: it had ended already
+        expected = (-number if number == signal.SIGKILL else 128 + number, 0)  # 0: it had ended already
         if code not in expected:
             found.note(stage, f"code {code} after {number.name}", printed)
         if number != signal.SIGKILL:
