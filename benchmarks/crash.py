@@ -229,7 +229,7 @@ def crash(root: Path, names: list[str], kills: int, seed: int) -> Found:
     shutil.move(work, root / str(len(chain)))
     share = sum(1 / s for s in seconds)
     for position, stage in enumerate(chain):
-        found.kills[stage.name], wanted = Counter(), -int(-kills / seconds[position] // share)  # rounded up
+        found.kills[stage.name], wanted = Counter(), max(1, round(kills / seconds[position] / share))
         expected = contents(root / str(position + 1))
         while (left := wanted - found.kills[stage.name].total()) > 0:
             shutil.copytree(root / str(position), work)
