@@ -28,6 +28,50 @@ require_installed() {
     fi
 }
 
+# attend COMMAND...: runs a command and takes it along when Ctrl-C or SIGTERM ends this script. Bash alone would wait for the
+# command, or leave it behind. It begins with Ctrl-C ignored, as whatever runs in the background: Poetry would show a stack
+# trace, our own commands take it all the same, once they can say how to go on.
+way_on='the line above says how to go on; if there is none, start the same command again'
+attend() {
+    local code=0
+    child='' stopped=''
+    trap 'stop 130' INT
+    trap 'stop 143' TERM
+    ATTENDED=yes "$@" <&0 &
+    child=$!
+    if [[ -n $stopped ]]; then # before there was a child
+        stop "$stopped"
+    fi
+    while wait "$child" 2>/dev/null || code=$?; [[ -n $stopped ]] && kill -0 "$child" 2>/dev/null; do
+        code=0
+    done
+    trap - INT TERM
+    if [[ -n $stopped ]]; then
+        code=$stopped
+    fi
+    if ((code == 130 || code == 143)); then
+        say "error: stopped; $way_on"
+        exit "$code"
+    fi
+    return "$code"
+}
+
+stop() { # stop CODE: what the signals do while a command is attended; what does not end then is killed
+    stopped=${stopped:-$1}
+    if [[ -n $child ]]; then
+        kill -TERM "$child" 2>/dev/null || true
+        (sleep 2 && kill -KILL "$child") <&- >&- 2>&- &
+    fi
+}
+
+# run_module MODULE ARGUMENTS...: a stage. One that another script attends already becomes the process that is attended.
+run_module() {
+    if [[ -n ${ATTENDED:-} ]]; then
+        exec poetry run python -m "$@"
+    fi
+    attend poetry run python -m "$@"
+}
+
 # A relative ENV_SHELL is relative to the project root. The absolute path keeps `source` from searching PATH.
 env_shell=${ENV_SHELL:-env_shell/default.sh}
 [[ $env_shell == /* ]] || env_shell=$PROJECT_ROOT/$env_shell

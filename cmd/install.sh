@@ -47,7 +47,7 @@ build_private_poetry() {
     say "Building a private Poetry in .poetry ..."
     rm -rf .poetry
     "$python" -m venv .poetry
-    .poetry/bin/python -m pip install -qq --disable-pip-version-check --no-input --retries 10 "${POETRY_PINS[@]}" ||
+    attend .poetry/bin/python -m pip install -qq --disable-pip-version-check --no-input --retries 10 "${POETRY_PINS[@]}" ||
         die "pip could not install Poetry. Check the network and 'pip config list', then run this again"
     poetry_fingerprint >"$POETRY_STAMP"
 }
@@ -69,7 +69,7 @@ require_current_lock() {
 poetry_install() {
     require_current_lock
     POETRY_REQUESTS_MAX_RETRIES=${POETRY_REQUESTS_MAX_RETRIES:-5} POETRY_REQUESTS_TIMEOUT=${POETRY_REQUESTS_TIMEOUT:-60} \
-        poetry install --no-interaction --with sweep
+        attend poetry install --no-interaction --with sweep
 }
 
 # Poetry reads an API that only the public index has, not pip's mirrors; the plugin makes it read the one that all have.
@@ -108,7 +108,7 @@ install() {
 # write bytecode (PYTHONDONTWRITEBYTECODE, common in containers) and would compile them each time anew.
 compile_packages() {
     say "Compiling the packages ..."
-    .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true # a package may hold a template that is no Python
+    attend .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null || true # a package may hold a template that is no Python
 }
 
 if ! is_installed; then

@@ -14,5 +14,5 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     print_help
     exit
 fi
-bash cmd/install.sh
+attend bash cmd/install.sh
 exec bash cmd/run_all_pipeline.sh +experiment=quickstart "$@"

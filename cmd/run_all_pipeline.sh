@@ -67,6 +67,8 @@ if [[ -z $run_dir ]]; then
 fi
 
 require_installed
+again="bash cmd/run_all_pipeline.sh$(printf ' %q' "${given[@]}")"
+way_on="to go on: $again"
 number=0
 for stage in "${STAGES[@]}"; do
     number=$((number + 1))
@@ -76,11 +78,10 @@ for stage in "${STAGES[@]}"; do
     fi
     say "" "=== $number/${#STAGES[@]} $stage -> $run_dir"
     code=0
-    bash "cmd/$stage.sh" "${overrides[@]}" || code=$?
+    attend bash "cmd/$stage.sh" "${overrides[@]}" || code=$?
     if ((code != 0)); then
         say "" "error: stage $number/${#STAGES[@]} ($stage) failed with exit code $code; its messages are above." \
-            "What was done so far is kept in $run_dir. To go on from there:" \
-            "  bash cmd/run_all_pipeline.sh$(printf ' %q' "${given[@]}")"
+            "What was done so far is kept in $run_dir. To go on from there:" "  $again"
         exit "$code"
     fi
 done

@@ -12,4 +12,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 require_installed
 
-exec poetry run python -m src.exp.run_study "$@"
+run_module src.exp.run_study "$@"

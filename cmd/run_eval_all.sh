@@ -9,4 +9,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 require_installed
 
-exec poetry run python -m src.exp.run_eval_all "$@"
+run_module src.exp.run_eval_all "$@"

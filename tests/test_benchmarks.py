@@ -1,6 +1,8 @@
 """The commands of `benchmarks/` run and print one JSON line; how fast anything is, no test asks."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    crash,
     data_processing,
     distillation,
     embeddings,
@@ -21,7 +24,8 @@ from benchmarks import (
     teacher_step,
 )
 
-SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample" / "interactions.csv"
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "data" / "raw" / "sample" / "interactions.csv"
 
 
 @pytest.fixture
@@ -128,3 +132,37 @@ def test_teacher_step(printed, monkeypatch, ilora_folder) -> None:
 def test_kd_step(printed, monkeypatch, dllm2rec_folder) -> None:
     monkeypatch.setattr(kd_step, "STEPS", 3)
     assert printed(kd_step)["loss_difference"] < 1e-5
+
+
+def test_crash(tmp_path) -> None:
+    """As a process: its stages are forks of it. They end as they would have without the signals."""
+    command = [sys.executable, "-m", "benchmarks.crash", "--kills", "3", "--stages", "baseline"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    result = json.loads(done.stdout)
+    assert (result["kills"], result["by_stage"], result["problems"]) == (3, {"baseline": 3}, [])
+    assert sum(result.get(name, 0) for name in ("SIGKILL", "SIGTERM", "SIGINT")) == 3
+    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == 0
+
+
+def test_crash_tells_what_is_other_than_it_was(tmp_path) -> None:
+    for name, text in {
+        "a.csv": "1",
+        "b.log": "one",
+        "c.md": "| 1.5 s  |",
+        "d.json": '{"x": 1, "completed": 2}',
+    }.items():
+        (tmp_path / name).write_text(text)
+    before = crash.contents(tmp_path)
+    for name, text in {"b.log": "two", "c.md": "| 12.25 s |", "d.json": '{"x": 1, "completed": 3}'}.items():
+        (tmp_path / name).write_text(text)
+    assert crash.differences(before, crash.contents(tmp_path)) == []
+    for name, text in {"a.csv": "2", "c.md": "| 1.5 h  |", "d.json": '{"x": 2}', ".e.part": ""}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "b.log").unlink()
+    differs = [f"{name} differs" for name in ("a.csv", "c.md", "d.json")]
+    assert sorted(crash.differences(before, crash.contents(tmp_path))) == sorted(
+        [*differs, "b.log is missing", ".e.part is left over"]
+    )

@@ -24,6 +24,7 @@ from src.core.datasets.base import (
 from src.core.datasets.cache import SPLITS, Processed, load_or_make
 from src.core.datasets.sources import SOURCES, find_raw_files
 from src.core.errors import UserError
+from src.core.files import Sighting
 from src.core.paths import project_path
 from src.core.settings import flat_settings
 
@@ -136,10 +137,17 @@ def load_dataset(config: DatasetConfig, data_dir: Path, logger: logging.Logger) 
     source = SOURCES[config.source]
     raw_dir = Path(data_dir) / "raw" / config.name if config.raw_dir is None else project_path(config.raw_dir)
     files = find_raw_files(source, config, raw_dir, logger=logger)
+    before = Sighting.of(*files)
+
+    def process() -> Processed:
+        raw = source.read(config, raw_dir)
+        before.require_same()  # else it would be kept as what the files were at first
+        return _process(raw, config, logger)
+
     processed = load_or_make(
         Path(data_dir) / "processed" / config.name,
         _made_from(config, raw_dir, files),
-        lambda: _process(source.read(config, raw_dir), config, logger),
+        process,
         logger=logger,
     )
     train, valid, test = (Rows(processed.items, *processed.rows[split]) for split in SPLITS)

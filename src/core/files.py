@@ -3,13 +3,74 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
 
 LOCK_FILE = ".lock"  # in a folder that one process at a time may write to: see `src.core.artefacts.locked`
+_PROBE = bytes(1 << 16)
+_RUST = re.compile(r"\b(?:os error|Os \{ code:) (\d+)")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is done in the block writes `path`, a file or a folder.
+
+    Raises:
+        UserError: the disk is full or may not be written to, in whatever words a library says so.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause = _cause(error, path.parent)
+        if cause is None:
+            raise
+        _clear(error)
+        raise UserError(
+            f"{path}: cannot be written ({cause.strerror or cause}); files written before are whole, make room or "
+            "choose another folder and start the stage again"
+        ) from error
+
+
+def _cause(error: Exception, folder: Path) -> OSError | None:
+    """The error of the operating system behind a library's own, if there is one.
+
+    What is written in Rust (safetensors, tokenizers) names its number. PyTorch only says that a write failed, so the
+    disk is asked.
+    """
+    if isinstance(error, OSError):
+        return error
+    if number := _RUST.search(str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(_PROBE)
+    except OSError as refusal:
+        return refusal
+    return None
+
+
+def _clear(error: Exception) -> None:
+    """Drop what was being written: a ZIP archive that is dropped later complains of its closed file, with a trace."""
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda arguments: None
+    try:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+    finally:
+        sys.unraisablehook = show
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -20,16 +81,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); files written before are whole, make room or "
-            "choose another folder and start the stage again"
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is an error already, of the same disk
+            temporary.unlink(missing_ok=True)
 
 
 def write_hashed(path: Path, write: Callable[[Path], object]) -> str:
@@ -87,3 +145,45 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """How files looked before they were read: what is read or hashed until `require_same` is of one time.
+
+    Attributes:
+        found: inode, size and time of each file, of a folder each in it; none of what was not there.
+    """
+
+    paths: tuple[Path, ...]
+    found: dict[Path, tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, *paths: Path | None) -> "Sighting":
+        """Of the files, and of those that lie in the folders; None stands for nothing."""
+        given = tuple(path for path in paths if path is not None)
+        return cls(given, {file: _look(file) for path in given for file in _files(path)})
+
+    def require_same(self) -> None:
+        """To be asked once all is read.
+
+        Raises:
+            UserError: a file has been changed, replaced, added or removed meanwhile.
+        """
+        now = Sighting.of(*self.paths).found
+        for path in sorted(self.found.keys() | now.keys()):
+            if self.found.get(path) != now.get(path):
+                raise UserError(
+                    f"{path}: was changed while it was read; start the same command again, once nobody writes there"
+                )
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return [file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()]
+
+
+def _look(file: Path) -> tuple[int, int, int]:
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

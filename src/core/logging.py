@@ -2,9 +2,10 @@
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -22,8 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from src.core.errors import check
-from src.core.files import read_json, write_json
+from src.core.errors import UserError, check
+from src.core.files import read_json, write_json, writing
 from src.core.foreign.escape import terminal
 
 LOGGER_NAME = "anyo"
@@ -67,6 +68,60 @@ class _NoWriter:
         pass
 
 
+class _Writer:
+    """A `SummaryWriter` that says where it cannot write."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here: it costs two seconds that the other commands need not pay.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        _leave_errors_to_the_main_thread()
+        self._folder = folder
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder))
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        with writing(self._folder):
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    def add_event(self, event: Any) -> None:
+        with writing(self._folder):
+            self._writer.file_writer.add_event(event, event.step, event.wall_time)
+
+    def flush(self) -> None:
+        with writing(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._writer.close()
+
+
+def _leave_errors_to_the_main_thread() -> None:
+    """TensorBoard's thread gives its error to the next call of the writer, and shows a stack trace of it besides."""
+    show = threading.excepthook
+
+    def show_others(arguments: Any) -> None:
+        if type(arguments.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            show(arguments)
+
+    if show is threading.__excepthook__:
+        threading.excepthook = show_others
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written ends the stage: its weights could not be written, either."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+        with suppress(OSError):  # once more, of what is left in its buffer
+            self.close()
+        error = sys.exc_info()[1]  # what `emit` has caught
+        assert error is not None
+        with writing(Path(self.baseFilename)):
+            raise error
+
+
 class _LineFormatter(logging.Formatter):
     """One line a record, and nothing in it that a terminal obeys: messages quote titles, paths and foreign errors."""
 
@@ -90,9 +145,10 @@ def start_logging(settings: LoggingConfig) -> logging.Logger:
 
 def open_log(log_file: Path) -> None:
     """Append the lines since `start_logging`, and all later ones, to a file, with their times."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger(LOGGER_NAME)
-    to_file = logging.FileHandler(log_file, encoding="utf-8")
+    with writing(log_file):
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = _LogFile(log_file, encoding="utf-8")
     to_file.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     for handler in list(logger.handlers):
         if isinstance(handler, MemoryHandler):
@@ -143,14 +199,11 @@ def tensorboard_writer(folder: Path, settings: LoggingConfig, *, keep_until: int
     """
     if not settings.tensorboard:
         return _NoWriter()
-    # Imported here: it costs two seconds that the other commands need not pay.
-    from torch.utils.tensorboard.writer import SummaryWriter
-
     earlier = sorted(folder.glob("events.out.tfevents.*"))
     kept = _points(earlier, keep_until) if keep_until else []
-    writer = SummaryWriter(str(folder))
+    writer = _Writer(folder)
     for event in kept:
-        writer.file_writer.add_event(event, event.step, event.wall_time)
+        writer.add_event(event)
     writer.flush()
     for file in earlier:
         file.unlink()
@@ -201,8 +254,11 @@ def time_block(name: str) -> Iterator[Callable[[], None]]:
 
     try:
         yield add
-    finally:
-        add()
+    except BaseException:
+        with suppress(UserError):  # of a full disk: what has ended the block says more
+            add()
+        raise
+    add()
 
 
 def forget_times(*names: str) -> None:

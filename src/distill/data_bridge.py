@@ -13,7 +13,7 @@ from torch import Tensor
 from src.core.artefacts import locked
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
-from src.core.files import sha256_file
+from src.core.files import Sighting, sha256_file
 from src.core.foreign.arrays import read_array, read_arrays
 from src.core.foreign.tensors import read_tensors
 from src.core.paths import project_path
@@ -95,7 +95,10 @@ def load_teacher_outputs(
             )
         )
     with _locked_for_reading(folder, logger):
-        return _read_outputs(folder, dataset, settings, logger)
+        before = Sighting.of(folder)  # a program that knows nothing of the lock may write there
+        outputs = _read_outputs(folder, dataset, settings, logger)
+        before.require_same()
+        return outputs
 
 
 @contextmanager

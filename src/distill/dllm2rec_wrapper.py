@@ -21,7 +21,7 @@ import torch
 
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError, check
-from src.core.files import sha256_file, write_atomic
+from src.core.files import sha256_file, write_atomic, writing
 from src.core.foreign.frames import read_pickled_frame
 from src.core.foreign.tensors import read_tensors
 from src.core.git_info import PROJECT_ROOT
@@ -192,7 +192,6 @@ def _compare(folder: Path, dataset: SequenceDataset, outputs: TeacherOutputs) ->
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, write)
 
 
@@ -293,8 +292,9 @@ def run_program(program: Path, folder: Path, words: list[str], num_epochs: int, 
 
 def _noted(lines: Iterable[str], log: TextIO) -> Iterator[str]:
     for line in lines:
-        log.write(line)
-        log.flush()
+        with writing(Path(log.name)):
+            log.write(line)
+            log.flush()
         yield line
 
 

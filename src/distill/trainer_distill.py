@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
+from src.core.files import Sighting
 from src.core.git_info import git_commit
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator, set_seed
@@ -159,12 +160,14 @@ class Distillation:
     Attributes:
         outputs: the teacher's, of which only what `settings` needs is used.
         init_checkpoint: folder of the student to start from, or None for a fresh one.
+        files: how they looked that the teacher and the initial weights are from; asked again when all is read.
     """
 
     settings: DistillConfig
     outputs: TeacherOutputs
     policy: SelectionPolicy = field(default_factory=SelectionPolicyAll)
     init_checkpoint: Path | None = None
+    files: Sighting = field(default_factory=Sighting.of)
 
 
 def train_distilled(
@@ -230,6 +233,7 @@ def _objective(
     if init is not None:
         load_checkpoint_of(init, dataset, "distill.init_checkpoint")
         load_weights(model, init)
+    distillation.files.require_same()
     alignment = None
     if settings.needs_embeddings:
         assert distillation.outputs.embeddings is not None  # whoever reads the files reads what the settings need

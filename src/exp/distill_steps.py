@@ -8,9 +8,9 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from src.core.errors import UserError
-from src.core.files import write_json
+from src.core.files import Sighting, write_json
 from src.core.logging import TensorBoardWriter, forget_times, time_block
-from src.core.paths import teacher_outputs_dir
+from src.core.paths import project_path, teacher_outputs_dir
 from src.core.teacher_files import ROWS_FILE
 from src.distill.config import DistillConfig
 from src.distill.control_teachers import (
@@ -65,6 +65,7 @@ def plan(stage: Stage) -> list[Step]:
         return _plan_original(stage)
     _require_settings(stage)
     sources = _find_sources(stage)
+    before = _sighting(stage, sources)
     made_from = {
         **distillation_inputs(
             cfg,
@@ -80,10 +81,18 @@ def plan(stage: Stage) -> list[Step]:
         student_step(
             stage,
             made_from=made_from,
-            work=lambda: _train(stage, sources, teacher),
+            work=lambda: _train(stage, sources, teacher, before),
             require=lambda: _require_teacher(stage, teacher),
         )
     ]
+
+
+def _sighting(stage: Stage, sources: _Sources) -> Sighting:
+    """How the files look that are read besides the data: before they are hashed, and until they have been read."""
+    distill = stage.settings.distill
+    own = project_path(distill.embeddings_file) if distill.embeddings_file and distill.reads_embeddings else None
+    outputs = teacher_outputs_dir(stage.settings) if _reads_teacher(stage.settings) else None
+    return Sighting.of(sources.initial, sources.recommender, sources.chooser, outputs, own)
 
 
 def require_trainable(stage: Stage) -> None:
@@ -176,14 +185,18 @@ def _is_partial(folder: Path) -> bool:
 # --- this framework -----------------------------------------------------------------------------------------
 
 
-def _train(stage: Stage, sources: _Sources, teacher: _Read) -> float:
+def _train(stage: Stage, sources: _Sources, teacher: _Read, before: Sighting) -> float:
     """Train and test the student with the teacher's files; returns the best validation value."""
     cfg = stage.settings
     outputs = _asked_for(stage, _teach(stage, sources, teacher), sources)
     with training(stage, "distill_student_train_time") as context:
         policy = _policy(stage, outputs, context.writer)
         distillation = Distillation(
-            settings=_after_reading(cfg.distill), outputs=outputs, policy=policy, init_checkpoint=sources.initial
+            settings=_after_reading(cfg.distill),
+            outputs=outputs,
+            policy=policy,
+            init_checkpoint=sources.initial,
+            files=before,
         )
         result = train_distilled(
             cfg.student,
@@ -287,6 +300,7 @@ def _plan_original(stage: Stage) -> list[Step]:
     check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics)
     require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
     find_program()
+    before = _sighting(stage, _Sources(initial=None, recommender=None, chooser=None))
     made_from = distillation_inputs(
         cfg,
         stage.dataset,
@@ -294,10 +308,16 @@ def _plan_original(stage: Stage) -> list[Step]:
         initial_weights=None,
     )
     teacher = _read_once(stage, None)
+
+    def work() -> float:
+        outputs = teacher()
+        before.require_same()
+        return _run_original(stage, outputs)
+
     step = Step(
         artefact=stage.folder.artefact(name),
         made_from=lambda: made_from,
-        work=lambda: _run_original(stage, teacher()),
+        work=work,
         require=lambda: _require_teacher(stage, teacher),
         files=lambda: stage.hashes(stage.folder.eval_file(name)),
         forget=lambda: stage.folder.eval_file(name).unlink(missing_ok=True),

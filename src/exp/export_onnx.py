@@ -3,14 +3,19 @@
     python -m src.exp.export_onnx export.checkpoint=result/<run>/models/distill
 """
 
-from src.core.logging import start_logging
-from src.core.paths import ONNX_FILE, project_path
-from src.exp.settings import Settings
-from src.exp.stage.entry import run_entry_point
-from src.exp.stage.lookup import newest_student
+from typing import TYPE_CHECKING
+
+from src.exp.stage.start import start
+
+if TYPE_CHECKING:
+    from src.exp.settings import Settings
 
 
-def run(cfg: Settings) -> None:
+def run(cfg: "Settings") -> None:
+    from src.core.logging import start_logging
+    from src.core.paths import ONNX_FILE, project_path
+    from src.exp.stage.lookup import newest_student
+
     logger, asked = start_logging(cfg.logging), cfg.export
     given = asked.checkpoint or str(newest_student(cfg, logger, key="export.checkpoint"))
     # PyTorch, once there is a student.
@@ -27,7 +32,7 @@ def run(cfg: Settings) -> None:
 
 
 def main() -> None:
-    run_entry_point(run)
+    start(run)
 
 
 if __name__ == "__main__":

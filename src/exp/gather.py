@@ -1,17 +1,21 @@
 """Gather the jobs of a sweep into one table over seeds: csv, Markdown, HTML, plot."""
 
-from src.exp.settings import Settings
-from src.exp.stage.entry import run_entry_point
+from typing import TYPE_CHECKING
+
+from src.exp.stage.start import start
+
+if TYPE_CHECKING:
+    from src.exp.settings import Settings
 
 
-def run(cfg: Settings) -> None:
+def run(cfg: "Settings") -> None:
     from src.exp.study.gathering import gather  # Matplotlib, once the settings are found sound
 
     gather(cfg)
 
 
 def main() -> None:
-    run_entry_point(run)
+    start(run)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """Evaluate the checkpoints of a run again and write the comparison: table, plots, report."""
 
-from src.core.artefacts import locked
-from src.exp.compare.sources import find_sources
-from src.exp.settings import Settings
-from src.exp.stage.entry import run_entry_point
-from src.exp.stage.stage import look, run_folder
+from typing import TYPE_CHECKING
+
+from src.exp.stage.start import start
+
+if TYPE_CHECKING:
+    from src.exp.settings import Settings
 
 
-def run(cfg: Settings) -> float:
+def run(cfg: "Settings") -> float:
+    from src.core.artefacts import locked
+    from src.exp.compare.sources import find_sources
+    from src.exp.stage.stage import look, run_folder
+
     with locked(run_folder().root):
         stage = look(cfg, "eval")
         sources = find_sources(stage)
@@ -17,7 +22,7 @@ def run(cfg: Settings) -> float:
 
 
 def main() -> None:
-    run_entry_point(run, "eval")
+    start(run, "eval")
 
 
 if __name__ == "__main__":

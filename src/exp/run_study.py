@@ -8,18 +8,22 @@ YAML in `conf/study`. Jobs run through Hydra's launcher (`hydra/launcher=paralle
 same `hydra.run.dir`, only what is missing is trained.
 """
 
-from src.exp.settings import Settings
-from src.exp.stage.entry import run_entry_point
+from typing import TYPE_CHECKING
+
+from src.exp.stage.start import start
+
+if TYPE_CHECKING:
+    from src.exp.settings import Settings
 
 
-def run(cfg: Settings) -> None:
+def run(cfg: "Settings") -> None:
     from src.exp.study.run import run  # PyTorch and Matplotlib, once the settings are found sound
 
     run(cfg)
 
 
 def main() -> None:
-    run_entry_point(run, "study")
+    start(run, "study")
 
 
 if __name__ == "__main__":

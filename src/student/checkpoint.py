@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
-from src.core.files import read_json, write_atomic, write_json
+from src.core.files import Sighting, read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.student.config import NORMS, SCORES, ModelConfig
@@ -54,12 +54,14 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
     Raises:
         UserError: files are missing or damaged, or the weights do not fit the description.
     """
+    before = Sighting.of(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
     description = read_json(folder / CONFIG_FILE)
     try:
         config, info = ModelConfig(**description["model"]), CheckpointInfo(**description["info"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE}: not a student checkpoint ({error})") from error
     state = _read_weights(folder)
+    before.require_same()
     _check_fits(folder, state, _without_memory(config, folder / CONFIG_FILE, len(state)))
     model = build_model(config)
     model.load_state_dict(state)

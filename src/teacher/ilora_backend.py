@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.core.artefacts import Artefact
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
-from src.core.files import sha256_file, write_text
+from src.core.files import Sighting, sha256_file, write_text
 from src.core.git_info import git_commit
 from src.core.logging import LOGGER_NAME, TensorBoardWriter, tensorboard_writer
 from src.core.paths import RunFolder, teacher_outputs_dir
@@ -96,6 +96,7 @@ class ILoRATeacher(ITeacherRecommender):
         self.paths = TeacherPaths(folder.model_dir("teacher"), self.config, llm)
         self.base_model = self.paths.base_model
         self.base_model_license = None if llm is None else llm_license(llm)
+        self._given_llm = Sighting.of(llm)  # before its hash is asked for
         self.on_save: Callable[[], None] = lambda: None
         self.on_shard: Callable[[], None] = lambda: None
         self._model: TeacherModel | None = None
@@ -282,13 +283,15 @@ class ILoRATeacher(ITeacherRecommender):
 
     def _load_llm(self) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         config = self.config
-        return load_llm(
+        loaded = load_llm(
             self.paths.llm,
             config.dtype,
             self.device,
             attn_implementation=config.attn_implementation,
             load_in_4bit=config.load_in_4bit,
         )
+        self._given_llm.require_same()
+        return loaded
 
     def _require_adapter(self) -> None:
         if not self.paths.adapter.is_dir():

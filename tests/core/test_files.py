@@ -1,13 +1,25 @@
 """Files appear whole or not at all."""
 
+import errno
+import gc
 import hashlib
 import json
 import os
 
+import numpy as np
 import pytest
 
 from src.core.errors import UserError
-from src.core.files import read_json, sha256_file, write_atomic, write_hashed, write_json, write_text
+from src.core.files import (
+    Sighting,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_hashed,
+    write_json,
+    write_text,
+    writing,
+)
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -96,3 +108,58 @@ def test_the_hash_is_of_what_was_written_not_of_what_lies_there_afterwards(tmp_p
 
     monkeypatch.setattr(os, "replace", move_and_be_late)
     assert write_hashed(path, lambda temporary: temporary.write_bytes(b"ours")) == hashlib.sha256(b"ours").hexdigest()
+
+
+@pytest.mark.parametrize(
+    "words", ["I/O error: No space left on device (os error 28)", 'IoError(Os { code: 28, message: "No space" })']
+)
+def test_a_full_disk_is_known_by_the_words_of_rust(tmp_path, words):
+    with pytest.raises(UserError, match=r"a: cannot be written \(No space left on device\)"), writing(tmp_path / "a"):
+        raise RuntimeError(words)
+
+
+def test_a_library_that_does_not_say_why_it_cannot_write_has_the_disk_asked(tmp_path, monkeypatch):
+    def full(**options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    failure = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    with pytest.raises(RuntimeError, match="file write failed"), writing(tmp_path / "a"):
+        raise failure
+    monkeypatch.setattr("src.core.files.tempfile.TemporaryFile", full)
+    with pytest.raises(UserError, match=r"a: cannot be written \(No space left on device\)"), writing(tmp_path / "a"):
+        raise failure
+
+
+def test_an_archive_that_was_half_written_complains_of_nothing(tmp_path, capsys):
+    """`zipfile` does, when the archive is dropped after its file was closed."""
+
+    def write(path):
+        with open("/dev/full", "wb") as full:
+            np.savez(full, a=np.zeros(100_000))
+
+    with pytest.raises(UserError, match="No space left on device"):
+        write_atomic(tmp_path / "a.npz", write)
+    gc.collect()
+    assert capsys.readouterr().err == "" and list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_until_it_is_asked_again_is_of_one_time(tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    for path in (folder / "a", file):
+        path.write_text("old")
+    before = Sighting.of(folder, file, tmp_path / "absent", None)
+    (folder / ".lock").write_text("no content")
+    before.require_same()
+
+    write_text(folder / "a", "new")  # as long as the old
+    with pytest.raises(UserError, match=r"folder/a: was changed while it was read; start the same command again"):
+        before.require_same()
+    before = Sighting.of(folder, file)
+    file.unlink()
+    with pytest.raises(UserError, match=r"file: was changed while it was read"):
+        before.require_same()
+    before = Sighting.of(folder)
+    (folder / "b").write_text("one more")
+    with pytest.raises(UserError, match=r"folder/b: was changed while it was read"):
+        before.require_same()

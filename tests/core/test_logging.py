@@ -1,7 +1,9 @@
 """Log lines, the writer that may be off, and times that add up."""
 
+import errno
 import io
 import logging
+import threading
 
 import pytest
 from rich.console import Console
@@ -284,3 +286,30 @@ def test_points_of_a_test_are_made_again_by_a_resumed_run(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(point.step, point.value) for point in events.Scalars("test/ndcg@10")] == [(3, 0.5)]
+
+
+def test_a_log_that_cannot_be_written_is_an_error_that_names_it(tmp_path, capsys):
+    (tmp_path / "a.log").symlink_to("/dev/full")
+    logger = start_logging(LoggingConfig())
+    with pytest.raises(UserError, match=r"a.log: cannot be written \(No space left on device\); files written before"):
+        logger.info("first")
+        open_log(tmp_path / "a.log")
+        logger.info("second")
+    logger.info("third")  # the log is given up
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_points_that_cannot_be_written_are_an_error_that_names_the_folder(tmp_path, capsys, monkeypatch):
+    """TensorBoard writes them in a thread of its own."""
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
+    writer = tensorboard_writer(tmp_path / "tb", LoggingConfig())
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with pytest.raises(UserError, match=r"tb: cannot be written \(No space left on device\)"):
+        for step in range(100):
+            writer.add_scalar("loss", 1.0, step)
+        writer.flush()
+    assert "Traceback" not in capsys.readouterr().err

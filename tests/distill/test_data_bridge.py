@@ -503,6 +503,20 @@ def test_a_folder_that_cannot_be_locked_is_read_all_the_same(load, monkeypatch):
     assert load().ranking.shape == (3, 3)
 
 
+def test_files_that_are_replaced_while_they_are_read_are_no_mixture(folder, dataset, load, monkeypatch):
+    """By a program that knows nothing of the lock."""
+    read = data_bridge._read_ranking
+
+    def read_and_replace(*args):
+        ranking = read(*args)
+        write(folder, dataset, distances=DISTANCES / 2)
+        return ranking
+
+    monkeypatch.setattr(data_bridge, "_read_ranking", read_and_replace)
+    with pytest.raises(UserError, match=r"all_embeddings\.pt: was changed while it was read; start the same command"):
+        load()
+
+
 # --- a teacher that was asked for some rows -----------------------------------------------------------------
 
 

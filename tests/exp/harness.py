@@ -119,7 +119,7 @@ def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-_SLOW_TO_IMPORT = [
+SLOW_TO_IMPORT = [
     "src.exp.teacher_steps",
     "src.exp.study.run",
     "torch.utils.tensorboard",
@@ -139,7 +139,7 @@ def run_processes(folder: Path, *calls: tuple[str, ...], **environments: list[st
         environments: by variable, its value in each process.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(_SLOW_TO_IMPORT)
+    server.set_forkserver_preload(SLOW_TO_IMPORT)
     folder.mkdir(parents=True, exist_ok=True)
     printed = [(folder / f"out{number}", folder / f"err{number}") for number in range(len(calls))]
     running = []

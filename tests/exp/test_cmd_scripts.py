@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -84,10 +85,9 @@ def test_a_stage_script_runs_its_module_with_every_argument_as_it_is(project, sc
 
 def test_python_runs_only_through_poetry() -> None:
     for script in MODULES:
-        commands = [
-            line for line in (ROOT / "cmd" / f"{script}.sh").read_text().splitlines() if not line.startswith("#")
-        ]
-        assert [line for line in commands if "python" in line] == [f'exec poetry run python -m {MODULES[script]} "$@"']
+        lines = (ROOT / "cmd" / f"{script}.sh").read_text().splitlines()
+        calls = [line for line in lines if "src.exp" in line and not line.startswith("#")]
+        assert calls == [f'run_module {MODULES[script]} "$@"']
 
 
 def test_the_pipeline_runs_the_four_stages_in_one_folder(project) -> None:
@@ -161,3 +161,33 @@ def test_a_missing_environment_file_is_named(project) -> None:
     (project / "site.sh").unlink()
     code, calls, printed = call(project, "run_eval_all")
     assert code == 1 and calls == [] and "site.sh" in printed and "ENV_SHELL" in printed
+
+
+WAYS_ON = {
+    "run_all_pipeline": "error: stopped; to go on: bash cmd/run_all_pipeline.sh hydra.run.dir=r\n",
+    "run_arms": "error: stopped; the line above says how to go on; if there is none, start the same command again\n",
+}
+
+
+@pytest.mark.parametrize("script", WAYS_ON)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to_group", [True, False])  # as a terminal's Ctrl-C does, as `kill` does
+def test_a_signal_ends_a_script_and_what_it_runs_and_says_how_to_go_on(project, script, number, to_group) -> None:
+    """What it runs dies silently where it is told to before it can say anything."""
+    (project / "bin" / "poetry").write_text('#!/bin/sh\necho "$$" >>"$CALLS"\nexec sleep 100\n')
+    os.mkfifo(project / "calls")
+    process = subprocess.Popen(
+        ["bash", str(project / "cmd" / f"{script}.sh"), "hydra.run.dir=r"],
+        env={**os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "CALLS": str(project / "calls")}
+        | {"ENV_SHELL": "site.sh"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    child = int((project / "calls").read_text())
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    _, printed = process.communicate(timeout=60)  # ends only when nobody writes to it any more
+    assert process.returncode == 128 + number
+    assert printed.endswith(WAYS_ON[script]) and printed.count("error: ") == 1 and "Terminated" not in printed
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

@@ -11,7 +11,7 @@ from harness import TINY_STUDENT, TINY_TEACHER, Outcome, compose_config, places,
 from hydra.errors import ConfigCompositionException
 
 from src.core.errors import UserError
-from src.exp import run_distill, run_eval_all, run_student_baseline, run_study, run_teacher
+from src.exp import distill_steps, run_distill, run_eval_all, run_student_baseline, run_study, run_teacher
 from src.exp.stage.messages import quoted
 
 BESIDE_PYTORCH = {
@@ -348,6 +348,27 @@ def test_a_checkpoint_of_another_shape(attempt, pipeline, tmp_path) -> None:
     assert snapshot(checkpoint) == before
 
 
+def test_a_checkpoint_that_is_replaced_between_its_hash_and_its_reading(
+    attempt, pipeline, tmp_path, monkeypatch
+) -> None:
+    checkpoint = shutil.copytree(pipeline.folder / "models" / "baseline", tmp_path / "checkpoint")
+    hash_of = distill_steps.weights_hash
+
+    def hash_and_replace(path):
+        digest = hash_of(path)
+        if path is not None:
+            (checkpoint / "model.safetensors").write_bytes(
+                (pipeline.folder / "models" / "distill" / "model.safetensors").read_bytes()
+            )
+        return digest
+
+    monkeypatch.setattr(distill_steps, "weights_hash", hash_and_replace)
+    where = [f"hydra.run.dir={tmp_path / 'run'}", f"distill.init_checkpoint={checkpoint}"]
+    attempt(run_distill.run, *pipeline.overrides, *INIT, *where).expect_error(
+        f"{checkpoint / 'model.safetensors'}: was changed while it was read; start the same command again"
+    )
+
+
 def test_a_checkpoint_of_another_dataset(attempt, pipeline, tmp_path) -> None:
     checkpoint = pipeline.folder / "models" / "baseline"
     attempt(
@@ -425,7 +446,7 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
 
     outcome = attempt(stage, *here)
     assert outcome.code == 130
-    assert outcome.error_lines == ["error: interrupted; the same command with the same hydra.run.dir goes on from here"]
+    assert outcome.error_lines == ["error: interrupted; nothing was written yet, start the same command again"]
     assert "Traceback" not in outcome.err
 
 

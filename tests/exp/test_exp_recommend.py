@@ -8,6 +8,7 @@ import pytest
 from harness import TINY_STUDENT, run_here
 
 from src.exp import recommend
+from src.serving import answers
 
 
 def ask(pipeline, tmp_path, capsys, *overrides: str) -> tuple[int, str, str]:
@@ -59,7 +60,7 @@ def answer(tmp_path, shop: list[str], text: str | bytes, *overrides: str) -> int
 
 
 def test_a_file_of_histories_is_answered_by_the_folder_alone(shop, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(recommend, "_CHUNK", 2)
+    monkeypatch.setattr(answers, "_CHUNK", 2)
     text = '\ufeffage,user,history\r\n7,"a,b",1 2\r\n8,=c,5\r\n9,d,  9   1\r\n'
     assert answer(tmp_path, shop, text, "recommend.top_k=3") == 0
     found = pd.read_csv(tmp_path / "answers.csv", dtype=str)

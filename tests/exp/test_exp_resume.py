@@ -368,6 +368,7 @@ def test_a_terminated_stage_goes_on_and_its_time_counts(data_dir, tmp_path) -> N
             process.terminate()
             break
     _, rest = process.communicate(timeout=60)
-    assert process.returncode == 143 and "error: terminated; the same command" in rest
+    assert process.returncode == 143
+    assert f"error: terminated; the same command with hydra.run.dir={tmp_path / 'run'} goes on from here" in rest
     assert read(tmp_path / "run" / "metrics" / "time.json")["student_baseline_train_time"] > 0
     assert record(tmp_path / "run", "baseline")["error"] == "it was interrupted"

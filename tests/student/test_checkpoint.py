@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
+from src.student import checkpoint
 from src.student.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -161,3 +162,16 @@ def test_a_refused_checkpoint_changes_no_weight(folder):
         load_weights(model, folder)
 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_not_taken_for_those_of_the_description(folder, monkeypatch):
+    read = checkpoint._read_weights
+
+    def read_and_replace(path):
+        weights = read(path)
+        (folder / CONFIG_FILE).write_text((folder / CONFIG_FILE).read_text().replace("tiny", "another"))
+        return weights
+
+    monkeypatch.setattr(checkpoint, "_read_weights", read_and_replace)
+    with pytest.raises(UserError, match=r"config\.json: was changed while it was read; start the same command again"):
+        load_checkpoint(folder)

@@ -16,7 +16,7 @@ import numpy as np
 
 from src.core.artefacts import Artefact, locked
 from src.core.errors import UserError
-from src.core.files import sha256_file
+from src.core.files import sha256_file, writing
 from src.core.foreign.arrays import read_arrays
 
 ROWS_FILE = "rows.npz"
@@ -132,7 +132,8 @@ def _keep(processed: Processed, folder: Path, made_from: dict[str, Any], logger:
             shutil.rmtree(leftover)
         artefact = _artefact(temporary)
         artefact.begin(made_from)
-        _write(processed, temporary)
+        with writing(temporary):
+            _write(processed, temporary)
         artefact.complete(files={name: sha256_file(temporary / name) for name in (ROWS_FILE, ITEMS_FILE)})
         os.replace(temporary, folder)
         logger.info("processed data: %s", folder)

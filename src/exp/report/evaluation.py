@@ -1,6 +1,7 @@
 """What `run_eval_all` does with the runs that it has found: evaluate their checkpoints, compare, report."""
 
 import shutil
+from functools import partial
 from math import isnan
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.core.errors import UserError
-from src.core.files import read_json
+from src.core.files import read_json, write_atomic
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
@@ -129,9 +130,8 @@ def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
             (source.eval_file(name), stage.folder.eval_file(name)),
             (source.ranks_file(name), stage.folder.ranks_file(name)),
         ):
-            copy.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
-                shutil.copy2(path, copy)
+                write_atomic(copy, partial(shutil.copy2, path))
     return read_json(source.eval_file(name))
 
 

@@ -3,17 +3,17 @@
 import functools
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from src.core.errors import UserError
 from src.core.files import LOCK_FILE
 from src.core.foreign import escape
 from src.core.git_info import PROJECT_ROOT
@@ -21,12 +21,9 @@ from src.core.logging import LOGGER_NAME
 from src.exp.settings import Settings, parse_settings
 from src.exp.stage.messages import one_line
 from src.exp.stage.multirun import is_multirun, run_job, run_jobs
+from src.exp.stage.signals import Terminated, ended_by_signals, has_come, last_words, set_way_on
 
 Run = Callable[[Settings], float | None]
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception: what is being measured and written is finished properly."""
 
 
 def run_entry_point(run: Run, artefact: str | None = None) -> None:
@@ -49,13 +46,11 @@ def run_entry_point(run: Run, artefact: str | None = None) -> None:
     def job(config: DictConfig) -> float | None:
         if is_multirun():
             return run_job(lambda: _run(run, config), config, artefact, one_line, wants_trace=wants_trace)
+        set_way_on(functools.partial(_way_on, Path(HydraConfig.get().runtime.output_dir), artefact))
         return _or_fail(lambda: _run(run, config), wants_trace=wants_trace)
 
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
+    with ended_by_signals():
         _or_fail(lambda: run_jobs(lambda: entry(job)(), artefact), wants_trace=wants_trace)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_help() -> None:
@@ -72,6 +67,14 @@ def _run(run: Run, config: DictConfig) -> float | None:
         remove_if_empty(folder)
 
 
+def _way_on(folder: Path, artefact: str | None) -> str:
+    """How to go on after a signal, for whom it finds in this run folder."""
+    remove_if_empty(folder)
+    if artefact is None or not folder.is_dir():
+        return "nothing was written yet, start the same command again"
+    return f"the same command with hydra.run.dir={escape.terminal(str(folder))} goes on from here"
+
+
 def remove_if_empty(folder: Path) -> None:
     """Take away a run folder in which nothing was written: that of a refused command, or of one that only looks."""
     if folder.is_dir() and all(path.name == LOCK_FILE for path in folder.iterdir()):
@@ -79,18 +82,14 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
 def _or_fail(action: Callable[[], float | None], *, wants_trace: bool) -> float | None:
     try:
         return action()
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command with the same hydra.run.dir goes on from here", 130)
-    except Terminated:
-        _fail("terminated; the same command with the same hydra.run.dir goes on from here", 143)
+    except (KeyboardInterrupt, Terminated) as stop:
+        _fail(*last_words(stop))
     except Exception as error:
+        if has_come():
+            _fail(*last_words(error))
         if wants_trace:
             raise
         _fail(one_line(error), 1)
@@ -98,8 +97,9 @@ def _or_fail(action: Callable[[], float | None], *, wants_trace: bool) -> float 
 
 def _fail(message: str, code: int) -> NoReturn:
     logger = logging.getLogger(LOGGER_NAME)
-    for handler in logger.handlers:
+    for handler in list(logger.handlers):
         if isinstance(handler, logging.FileHandler):
-            handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
+            with suppress(UserError):  # of a full disk, which may be what is to be said
+                handler.emit(logger.makeRecord(LOGGER_NAME, logging.ERROR, "", 0, message, (), None))
     print(f"error: {escape.terminal(message)}", file=sys.stderr)
     sys.exit(code)

@@ -1,5 +1,6 @@
 """Any error as one readable line."""
 
+import errno
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from src.core.errors import UserError
 from src.exp.settings import known_keys, takes_new_keys
 
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _PLUGINS = "The plugins for sweeps are an optional group: bash cmd/install.sh installs it"
 
 
@@ -29,6 +31,9 @@ def one_line(error: BaseException) -> str:
         return _unknown_key(unknown[1])
     if isinstance(error, MissingConfigException) and (absent := _absent_choice(error)):
         return absent
+    if isinstance(error, OSError) and error.errno in _OF_DISKS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; make room, mend it or choose another folder, and start the same command again"
     first = [line.strip() for line in text.splitlines() if line.strip()]
     if type(error).__module__.startswith(("hydra", "omegaconf")):
         details = [str(cause).splitlines()[0] for cause in _causes(error) if str(cause)]

@@ -5,6 +5,7 @@ it returned, `.hydra/<stage>/overrides.yaml` what was asked of it.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from src.core.artefacts import Record, State
 from src.core.errors import UserError
 from src.core.files import write_text
+from src.core.foreign.escape import terminal
 from src.core.logging import terminal_logger
 from src.core.paths import RunFolder
+from src.exp.stage.signals import set_way_on
 from src.exp.stage.snapshot import saved_overrides
 
 TRAININGS = ("teacher", "baseline", "distill", "dllm2rec_upstream", "eval")  # what a sweep's jobs may make
@@ -106,7 +109,8 @@ def run_job(
         number = HydraConfig.get().job.num
         terminal_logger().error("job %s failed: %s", number, message, exc_info=wants_trace)
         if artefact is not None:
-            _note_failure(RunFolder(Path(HydraConfig.get().runtime.output_dir)), artefact, config, message)
+            with suppress(UserError):  # of a full disk: the first error says more
+                _note_failure(RunFolder(Path(HydraConfig.get().runtime.output_dir)), artefact, config, message)
         raise JobFailed(message) from None
 
 
@@ -128,6 +132,7 @@ class SweepWatch(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepWatch.folder = Path(config.hydra.sweep.dir).absolute()
+        set_way_on(lambda: f"the same command with {_repeats()}")
 
 
 def run_jobs(entry: Callable[[], None], artefact: str | None) -> None:
@@ -169,7 +174,8 @@ def _summary(failed: list[SweepJob], artefact: str | None) -> str:
         name = job.folder.root.name
         by_error.setdefault(str(job.error), []).append(f"{name} ({what})" if what else name)
     reasons = "; ".join(f"{', '.join(names)}: {error}" for error, names in by_error.items())
-    return (
-        f"{len(failed)} of {len(jobs)} jobs failed: {reasons}; the same command with "
-        f"hydra.sweep.dir={SweepWatch.folder} repeats only what is not finished"
-    )
+    return f"{len(failed)} of {len(jobs)} jobs failed: {reasons}; the same command with {_repeats()}"
+
+
+def _repeats() -> str:
+    return f"hydra.sweep.dir={terminal(str(SweepWatch.folder))} repeats only what is not finished"

@@ -7,6 +7,7 @@ cannot; the log says which, and why.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +200,7 @@ def _carry_out(step: Step, *, followers: list[Step], stage: Stage) -> None:
     try:
         value = step.work()
     except BaseException as error:
-        step.artefact.note_error(one_line(error) if isinstance(error, Exception) else "it was interrupted")
+        with suppress(UserError):  # of a full disk: the first error says more
+            step.artefact.note_error(one_line(error) if isinstance(error, Exception) else "it was interrupted")
         raise
     step.artefact.complete(value, step.files())

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
-from src.core.files import write_atomic
+from src.core.files import write_atomic, writing
 from src.core.logging import progress_bar
 from src.student.context import RunContext
 from src.teacher.config import TeacherConfig, TinySettings
@@ -46,10 +46,12 @@ def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: P
     _train_tokenizer(dataset.titles, config.wording.templates, tiny.vocab_size, folder)
     # add_prefix_space concerns decoding only: with it, a leading piece loses its blank and is not found again.
     tokenizer = LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True, add_prefix_space=False)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        tokenizer.save_pretrained(folder)
     torch.manual_seed(context.seed)
     # Saved and read back once, so that the pretraining sees the markers as the adapter's training will.
-    LlamaForCausalLM(_llama_config(tiny, len(tokenizer))).save_pretrained(folder)
+    with writing(folder):
+        LlamaForCausalLM(_llama_config(tiny, len(tokenizer))).save_pretrained(folder)
     tokenizer, model = load_llm(folder, "float32", context.device)
     builder = PromptBuilder(tokenizer, dataset.titles, config.wording)
     start_from_association(model, builder, dataset, config.max_history)
@@ -60,8 +62,9 @@ def build_tiny_llm(config: TeacherConfig, dataset: SequenceDataset, *, folder: P
         tiny.pretrain_steps,
     )
     pretrain(model, builder, dataset, config=config, context=context)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _train_tokenizer(titles: list[str], templates: list[str], vocab_size: int, folder: Path) -> None:

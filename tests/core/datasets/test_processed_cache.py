@@ -11,8 +11,10 @@ import pytest
 from raw_examples import ROOT, write
 
 from src.core.artefacts import Artefact, locked
+from src.core.data_utils import load_dataset
 from src.core.datasets import cache
 from src.core.datasets.cache import ITEMS_FILE, RECORD_FILE, ROWS_FILE, Processed, load_or_make
+from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
 
 LOGGER = logging.getLogger("test_processed_cache")
@@ -192,3 +194,23 @@ def test_of_two_processes_at_once_one_processes_and_the_other_takes_its_result(t
     sizes = [line for text in rest for line in text.splitlines() if line.startswith("dataset csv: 1 users, 4 items")]
     assert len(sizes) == 2 and sizes[0] == sizes[1]
     assert len([path for path in parent.iterdir() if path.name != ".lock"]) == 1
+
+
+def test_a_log_that_is_replaced_while_it_is_read_is_an_error_and_is_not_kept(tmp_path, monkeypatch) -> None:
+    """Else titles of one time beside interactions of another would be kept as the first."""
+    folder = write(tmp_path / "raw", interactions__csv="user,item,timestamp\n" + "u,a,1\nu,b,2\nu,a,3\n")
+    write(folder, items__csv="item,title\na,A\nb,B\n")
+    config, original = CsvConfig(min_user_inter=3, raw_dir=str(folder)), CsvLog.read
+
+    def read(self, config, raw_dir):
+        raw = original(self, config, raw_dir)
+        write(folder, items__csv="item,title\na,C\nb,D\n")
+        os.utime(folder / "items.csv", (1, 1))
+        return raw
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvLog, "read", read)
+        with pytest.raises(UserError, match=r"items\.csv: was changed while it was read; start the same command again"):
+            load_dataset(config, tmp_path / "data", LOGGER)
+    assert list((tmp_path / "data").rglob(RECORD_FILE)) == []
+    assert load_dataset(config, tmp_path / "data", LOGGER).titles == ["C", "D"]
