@@ -87,7 +87,7 @@ def test_malformed_movies(tmp_path):
 
 
 def test_movie_without_title_gets_its_id(tmp_path, caplog):
-    log = "".join(f"1\t{item}\t3\t{item}\n" for item in (10, 242, 5))
+    log = "".join(f"1\t{item}\t3\t{time}\n" for time, item in enumerate((10, 242, 5, 10)))
     cfg = MovielensConfig(min_user_inter=3, raw_dir=str(write(tmp_path, u__data=log, u__item=MOVIES_100K)))
     assert load_dataset(cfg, tmp_path / "data", LOGGER).titles == ["item 5", "The Matrix", "Kolya"]
     assert "1 of 3 items have no title" in caplog.text
