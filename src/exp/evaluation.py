@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from src.core.errors import UserError
-from src.core.files import read_json
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
-from src.exp.report.comparison import STUDENTS, Comparison, summary_table
+from src.exp.report.comparison import STUDENTS, Comparison, read_evaluation, summary_table
 from src.exp.report.references import evaluate_references
 from src.exp.report.run_report import write_report
 from src.exp.report.significance import Ranks, load_ranks
@@ -97,7 +96,8 @@ def _all_seeds(
         if not here:
             raise UserError(f"eval.seed_dirs: {given} holds no finished {' or '.join(students)}; give run folders")
         for name in here:
-            evaluation = read_json(folder.eval_file(name))
+            metrics = stage.settings.metrics
+            evaluation = read_evaluation(folder.eval_file(name), metrics.monitor, metrics.part)
             _require_another_seed(given, name, folder, evaluation, others=found[name], main=sources.runs[name])
             found[name].append(evaluation)
             ranks[name].append(load_ranks(folder.ranks_file(name)))
@@ -130,7 +130,7 @@ def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path.is_file():
                 shutil.copy2(path, copy)
-    return read_json(source.eval_file(name))
+    return read_evaluation(source.eval_file(name))
 
 
 def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
@@ -138,7 +138,7 @@ def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
     folder = source.folder.model_dir(name)
     model, info = load_checkpoint(folder)
     before = source.folder.eval_file(name)
-    metrics_before = read_json(before)["metrics"] if before.is_file() else {}
+    metrics_before = read_evaluation(before)["metrics"] if before.is_file() else {}
     evaluation = evaluate_model(model, stage.dataset.test, stage.dataset, stage.settings.metrics.ks, stage.device)
     inside = folder.is_relative_to(stage.folder.root)
     about = {
@@ -159,7 +159,7 @@ def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
         stage.logger.info("%s: same test metrics as after its training", name)
     else:
         stage.logger.warning("%s: test metrics differ from those after its training (another device?)", name)
-    return read_json(stage.folder.eval_file(name))
+    return read_evaluation(stage.folder.eval_file(name))
 
 
 def _measure_cost(stage: Stage, name: str, model: Student) -> None:

@@ -74,10 +74,11 @@ class Resume:
         try:
             # On the CPU, where generators live; modules and optimizers move what they take over to their device.
             content = read_tensors(self.file)
+            progress = _progress(content)
             for name, component in components.items():
                 component.load_state_dict(content["components"][name])
             restore_random_state(content["random"])
-            return content["progress"]
+            return progress
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise self._unusable(error) from error
 
@@ -90,13 +91,20 @@ class Resume:
         if not self.file.is_file():
             return 0
         try:
-            return read_tensors(self.file)["progress"]["step"]
+            return _progress(read_tensors(self.file))["step"]
         except Exception as error:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> UserError:
         reason = (str(error).removeprefix(f"{self.file}: ").splitlines() or [type(error).__name__])[0]
         return UserError(f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start")
+
+
+def _progress(content: Any) -> dict[str, Any]:
+    progress = content["progress"]
+    if type(progress["step"]) is not int or progress["step"] < 0:
+        raise ValueError("its step is no number of steps")
+    return progress
 
 
 @dataclass(frozen=True, kw_only=True)

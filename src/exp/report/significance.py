@@ -17,6 +17,8 @@ LEVEL = 0.05
 _RESAMPLES = 4000
 _BATCH_BYTES = 1 << 28  # what one batch of resamples may take
 _MAX_RANKS_BYTES = 1 << 29  # eleven million rows
+_MAX_ITEMS = 1 << 24
+_COLUMNS = ("user", "target", "better", "equal", "better_masked", "equal_masked")
 
 Ranks = dict[str, np.ndarray]
 """Columns of a `ranks_*.npz`: int64 [N] each, of the same test rows in the same order for all models of a data set."""
@@ -154,4 +156,16 @@ def load_ranks(path: Path) -> Ranks:
     Raises:
         UserError: it is missing or damaged.
     """
-    return read_arrays(path, max_bytes=_MAX_RANKS_BYTES, advice="evaluate that run again (src.exp.run_eval_all)")
+    advice = "evaluate that run again (src.exp.run_eval_all)"
+    ranks = read_arrays(path, _COLUMNS, max_bytes=_MAX_RANKS_BYTES, advice=advice)
+    first = ranks["user"]
+    alike = all(values.dtype.kind == "i" and values.shape == first.shape for values in ranks.values())
+    if not (alike and first.ndim == 1 and len(first) and all(_are_ranks(ranks, end) for end in ("", "_masked"))):
+        raise UserError(f"{path}: must hold {', '.join(_COLUMNS)}, one integer of each per test row; {advice}")
+    return ranks
+
+
+def _are_ranks(ranks: Ranks, end: str) -> bool:
+    """Whether each target has a place among at most `_MAX_ITEMS` items."""
+    better, equal = ranks[f"better{end}"], ranks[f"equal{end}"]
+    return bool(((better >= 0) & (better <= _MAX_ITEMS) & (equal >= 1) & (equal <= _MAX_ITEMS)).all())

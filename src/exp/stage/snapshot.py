@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.core.files import write_text
 from src.core.paths import RunFolder
+from src.core.settings import load_yaml
 
 _OVERRIDES_FILE = "overrides.yaml"
 
@@ -24,4 +25,4 @@ def save_configuration(folder: RunFolder, stage: str, composed: DictConfig) -> N
 def saved_overrides(folder: RunFolder, stage: str) -> list[str]:
     """The overrides that a stage was run with, as they were typed; none where it kept no configuration."""
     file = folder.snapshot_dir(stage) / _OVERRIDES_FILE
-    return [str(word) for word in OmegaConf.load(file)] if file.is_file() else []
+    return load_yaml(file, lambda content: [str(word) for word in content]) if file.is_file() else []

@@ -8,9 +8,9 @@ import pandas as pd
 
 from src.core.artefacts import Record
 from src.core.errors import UserError
-from src.core.files import read_json
 from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder
+from src.exp.report.comparison import read_evaluation
 from src.exp.report.significance import Ranks, load_ranks
 from src.exp.report.sources import HISTORY, SEED
 from src.exp.stage.inputs import differ_besides_distillation
@@ -39,7 +39,7 @@ def result(stage: str, folder: RunFolder) -> Result | None:
     status = folder.artefact(stage).status()
     if not status.is_current or status.record is None or not folder.eval_file(stage).is_file():
         return None
-    evaluation = read_json(folder.eval_file(stage))
+    evaluation = read_evaluation(folder.eval_file(stage))
     return Result(stage=stage, folder=folder, record=status.record, evaluation=evaluation)
 
 

@@ -115,8 +115,9 @@ def read_wording(template: str = "default", given: PromptConfig | None = None) -
         UserError: no such file, or what `Wording` refuses; an error of the file names it.
     """
     path = _find(template)
+    contents = [read_yaml(file) for file in (_USUAL, path)]
     try:
-        usual, own = (_given(parse_section(PromptConfig, read_yaml(file), "teacher.prompt")) for file in (_USUAL, path))
+        usual, own = (_given(parse_section(PromptConfig, content, "teacher.prompt")) for content in contents)
         wording = Wording(**{"item_noun_plural": None, **usual, **own})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
