@@ -34,9 +34,9 @@ from benchmarks.fuzzing.reader import Reader
 from src.core.errors import UserError
 
 READERS: dict[str, Reader] = {**data_readers.READERS, **run_readers.READERS, **teacher_readers.READERS}
-SECONDS = 5.0  # that one input may take
+SECONDS = 5.0  # of computing that one input may take
 MEGABYTES = 1024  # that reading may add to the process
-_GRACE = 10.0  # seconds until a process that does not hear its alarm is ended
+_PATIENCE = 60.0  # seconds until a process that waits, or does not hear its alarm, is ended
 
 
 class _Late(BaseException):
@@ -71,7 +71,7 @@ def damaged(name: str, reader: Reader, sound: dict[str, bytes], *, seed: int, nu
 def outcome_of(reader: Reader, folder: Path) -> tuple[str, str]:
     """`read`, `refused`, or the kind of what went wrong, and its message."""
     try:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         found = reader.read(folder)
         return ("refused", "") if found is None else ("read", "")
     except UserError as error:
@@ -85,7 +85,7 @@ def outcome_of(reader: Reader, folder: Path) -> tuple[str, str]:
             raise
         return "foreign PanicException", str(error)[:300]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _late(*_: Any) -> None:
@@ -96,7 +96,7 @@ def _work(name: str, folder: Path, sound: dict[str, bytes], seed: int, numbers: 
     """Read the inputs in a process of its own; ends early after one that took too much memory."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries in C complain about
     os.chdir(folder)
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGPROF, _late)
     reader, size = READERS[name], int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEGABYTES * 2**20, resource.RLIM_INFINITY))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -127,9 +127,9 @@ def _outcomes(name: str, folder: Path, sound: dict[str, bytes], seed: int, count
         sender.close()
         try:
             while done < count:
-                if not receiver.poll(SECONDS + _GRACE):
+                if not receiver.poll(_PATIENCE):
                     process.kill()
-                    yield done, "hang", "did not hear its alarm"
+                    yield done, "hang", "waits, or does not hear its alarm"
                     done += 1
                     break
                 number, outcome, detail = receiver.recv()
@@ -151,6 +151,7 @@ def fuzz(name: str, *, seed: int, count: int) -> Tally:
         folder = Path(given)
         READERS[name].make(folder)
         sound = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        assert READERS[name].read(folder) is not None, f"{name}: refuses its sound files"  # imports what takes seconds
         for number, outcome, detail in _outcomes(name, folder, sound, seed, count):
             tally.add(number, outcome, detail)
     return tally

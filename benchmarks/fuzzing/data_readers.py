@@ -4,9 +4,7 @@ import gzip
 import json
 import logging
 import pickle
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.fuzzing.reader import Reader
-from src.core.data_utils import Rows, SequenceDataset, load_dataset
+from src.core.data_utils import Rows, _process
 from src.core.datasets.amazon import FILES, AmazonConfig
 from src.core.datasets.base import DatasetConfig
 from src.core.datasets.cache import ITEMS_FILE, RECORD_FILE, ROWS_FILE, SPLITS, Processed, _load, load_or_make
@@ -22,6 +20,7 @@ from src.core.datasets.csv_log import CsvConfig
 from src.core.datasets.lastfm import FILES as LASTFM_FILES
 from src.core.datasets.lastfm import LastfmConfig
 from src.core.datasets.movielens import RELEASES, MovielensConfig
+from src.core.datasets.sources import SOURCES, find_raw_files
 from src.core.files import sha256_file
 
 LOGGER = logging.getLogger("fuzz")
@@ -30,13 +29,13 @@ _LOG = [(user, (user + place) % _ITEMS, 100 * place + user) for user in range(_U
 
 
 def _reads(config: DatasetConfig) -> Callable[[Path], Any]:
-    """Through the whole processing, which uses what the reader returns."""
+    """What the source returns, and all that becomes of it but for the cache, which is a reader of its own."""
+    source = SOURCES[config.source]
 
-    def read(folder: Path) -> SequenceDataset:
-        try:
-            return load_dataset(replace(config, raw_dir=str(folder)), folder / "data", LOGGER)
-        finally:
-            shutil.rmtree(folder / "data", ignore_errors=True)
+    def read(folder: Path) -> Processed:
+        files = find_raw_files(source, config, folder, logger=LOGGER)
+        assert files
+        return _process(source.read(config, folder), config, LOGGER)
 
     return read
 

@@ -36,7 +36,7 @@ from src.teacher.llm.folder import llm_digest, num_layers
 from src.teacher.llm.load import load_llm
 from src.teacher.prompt.wording import Wording, read_wording
 from src.teacher.scoring.shards import read_shards
-from src.teacher.tiny.build import _llama_config, _train_tokenizer
+from src.teacher.tiny.build import _llama_config
 
 # --- files for students -------------------------------------------------------------------------------------
 
@@ -72,13 +72,15 @@ def _make_own(folder: Path) -> None:
 
 
 def _read_own(folder: Path) -> Any:
-    settings = [DistillConfig(name="x", embeddings_file=str(f), kd_weight=0.0) for f in sorted(folder.glob("own.*"))]
+    settings = [
+        DistillConfig(name="dllm2rec", embeddings_file=str(f), kd_weight=0.0) for f in sorted(folder.glob("own.*"))
+    ]
     return [load_teacher_outputs(folder, dataset(), s, logger=LOGGER).embeddings for s in settings]
 
 
 def _read_teacher(folder: Path) -> Any:
     return [
-        load_teacher_outputs(folder, dataset(), DistillConfig(name="x", top_k=2, confidence=kind), logger=LOGGER)
+        load_teacher_outputs(folder, dataset(), DistillConfig(name="dllm2rec", top_k=2, confidence=kind), logger=LOGGER)
         for kind in ("per_candidate", "per_sequence")
     ]
 
@@ -115,16 +117,17 @@ _WEIGHTS, _INDEX = "model-00001-of-00002.safetensors", "model.safetensors.index.
 
 def _make_llm(folder: Path) -> None:
     """Two shards with their index, and a fast tokenizer."""
-    from transformers import AutoTokenizer, LlamaForCausalLM, LlamaTokenizer
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tiny = TinySettings(hidden_size=16, vocab_size=300)
-    _train_tokenizer(dataset().titles, ["The user {history} and {candidates}"], tiny.vocab_size, folder)
-    LlamaTokenizer(str(folder / "tokenizer.model"), legacy=True).save_pretrained(folder)
-    fast = AutoTokenizer.from_pretrained(folder)
-    fast.save_pretrained(folder)
-    (folder / "tokenizer.model").unlink()
+    pieces = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ti", "tl"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("T", "i"), ("t", "l")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(_llama_config(tiny, len(fast))).save_pretrained(folder, max_shard_size="30KB")
+    model = LlamaForCausalLM(_llama_config(TinySettings(hidden_size=16), len(pieces)))
+    model.save_pretrained(folder, max_shard_size="30KB")
 
 
 def _read_llm(folder: Path) -> Any:

@@ -63,9 +63,8 @@ def _fit(value: Any, kind: Any, key: str) -> Any:
 
 
 def _fit_scalar(value: Any, kind: type, key: str) -> Any:
-    if kind is float and type(value) is int and abs(value) < _MAX_INTEGER:
-        return float(value)
-    if type(value) is not kind or (isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER):
+    sound = type(value) is kind or (kind is float and type(value) is int)  # JSON writes 1.0 as 1 where it is 1
+    if not sound or (isinstance(value, int) and not -_MAX_INTEGER <= value < _MAX_INTEGER):
         raise _Misfit(f"{key or 'it'} is {_shown(value)}, must be {_NAMES[kind]}")
     return value
 
