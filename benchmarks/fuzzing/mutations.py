@@ -33,7 +33,10 @@ def mutate(name: str, content: bytes, random: Random) -> bytes:
     """A damaged file of this name: what it holds is changed, or its bytes are, or both."""
     structural = _FORMATS.get(PurePath(name).suffix)
     if structural is not None and random.random() < 0.6:
-        content = structural(content, random)
+        try:
+            content = structural(content, random)
+        except Exception:  # damaged already, or changed into what its format cannot hold
+            content = _flip(content, random)
         if random.random() < 0.9:
             return content
     for _ in range(random.choice([1, 1, 1, 2, 5])):
@@ -158,21 +161,15 @@ def _with_raw(text: str) -> bytes:
 
 
 def _json(content: bytes, random: Random) -> bytes:
-    try:
-        lines = [json.loads(content)]
-    except ValueError:  # lines of objects, or damaged already
+    if content.count(b"\n{"):
         return _json_lines(content, random)
-    return _with_raw(json.dumps(_changed(lines[0], random), ensure_ascii=random.random() < 0.5))
+    return _with_raw(json.dumps(_changed(json.loads(content), random), ensure_ascii=random.random() < 0.5))
 
 
 def _json_lines(content: bytes, random: Random) -> bytes:
     lines = content.splitlines()
-    number = random.randrange(len(lines) + 1)
-    try:
-        value = json.loads(lines[number])
-        lines[number] = _with_raw(json.dumps(_changed(value, random)))
-    except (IndexError, ValueError):
-        return _number(content, random)
+    number = random.randrange(len(lines))
+    lines[number] = _with_raw(json.dumps(_changed(json.loads(lines[number]), random)))
     return b"\n".join(lines) + b"\n"
 
 
@@ -182,11 +179,7 @@ def _yaml(content: bytes, random: Random) -> bytes:
     )
     if random.random() < 0.03:
         return content + bomb.encode()
-    try:
-        value = _changed(yaml.safe_load(content), random)
-        return _with_raw(yaml.safe_dump(value, allow_unicode=True))
-    except (yaml.YAMLError, UnicodeError):
-        return _number(content, random)
+    return _with_raw(yaml.safe_dump(_changed(yaml.safe_load(content), random), allow_unicode=True))
 
 
 # --- arrays and tensors -------------------------------------------------------------------------------------
@@ -220,10 +213,7 @@ def _odd_array(array: np.ndarray, random: Random) -> np.ndarray:
 
 
 def _npy(content: bytes, random: Random) -> bytes:
-    try:
-        array = np.load(io.BytesIO(content))
-    except Exception:  # damaged already
-        return _flip(content, random)
+    array = np.load(io.BytesIO(content))
     if random.random() < 0.4:  # the header's text
         end = content.index(b"\n") if b"\n" in content else 64
         head = _number(content[10:end], random)[: 2**16 - 1]
@@ -235,12 +225,9 @@ def _npy(content: bytes, random: Random) -> bytes:
 
 def _zip(content: bytes, random: Random) -> bytes:
     """An archive with a member that is damaged, missing, renamed or repeated, and sound checksums."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = {m.filename: archive.read(m) for m in archive.infolist()}
-            kind = archive.infolist()[0].compress_type
-    except Exception:  # damaged already
-        return _flip(content, random)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {m.filename: archive.read(m) for m in archive.infolist()}
+        kind = archive.infolist()[0].compress_type
     name = random.choice(list(members))
     how = random.randrange(8)
     if how == 0:
@@ -299,20 +286,17 @@ def _pt(content: bytes, random: Random) -> bytes:
 
 
 def _safetensors(content: bytes, random: Random) -> bytes:
-    try:
-        if random.random() < 0.5:
-            tensors = safetensors.load(content)
-            name = random.choice(list(tensors))
-            odd = _odd_tensor(tensors[name], random)
-            tensors[name] = (odd if isinstance(odd, torch.Tensor) and not odd.is_sparse else torch.ones(2)).contiguous()
-            if random.random() < 0.3:
-                tensors[random.choice(["x", f"{name}.x"])] = tensors.pop(name)
-            return safetensors.save(tensors)
-        length = int.from_bytes(content[:8], "little")
-        head = _json(content[8 : 8 + length], random)
-        return len(head).to_bytes(8, "little") + head + content[8 + length :]
-    except Exception:  # damaged already
-        return _flip(content, random)
+    if random.random() < 0.5:
+        tensors = safetensors.load(content)
+        name = random.choice(list(tensors))
+        odd = _odd_tensor(tensors[name], random)
+        tensors[name] = (odd if isinstance(odd, torch.Tensor) and not odd.is_sparse else torch.ones(2)).contiguous()
+        if random.random() < 0.3:
+            tensors[random.choice(["x", f"{name}.x"])] = tensors.pop(name)
+        return safetensors.save(tensors)
+    length = int.from_bytes(content[:8], "little")
+    head = _json(content[8 : 8 + length], random)
+    return len(head).to_bytes(8, "little") + head + content[8 + length :]
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -348,26 +332,16 @@ def _odd_column(frame: pd.DataFrame, random: Random) -> pd.DataFrame:
 
 def _parquet(content: bytes, random: Random) -> bytes:
     stream = io.BytesIO()
-    try:
-        _odd_column(pd.read_parquet(io.BytesIO(content)), random).to_parquet(stream)
-    except Exception:  # damaged already, or a table that Parquet cannot hold
-        return _flip(content, random)
+    _odd_column(pd.read_parquet(io.BytesIO(content)), random).to_parquet(stream)
     return stream.getvalue()
 
 
 def _frame(content: bytes, random: Random) -> bytes:
-    try:
-        return pickle.dumps(_odd_column(pickle.loads(content), random), protocol=random.choice([2, 4, 5]))
-    except Exception:  # damaged already
-        return _flip(content, random)
+    return pickle.dumps(_odd_column(pickle.loads(content), random), protocol=random.choice([2, 4, 5]))
 
 
 def _gz(content: bytes, random: Random) -> bytes:
-    try:
-        inner = gzip.decompress(content)
-    except Exception:  # damaged already
-        return _flip(content, random)
-    return gzip.compress(random.choice(_OF_BYTES)(inner, random), compresslevel=1)
+    return gzip.compress(random.choice(_OF_BYTES)(gzip.decompress(content), random), compresslevel=1)
 
 
 _FORMATS: dict[str, Callable[[bytes, Random], bytes]] = {

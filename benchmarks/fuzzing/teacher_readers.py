@@ -79,10 +79,8 @@ def _read_own(folder: Path) -> Any:
 
 
 def _read_teacher(folder: Path) -> Any:
-    return [
-        load_teacher_outputs(folder, dataset(), DistillConfig(name="dllm2rec", top_k=2, confidence=kind), logger=LOGGER)
-        for kind in ("per_candidate", "per_sequence")
-    ]
+    settings = DistillConfig(name="dllm2rec", top_k=2, confidence="per_sequence")  # reads every file
+    return load_teacher_outputs(folder, dataset(), settings, logger=LOGGER)
 
 
 def _make_shards(folder: Path) -> None:

@@ -133,7 +133,7 @@ def _require_small(text: str) -> None:
     if len(text) > _MAX_YAML:
         raise ValueError(f"more than {_MAX_YAML} characters")
     level = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or level > _MAX_LEVELS:
             raise ValueError(f"an alias (*name), or more than {_MAX_LEVELS} levels")

@@ -251,7 +251,7 @@ def _read_matrix(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) 
     if not path.is_file():
         raise UserError(f"{path}: missing file; it holds one line per training row")
     text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()  # blank lines at the end are no rows
-    widths = np.array([len(line.split()) for line in text.split("\n")])
+    widths = np.array([len(line.split()) for line in text.split("\n")] if text else [], dtype=np.int64)
     if rows is not None and len(widths) != len(rows):
         raise UserError(f"{path}: {len(widths)} lines, {ROWS_FILE} beside it names {len(rows)} rows; one line per row")
     if rows is None and len(widths) != len(dataset.train):

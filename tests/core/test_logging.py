@@ -284,3 +284,13 @@ def test_points_of_a_test_are_made_again_by_a_resumed_run(tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(point.step, point.value) for point in events.Scalars("test/ndcg@10")] == [(3, 0.5)]
+
+
+def test_damaged_times_begin_anew(tmp_path, clock):
+    """They are for people; a training does not end for them."""
+    for damage in ("", "[", "[1]", '{"train": "long"}', '{"train": {}}', "NaN"):
+        (tmp_path / "time.json").write_text(damage)
+        record_times_in(tmp_path / "time.json")
+        with time_block("train"):
+            clock[0] += 2
+        assert read_json(tmp_path / "time.json") == {"train": 2.0}

@@ -65,6 +65,12 @@ def test_a_yaml_of_ones_own_has_what_it_lacks_from_the_default(tmp_path):
         ("a: b: c\n", r"own\.yaml: cannot be read as YAML: mapping values are not allowed here .*line 1"),
         ("item_noun: ${nothing}\n", r"own\.yaml: cannot be read as YAML: Interpolation key 'nothing' not found"),
         ("\0", r"own\.yaml: cannot be read as YAML: "),
+        ("a: &a [x]\nb: [*a, *a]\n", r"own\.yaml: cannot be read as YAML: an alias \(\*name\), or more than 30 levels"),
+        ("[" * 31 + "]" * 31, r"own\.yaml: cannot be read as YAML: an alias \(\*name\), or more than 30 levels"),
+        ("verb: a\nitem_noun: " + "${verb}" * 21, r"own\.yaml: cannot be read as YAML: more than 20 references"),
+        ("# " + "x" * 2**18, r"own\.yaml: cannot be read as YAML: more than 262144 characters"),
+        ("!!int x", r"own\.yaml: cannot be read as YAML: "),
+        ("verb: !!python/name:os.system", r"own\.yaml: cannot be read as YAML: could not determine a constructor"),
         ("song\n", r"own\.yaml: teacher\.prompt\.song: unknown key"),
     ],
 )

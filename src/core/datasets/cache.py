@@ -169,7 +169,7 @@ def _read(folder: Path) -> Processed:
 def _are_rows(start: np.ndarray, pos: np.ndarray, user: np.ndarray, *, num_users: np.ndarray, num_items: int) -> bool:
     """Whether these are rows of `num_items` items that users have had one after another."""
     alike = start.shape == pos.shape == user.shape and _holds(start, 0, num_items) and _holds(user, 0, int(num_users))
-    return alike and _holds(pos, 0, num_items) and bool((start < pos).all())
+    return alike and _holds(pos, 0, num_items) and bool((start <= pos).all())
 
 
 def _holds(values: np.ndarray, low: int, high: int) -> bool:
