@@ -3,9 +3,10 @@
     python -m benchmarks.fuzz [--inputs 10000] [--seed 0] [--readers movielens_100k record ...]
 
 Input 0 of a reader is its sound file, every other one a mutation (`fuzzing/mutations.py`) of one of its files, decided
-by seed, reader and number alone: `--readers <name> --only <number>` repeats one, and shows its traceback. A reader runs
-in a process of its own, so that one that never comes back, ends the process or takes all memory is a finding, too.
-The exit code is 1 if anything but `read` and `refused` happened.
+by seed, reader and number: `--readers <name> --only <number>` repeats one, and shows its traceback. A reader runs in a
+process of its own, so that one that never comes back, ends the process or takes all memory is a finding, too. Where the
+answer to damage is to make the thing again (a record, the cache), that counts as refused. The exit code is 1 if
+anything but `read` and `refused` happened.
 """
 
 import argparse

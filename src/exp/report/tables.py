@@ -86,6 +86,7 @@ def teacher_table(answers: dict[str, Any]) -> Table:
     rows = [
         [title, f"{answers[key]:.4f}", f"{answers[key + '_low']:.4f} to {answers[key + '_high']:.4f}"]
         for key, title in _MEASURES.items()
+        if {key, f"{key}_low", f"{key}_high"} <= answers.keys()  # versions before had fewer
     ]
     columns = ["measure on the test rows", "value", "95 % interval"]
     return Table(columns=columns, rows=rows, numbers=columns[1:])
