@@ -1,7 +1,7 @@
 """The configuration that a stage was run with, as Hydra composed it: kept in its run folder, and read again."""
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.core.files import write_text
 from src.core.paths import RunFolder
@@ -25,4 +25,8 @@ def save_configuration(folder: RunFolder, stage: str, composed: DictConfig) -> N
 def saved_overrides(folder: RunFolder, stage: str) -> list[str]:
     """The overrides that a stage was run with, as they were typed; none where it kept no configuration."""
     file = folder.snapshot_dir(stage) / _OVERRIDES_FILE
-    return load_yaml(file, lambda content: [str(word) for word in content]) if file.is_file() else []
+    return load_yaml(file, _as_typed) if file.is_file() else []
+
+
+def _as_typed(content: ListConfig) -> list[str]:
+    return [str(word) for word in OmegaConf.to_container(content, resolve=False)]
