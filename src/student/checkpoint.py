@@ -139,7 +139,8 @@ def _without_memory(config: ModelConfig, path: Path, num_tensors: int) -> Studen
         UserError: no model is like that, or one of more blocks than there are tensors.
     """
     try:
-        sound = 0 <= config.num_blocks <= num_tensors and config.hidden_size % config.num_heads == 0
+        sound = 0 <= config.num_blocks <= num_tensors and config.num_heads > 0
+        sound = sound and config.hidden_size % config.num_heads == 0
         known = config.norm in NORMS and config.scores in SCORES and 0 < config.temperature < float("inf")
         if not (sound and known):
             keys = ("num_blocks", "num_heads", "norm", "scores", "temperature")

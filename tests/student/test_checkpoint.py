@@ -123,6 +123,7 @@ def test_a_description_that_asks_for_gigabytes_gets_none(folder, monkeypatch):
         ("num_blocks", 10**8),
         ("num_blocks", "1"),
         ("num_heads", 0),
+        ("num_heads", -1),
         ("num_heads", 3),
         ("norm", "x"),
         ("num_blocks", -1),

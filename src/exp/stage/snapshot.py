@@ -1,5 +1,7 @@
 """The configuration that a stage was run with, as Hydra composed it: kept in its run folder, and read again."""
 
+from typing import Any
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -29,4 +31,5 @@ def saved_overrides(folder: RunFolder, stage: str) -> list[str]:
 
 
 def _as_typed(content: ListConfig) -> list[str]:
-    return [str(word) for word in OmegaConf.to_container(content, resolve=False)]
+    words: Any = OmegaConf.to_container(content, resolve=False)
+    return [str(word) for word in words]

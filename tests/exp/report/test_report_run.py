@@ -83,11 +83,11 @@ def test_a_pipeline_is_repeated_by_one_command(tmp_path) -> None:
 def test_stages_with_settings_of_their_own_are_repeated_one_by_one(tmp_path) -> None:
     folders = {
         "baseline": _source(tmp_path / "a", "baseline", "dataset=sample"),
-        "distill": _source(tmp_path / "b", "distill", "dataset=sample", "distill.lambda=${student.dropout}"),
+        "distill": _source(tmp_path / "b", "distill", "dataset=sample", "distill.alpha=${student.lr}"),
     }
     assert repeat_command(folders).split(" && \\\n") == [
         "bash cmd/run_student_baseline.sh hydra.run.dir=result/repeated dataset=sample",
-        "bash cmd/run_distill_dllm2rec.sh hydra.run.dir=result/repeated dataset=sample 'distill.lambda=${student.dropout}'",
+        "bash cmd/run_distill_dllm2rec.sh hydra.run.dir=result/repeated dataset=sample 'distill.alpha=${student.lr}'",
         "bash cmd/run_eval_all.sh hydra.run.dir=result/repeated dataset=sample",
     ]
 
