@@ -61,6 +61,7 @@ def test_a_yaml_of_ones_own_has_what_it_lacks_from_the_default(tmp_path):
         ("item_noun: ''\n", r"own\.yaml: teacher\.prompt\.item_noun='': must be a text in one line"),
         ("item_noun: [a]\n", r"own\.yaml: teacher\.prompt\.item_noun=\['a'\]: "),
         ("questions: '{history} {candidates}'\n", r"own\.yaml: teacher\.prompt\.questions="),
+        ("questions: [[a]]\n", r"own\.yaml: teacher\.prompt\.questions\[0\]=\['a'\]: must be a text in one line"),
         ("- a\n", r"own\.yaml: \['a'\] stands where a section with keys is expected"),
         ("a: b: c\n", r"own\.yaml: cannot be read as YAML: mapping values are not allowed here .*line 1"),
         ("item_noun: ${nothing}\n", r"own\.yaml: cannot be read as YAML: Interpolation key 'nothing' not found"),
