@@ -1,6 +1,7 @@
 """The commands of `benchmarks/` run and print one JSON line; how fast anything is, no test asks."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from benchmarks import (
     distillation,
     embeddings,
     epoch,
+    fuzz,
     kd_step,
     quality,
     teacher_export,
@@ -115,6 +117,38 @@ def test_tf_idf_is_what_its_formula_says() -> None:
     assert rows[0] == pytest.approx(np.array([0, rare, 2 * common, 0]) / np.hypot(rare, 2 * common))
     assert rows[1] == pytest.approx(np.array([rare, 0, common, rare]) / (2 * rare**2 + common**2) ** 0.5)
     assert not rows[2].any()
+
+
+def test_fuzz(printed) -> None:
+    """Each reader reads some of its damaged files and refuses the others; else this would exit with 1."""
+    found = printed(fuzz, "--inputs", "40")
+    assert found.keys() == fuzz.READERS.keys()
+    for name, counts in found.items():
+        assert counts["read"] > 0 and counts["refused"] > 0, name
+        assert counts == {"read": counts["read"], "refused": 40 - counts["read"]}, name
+
+
+def test_a_fuzzer_that_could_not_find_anything_would_be_none(printed, monkeypatch) -> None:
+    """Of a reader that raises, never comes back, ends the process, or takes more than a gigabyte."""
+    kept: list[bytes] = []  # what is not touched, such as bytes(n), would take nothing
+
+    def read(folder: Path) -> bool:
+        damage = (folder / "file.txt").read_text(errors="replace")
+        if damage == "sound":
+            return True
+        wrong = (lambda: 1 / 0, lambda: os._exit(3), turn, lambda: kept.append(b"x" * much))
+        return wrong[len(damage) % 4]()
+
+    def turn() -> None:
+        while True:
+            pass
+
+    much = (fuzz.MEGABYTES + 100) << 20
+    reader = fuzz.Reader(lambda folder: (folder / "file.txt").write_text("sound"), ("file.txt",), read)
+    monkeypatch.setattr(fuzz, "READERS", {"bad": reader})
+    monkeypatch.setattr(fuzz, "SECONDS", 0.1)
+    with pytest.raises(SystemExit, match="1"):
+        printed(fuzz, "--inputs", "20", "--readers", "bad")
 
 
 def test_teacher_export(printed, monkeypatch) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from src.core.errors import UserError
-from src.core.files import LOCK_FILE, read_json, remove_unfinished, sha256_file, write_json
+from src.core.files import LOCK_FILE, remove_unfinished, sha256_file, write_json
+from src.core.foreign.typed import read_typed
 from src.core.git_info import git_commit
 
 _SHOWN = 5  # differences that a message names
@@ -166,7 +167,7 @@ class Artefact:
         """Which of its files is gone or was replaced, in words; empty where none is."""
         for name, digest in record.files.items():
             path = self.base / name  # an absolute name stays as it is
-            if not path.is_file():
+            if not os.path.isfile(path):  # False, too, for what can be no path
                 return f"{path} is gone"
             if verify and sha256_file(path) != digest:
                 return f"{path} is no longer what was written"
@@ -178,13 +179,10 @@ def _read_record(path: Path) -> tuple[Record | None, str]:
     if not path.is_file():
         return None, ""
     try:
-        content = read_json(path)
-        record = Record(**{**content, "owner": Owner(**content["owner"])})
-        if not (isinstance(record.made_from, dict) and isinstance(record.files, dict)):
-            raise TypeError("made_from and files must be objects")
+        record = read_typed(path, Record, "its stage is run again")
         if record.completed is not None:
             datetime.fromisoformat(record.completed)
-    except (UserError, TypeError, KeyError, ValueError) as error:
+    except (UserError, ValueError) as error:
         return None, f"its record {path} is damaged ({error})"
     return record, ""
 
@@ -282,8 +280,8 @@ def is_locked(folder: Path) -> Owner | str | None:
 
 def _holder(folder: Path) -> Owner | str:
     try:
-        return Owner(**json.loads((folder / LOCK_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # between taking the lock and writing the name
+        return read_typed(folder / LOCK_FILE, Owner, "")
+    except UserError:  # between taking the lock and writing the name
         return "another process"
 
 

@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from src.core.errors import UserError
 
+_MAX_LEVELS = 50  # of lists in objects in lists: what walks through them need not be afraid of the stack
 LOCK_FILE = ".lock"  # in a folder that one process at a time may write to: see `src.core.artefacts.locked`
 _PROBE = bytes(1 << 16)
 _RUST = re.compile(r"\b(?:os error|Os \{ code:) (\d+)")
@@ -125,17 +127,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON: what `write_json` could have written, so that it can be written again.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_float=_finite)
+        _check_node(value, 0)
+        return value
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of JSON, of UTF-8, of an integer of 4301 digits
         raise UserError(f"{path}: not a JSON file ({error}); delete it and make it again") from error
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text:.20} is no number that JSON has")
+
+
+def _finite(text: str) -> float:
+    """`json` makes infinity of 1e999."""
+    number = float(text)
+    return number if isfinite(number) else _refuse_number(text)
+
+
+def _check_node(value: Any, level: int) -> None:
+    """Refuse what is nested too deep, and half characters (`\\ud83d`), which no file can hold."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()
+    elif isinstance(value, list | dict):
+        if level == _MAX_LEVELS:
+            raise ValueError(f"more than {_MAX_LEVELS} levels")
+        for part in value:
+            _check_node(part, level + 1)
+        for part in value.values() if isinstance(value, dict) else ():
+            _check_node(part, level + 1)
 
 
 def sha256_file(path: Path) -> str:

@@ -12,7 +12,12 @@ SUBMODULES = ("src/third_party/ilora", "src/third_party/dllm2rec")
 def _git(*args: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(PROJECT_ROOT), *args], capture_output=True, text=True, check=True, timeout=20
+            ["git", "-C", str(PROJECT_ROOT), *args],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+            timeout=20,
         )
     except (OSError, subprocess.SubprocessError):
         return None

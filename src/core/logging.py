@@ -24,8 +24,9 @@ from rich.progress import (
 )
 
 from src.core.errors import UserError, check
-from src.core.files import read_json, write_json, writing
+from src.core.files import write_json, writing
 from src.core.foreign.escape import terminal
+from src.core.foreign.typed import read_typed
 
 LOGGER_NAME = "anyo"
 TEST_TAG = "test/"  # begins the tags of what is measured once a training is over
@@ -271,7 +272,12 @@ def forget_times(*names: str) -> None:
 
 
 def _read_times(time_file: Path) -> dict[str, float]:
-    return read_json(time_file) if time_file.is_file() else {}
+    """The times so far; damaged ones are no reason to end a training: they begin anew."""
+    try:
+        return read_typed(time_file, dict[str, float], "") if time_file.is_file() else {}
+    except UserError as error:
+        terminal_logger().warning("times are counted from now on: %s", error)
+        return {}
 
 
 @contextmanager

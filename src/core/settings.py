@@ -1,19 +1,22 @@
 """From a section of the Hydra configuration to the frozen, checked dataclass behind it, and what its values decide."""
 
-from collections.abc import Collection, Mapping
+import io
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
 
 from src.core.errors import UserError
 
 Settings = TypeVar("Settings")
+_MAX_YAML = 1 << 18  # bytes: the composed configuration has some ten thousand
+_MAX_LEVELS, _MAX_REFERENCES = 30, 20  # a reference to two references to two, and so on, grows, too
 
 # Metadata of a field of a settings dataclass: what its value decides. A field without any decides the RESULT: another
 # value makes another model. The others are told apart so that a change of them repeats no more than it must.
@@ -95,16 +98,45 @@ def _plain(section: DictConfig | dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file, references resolved.
+    """The keys of a YAML file, references (`${...}`) resolved.
 
     Raises:
-        UserError: it cannot be read, or has no keys; without the file's name.
+        UserError: it cannot be read, or has no keys.
+    """
+
+    def resolved(content: Any) -> dict[str, Any]:
+        if OmegaConf.to_yaml(content).count("${") > _MAX_REFERENCES:
+            raise ValueError(f"more than {_MAX_REFERENCES} references (${{...}})")
+        return _plain(content)
+
+    return load_yaml(path, resolved)
+
+
+def load_yaml(path: Path, convert: Callable[[Any], Any]) -> Any:
+    """What `convert` makes of OmegaConf's reading of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, is larger than configurations are, or holds what `convert` refuses.
     """
     try:
-        content: Any = OmegaConf.load(path)
-        return _plain(content)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot be read as YAML: {error}") from None
+        text = path.read_bytes()[: _MAX_YAML + 1].decode()
+        _require_small(text)
+        return convert(OmegaConf.load(io.StringIO(text)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # the loader raises nearly anything for a damaged file
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split()):.300}") from None
+
+
+def _require_small(text: str) -> None:
+    """Refuse what would grow: a node that is referred to (`*a`) ten times, by one that is, and so on."""
+    if len(text) > _MAX_YAML:
+        raise ValueError(f"more than {_MAX_YAML} characters")
+    level = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or level > _MAX_LEVELS:
+            raise ValueError(f"an alias (*name), or more than {_MAX_LEVELS} levels")
 
 
 def _renamed(schema: type) -> dict[str, str]:

@@ -13,6 +13,7 @@ An export of embeddings alone has none of the files by row.
 """
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.files import read_json, sha256_file, write_hashed, write_json
+from src.core.foreign.typed import typed
 
 if TYPE_CHECKING:
     import torch
@@ -106,16 +108,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(
             f"{path}: format_version={version}, this program reads {FORMAT_VERSION}; export the teacher again"
         )
-    try:
-        return Manifest(**content)
-    except TypeError as error:
-        raise UserError(f"{path}: not a teacher manifest ({error}); export the teacher again") from error
+    return typed(content, Manifest, where=f"{path}: not a teacher manifest", advice="export the teacher again")
 
 
 def find_damage(folder: Path, manifest: Manifest) -> str | None:
     """Which of the files that the manifest describes is missing or differs, in words; None if all are as written."""
     for name, digest in manifest.sha256.items():
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # False, too, for what can be no path
             return f"{folder / name}: missing file, the manifest names it"
         if sha256_file(folder / name) != digest:
             return f"{folder / name}: differs from what {MANIFEST_FILE} describes"

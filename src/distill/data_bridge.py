@@ -30,6 +30,8 @@ from src.core.teacher_files import (
 )
 from src.distill.config import DistillConfig
 
+_ROUNDING = 1e-4  # of a distance that was computed otherwise than the order
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOutputs:
@@ -135,7 +137,7 @@ def _read_outputs(
             "distill.ranking=similarity, or do without them, distill.lambda=0 or distill.alpha=0"
         )
     ranking = _read_ranking(folder / RANKING_FILE, dataset, rows, settings.top_k)
-    confidence = _read_matrix(folder / CONFIDENCE_FILE, dataset, rows)
+    confidence = _read_confidence(folder / CONFIDENCE_FILE, dataset, rows)
     if confidence.shape != ranking.shape:
         raise UserError(
             f"{folder / CONFIDENCE_FILE}: {confidence.shape[1]} numbers a line, {RANKING_FILE} has {ranking.shape[1]}; "
@@ -184,10 +186,10 @@ def _row_distances(path: Path, dataset: SequenceDataset, rows: np.ndarray | None
         )
     count, name = len(dataset.train) if rows is None else len(rows), "raw_best_distance"
     distances = read_arrays(path, [name], max_bytes=8 * len(dataset.train), advice="export the teacher again")[name]
-    if distances.shape != (count,) or not np.isfinite(distances).all():
+    if distances.shape != (count,) or distances.dtype.kind != "f" or not np.isfinite(distances).all():
         raise UserError(
             f"{path}: raw_best_distance must hold {count} finite numbers, one per exported training row of "
-            f"{dataset.name}; it has shape {distances.shape}"
+            f"{dataset.name}; it has {distances.dtype} of shape {distances.shape}"
         )
     return distances[:, None]
 
@@ -251,8 +253,8 @@ def _read_matrix(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) 
     """Read a text file of one line per training row, or per row of `rows`: float64 [lines, columns], all finite."""
     if not path.is_file():
         raise UserError(f"{path}: missing file; it holds one line per training row")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    widths = np.array([len(line.split()) for line in text.splitlines()])
+    text = path.read_text(encoding="utf-8-sig", errors="replace").rstrip()  # blank lines at the end are no rows
+    widths = np.array([len(line.split()) for line in text.split("\n")] if text else [], dtype=np.int64)
     if rows is not None and len(widths) != len(rows):
         raise UserError(f"{path}: {len(widths)} lines, {ROWS_FILE} beside it names {len(rows)} rows; one line per row")
     if rows is None and len(widths) != len(dataset.train):
@@ -291,4 +293,27 @@ def _read_ranking(path: Path, dataset: SequenceDataset, rows: np.ndarray | None,
             f"{path}:{line + 1}: item id {values[line, column]:g}; ids must be integers from 0 to "
             f"{dataset.num_items - 1} (ranks of items instead of item ids?)"
         )
-    return values.astype(np.int64)
+    items = values.astype(np.int64)
+    again = np.sort(items, axis=1)
+    twice = np.argwhere(again[:, 1:] == again[:, :-1])
+    if len(twice):
+        line, column = twice[0]
+        raise UserError(
+            f"{path}:{line + 1}: item id {again[line, column]} stands there twice; give each item one place"
+        )
+    return items
+
+
+def _read_confidence(path: Path, dataset: SequenceDataset, rows: np.ndarray | None) -> np.ndarray:
+    """Distances float64 [lines, columns], none negative, ascending in each line, but for what rounding does."""
+    values = _read_matrix(path, dataset, rows)
+    low = np.concatenate([np.zeros((len(values), 1)), values[:, :-1]], axis=1)  # what each must not be below
+    falls = np.argwhere(values < low - _ROUNDING * np.maximum(low, 1))
+    if len(falls):
+        line, column = falls[0]
+        found = f"{values[line, column]:g}" + (f" behind {values[line, column - 1]:g}" if column else "")
+        raise UserError(
+            f"{path}:{line + 1}: {found}; {path.name} holds distances, of 0 or more, ascending as {RANKING_FILE} has "
+            "its items best first: write 1 - similarity, or minus the log-probability"
+        )
+    return values

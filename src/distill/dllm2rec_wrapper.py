@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -206,11 +207,20 @@ def read_windows(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         history int64 [N, 10], length int64 [N], target int64 [N].
     """
-    columns = read_pickled_frame(path) if path.suffix == ".df" else pd.read_csv(path).to_dict("list")
-    history, length, target = columns["seq"], columns["len_seq"], columns["next"]
-    if path.suffix != ".df":
-        history = [[int(item) for item in text.strip("[]").split(",")] for text in history]
-    return np.array(history, dtype=np.int64), np.array(length, dtype=np.int64), np.array(target, dtype=np.int64)
+    with _damage_named(path):
+        columns = read_pickled_frame(path) if path.suffix == ".df" else pd.read_csv(path).to_dict("list")
+        history, length, target = columns["seq"], columns["len_seq"], columns["next"]
+        if path.suffix != ".df":
+            history = [[int(item) for item in text.strip("[]").split(",")] for text in history]
+        return np.array(history, dtype=np.int64), np.array(length, dtype=np.int64), np.array(target, dtype=np.int64)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # pandas' and numpy's
+        raise UserError(f"{path}: does not hold what was written ({error!r:.200}); start the stage again") from None
 
 
 def read_teacher(folder: Path) -> TeacherOutputs:
@@ -219,11 +229,16 @@ def read_teacher(folder: Path) -> TeacherOutputs:
     table, ranking, confidence = (teacher / name for name in (EMBEDDINGS_FILE, RANKING_FILE, CONFIDENCE_FILE))
     return TeacherOutputs(
         embeddings=read_tensors(table) if table.is_file() else None,
-        ranking=torch.from_numpy(np.loadtxt(ranking, dtype=np.int64, ndmin=2)) if ranking.is_file() else None,
-        confidence=(
-            torch.from_numpy(np.loadtxt(confidence, dtype=np.float32, ndmin=2)) if confidence.is_file() else None
-        ),
+        ranking=_read_lines(ranking, np.int64),
+        confidence=_read_lines(confidence, np.float32),
     )
+
+
+def _read_lines(path: Path, dtype: type) -> torch.Tensor | None:
+    if not path.is_file():
+        return None
+    with _damage_named(path):
+        return torch.from_numpy(np.loadtxt(path, dtype=dtype, ndmin=2))
 
 
 def arguments(settings: DistillConfig, student: StudentConfig, device: torch.device) -> list[str]:

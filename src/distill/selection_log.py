@@ -88,6 +88,10 @@ class LoggedPolicy(SelectionPolicy):
 def read_selection(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """A file of `LoggedPolicy.save`: the numbers of the rows distilled in each epoch, int64 ascending, and the mean
     weight of each row over the epochs, float32 [num_rows]."""
-    saved = read_arrays(path, max_bytes=_MAX_LOG_BYTES, advice="run the distillation again")
+    advice = "run the distillation again"
+    saved = read_arrays(path, ("chosen", "mean_weight"), max_bytes=_MAX_LOG_BYTES, advice=advice)
     chosen, weight = saved["chosen"], saved["mean_weight"]
+    fits = chosen.dtype == np.uint8 and weight.dtype == np.float32 and weight.ndim == 1 and chosen.ndim == 2
+    if not fits or chosen.shape[1] != -(-len(weight) // 8):
+        raise UserError(f"{path}: not a bit per epoch and row, and a weight per row; {advice}")
     return [np.flatnonzero(np.unpackbits(bits, count=len(weight))) for bits in chosen], weight

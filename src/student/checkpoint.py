@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import Sighting, read_json, write_atomic, write_json
 from src.core.foreign.tensors import check_fits
+from src.core.foreign.typed import read_typed, typed
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.student.config import NORMS, SCORES, ModelConfig
 from src.student.models import Student, build_model
@@ -31,6 +32,11 @@ class CheckpointInfo:
     monitor: str
     valid_value: float
     teacher_manifest_sha256: str | None = None
+
+
+class _Description(TypedDict):
+    model: ModelConfig
+    info: CheckpointInfo
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,13 @@ def load_checkpoint(folder: Path) -> tuple[Student, CheckpointInfo]:
         UserError: files are missing or damaged, or the weights do not fit the description.
     """
     before = Sighting.of(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-    description = read_json(folder / CONFIG_FILE)
-    try:
-        config, info = ModelConfig(**description["model"]), CheckpointInfo(**description["info"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE}: not a student checkpoint ({error})") from error
+    description = typed(
+        read_json(folder / CONFIG_FILE),
+        _Description,
+        where=f"{folder / CONFIG_FILE}: not a student checkpoint",
+        advice="copy the folder again",
+    )
+    config, info = description["model"], description["info"]
     state = _read_weights(folder)
     before.require_same()
     _check_fits(folder, state, _without_memory(config, folder / CONFIG_FILE, len(state)))
@@ -79,20 +87,15 @@ def load_catalogue(folder: Path, num_items: int) -> Catalogue:
     Raises:
         UserError: the file is missing or damaged, or has not an id of its own and a title for each of `num_items`.
     """
-    path = folder / ITEMS_FILE
-    content = read_json(path)
-    keys = ("item_ids", "titles")
-    columns: list[Any] = [content.get(key) if isinstance(content, dict) else None for key in keys]
-    sound = all(
-        isinstance(column, list) and len(column) == num_items and all(isinstance(text, str) for text in column)
-        for column in columns
-    )
-    if not sound or len(set(columns[0])) < num_items:
+    path, advice = folder / ITEMS_FILE, "take the file of the same training"
+    items = read_typed(path, Catalogue, advice)
+    counts = {len(items.item_ids), len(items.titles), len(set(items.item_ids))}
+    if counts != {num_items}:
         raise UserError(
-            f"{path}: must hold item_ids and titles, {num_items} texts each as the model has items, no id twice; take "
-            "the file of the same training"
+            f"{path}: must hold item_ids and titles, {num_items} texts each as the model has items, no id twice; "
+            f"{advice}"
         )
-    return Catalogue(*columns)
+    return items
 
 
 def load_checkpoint_of(folder: Path, dataset: SequenceDataset, key: str) -> Student:
@@ -138,7 +141,8 @@ def _without_memory(config: ModelConfig, path: Path, num_tensors: int) -> Studen
         UserError: no model is like that, or one of more blocks than there are tensors.
     """
     try:
-        sound = 0 <= config.num_blocks <= num_tensors and config.hidden_size % config.num_heads == 0
+        sound = 0 <= config.num_blocks <= num_tensors and config.num_heads > 0
+        sound = sound and config.hidden_size % config.num_heads == 0
         known = config.norm in NORMS and config.scores in SCORES and 0 < config.temperature < float("inf")
         if not (sound and known):
             keys = ("num_blocks", "num_heads", "norm", "scores", "temperature")

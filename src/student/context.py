@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.files import write_atomic
@@ -75,10 +76,15 @@ class Resume:
         try:
             # On the CPU, where generators live; modules and optimizers move what they take over to their device.
             content = read_tensors(self.file)
+            progress = _progress(content)
             for name, component in components.items():
+                before = component.state_dict()
                 component.load_state_dict(content["components"][name])
+                _require_alike(before, component.state_dict(), name)
+                if isinstance(component, torch.optim.Optimizer):
+                    _check_moments(component)
             restore_random_state(content["random"])
-            return content["progress"]
+            return progress
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise self._unusable(error) from error
 
@@ -91,7 +97,7 @@ class Resume:
         if not self.file.is_file():
             return 0
         try:
-            return read_tensors(self.file)["progress"]["step"]
+            return _progress(read_tensors(self.file))["step"]
         except Exception as error:
             raise self._unusable(error) from error
 
@@ -105,6 +111,43 @@ class Resume:
     def _unusable(self, error: Exception) -> UserError:
         reason = (str(error).removeprefix(f"{self.file}: ").splitlines() or [type(error).__name__])[0]
         return UserError(f"{self.file}: cannot go on from this state ({reason}); delete it to train from the start")
+
+
+def _require_alike(before: Any, after: Any, name: str) -> None:
+    """Refuse a state whose parts are of other kinds or shapes than those that the training began with.
+
+    What began as None, or as an empty list or dictionary, grows while it trains.
+    """
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        sound = before.shape == after.shape and before.dtype == after.dtype
+    elif isinstance(before, Mapping) and isinstance(after, Mapping):
+        sound = before.keys() <= after.keys()
+        for key in before if sound else ():
+            _require_alike(before[key], after[key], f"{name}.{key}")
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        sound = not before or len(before) == len(after)
+        for i, pair in enumerate(zip(before, after, strict=False)):
+            _require_alike(*pair, f"{name}[{i}]")
+    else:
+        numbers = all(type(value) in (int, float) for value in (before, after))
+        sound = before is None or numbers or type(before) is type(after)
+    if not sound:
+        raise ValueError(f"{name} is of another kind or shape")
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Adam has no moments before its first step; then they are counts, and tensors like the parameter."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
+                raise ValueError(f"{name} of the optimizer is not like its parameter")
+
+
+def _progress(content: Any) -> dict[str, Any]:
+    progress = content["progress"]
+    if type(progress["step"]) is not int or progress["step"] < 0:
+        raise ValueError("its step is no number of steps")
+    return progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 
-from src.core.files import read_json, write_json
+from src.core.files import write_json
+from src.core.foreign.typed import read_typed
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
@@ -54,4 +56,5 @@ def _cpu_name() -> str:
 
 def record_cost(path: Path, name: str, cost: dict[str, object]) -> None:
     """Merge one model's cost into `metrics/cost.json`."""
-    write_json(path, (read_json(path) if path.is_file() else {}) | {name: cost})
+    before = read_typed(path, dict[str, Any], "delete it") if path.is_file() else {}
+    write_json(path, before | {name: cost})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import write_text
+from src.core.foreign.typed import typed
 from src.core.logging import progress_bar
 from src.core.metrics import MetricsConfig
 from src.core.seed import generator
@@ -204,7 +205,8 @@ def _go_on(resume: Resume | None, components: Mapping[str, Stateful], logger: lo
     if resume is None or progress is None:
         return FitResult()
     logger.info("going on after epoch %d: %s", progress["step"], resume.file)
-    return FitResult(**progress["result"])
+    advice = "delete it to train from the start"
+    return typed(progress.get("result"), FitResult, where=str(resume.file), advice=advice)
 
 
 def _train_epoch(

@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
+from src.core.foreign.typed import typed
 from src.core.logging import progress_bar
 from src.student.context import RunContext, Stateful, diverged
 from src.teacher.adapter.adapted_lm import AdaptedLM
@@ -94,6 +95,12 @@ def train_adapter(
     return training.best
 
 
+class _Progress(TypedDict):
+    step: int
+    best: float
+    losses: list[float]
+
+
 class _Training:
     """A training of the adapter between two steps.
 
@@ -116,8 +123,9 @@ class _Training:
         """Take up an interrupted training, if there is one."""
         resume = self.context.resume
         progress = resume.load(self._changing) if resume else None
-        if progress is not None:
-            self.step, self.best, self._losses = progress["step"], progress["best"], progress["losses"]
+        if resume and progress is not None:
+            given = typed(progress, _Progress, where=str(resume.file), advice="delete it to train from the start")
+            self.step, self.best, self._losses = given["step"], given["best"], given["losses"]
             self.context.logger.info("going on after step %d of %d", self.step, self.num_steps)
 
     def save_if_due(self) -> None:

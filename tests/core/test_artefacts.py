@@ -67,7 +67,7 @@ def test_a_file_that_is_gone_or_was_replaced_makes_it_absent(thing) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", "null", '{"artefact": "thing"}', '{"made_from": 3}', "\udcff"],
+    ["", "{", "[]", "null", '{"artefact": "thing"}', '{"made_from": 3}', "\udcff", "[" * 100_000, "9" * 5000, "NaN"],
 )
 def test_a_damaged_record_is_a_thing_to_make_again(thing, damage) -> None:
     made(thing)
@@ -76,12 +76,32 @@ def test_a_damaged_record_is_a_thing_to_make_again(thing, damage) -> None:
     assert status.state is State.ABSENT and status.record is None and "is damaged" in status.why
 
 
-@pytest.mark.parametrize("key", ["completed", "made_from", "files", "owner"])
-def test_a_record_of_wrong_types_is_damaged_too(thing, key) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, 17) for key in ("artefact", "made_from", "commit", "owner", "completed", "files", "error")),
+        ("value", "0.5"),
+        ("value", True),
+        ("files", {"a": 1}),
+        ("owner", {"pid": 1.5, "host": "a", "since": "b"}),
+        ("completed", "yesterday"),
+        ("commit", None),
+        ("another", 1),
+    ],
+)
+def test_a_record_of_wrong_types_is_damaged_too(thing, key, value) -> None:
     made(thing)
     content = json.loads(thing.record_file.read_text())
-    thing.record_file.write_text(json.dumps({**content, key: 17}))
+    thing.record_file.write_text(json.dumps({**content, key: value}))
     assert "is damaged" in thing.status(FROM).why
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "", "../x"])
+def test_a_file_that_cannot_be_is_gone(thing, name) -> None:
+    made(thing)
+    content = json.loads(thing.record_file.read_text())
+    thing.record_file.write_text(json.dumps({**content, "files": {name: "0"}}))
+    assert "is gone" in thing.status(FROM).why
 
 
 def test_many_differences_are_counted_and_hashes_are_short() -> None:

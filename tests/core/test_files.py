@@ -92,6 +92,22 @@ def test_read_json_errors(tmp_path):
         read_json(tmp_path / "binary.json")
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["NaN", "[1, -Infinity]", "1e999", "9" * 5000, "[" * 100_000, "[" * 51 + "]" * 51, '{"a": "\\ud83d"}', '"\\ud83d"'],
+)
+def test_what_write_json_could_not_have_written_is_not_read(tmp_path, content):
+    """What is read may be written again, and whatever walks through it comes to an end."""
+    (tmp_path / "value.json").write_text(content)
+    with pytest.raises(UserError, match=r"value\.json: not a JSON file \(.*\); delete it and make it again"):
+        read_json(tmp_path / "value.json")
+
+
+def test_a_folder_is_no_json(tmp_path):
+    with pytest.raises(UserError, match="not a JSON file"):
+        read_json(tmp_path)
+
+
 def test_sha256_of_a_file_larger_than_one_read(tmp_path):
     content = bytes(range(256)) * 5000  # 1.28 MB, read in pieces of 1 MiB
     (tmp_path / "file").write_bytes(content)

@@ -216,9 +216,18 @@ def test_the_traps_do_spring_with_other_loaders(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.eye(2).to_sparse(), r"_rebuild_sparse_tensor: it was not executed\. .* save it with \.to_dense\(\)"),
-        (nn.Linear(1, 1), r"names torch\.nn\.modules\.linear\.Linear.* save its state_dict\(\)"),
-        (torch.eye(2).numpy(), r"names numpy\.core.* a numpy array or number; save torch\.from_numpy\(array\)"),
+        (
+            torch.eye(2).to_sparse(),
+            r"pt: holds a sparse tensor; save it with \.to_dense\(\) \(the pickle .* not executed\)",
+        ),
+        (
+            nn.Linear(1, 1),
+            r"pt: holds a module, .* save its state_dict\(\) \(.* names torch\.nn\.modules\.linear\.Linear;",
+        ),
+        (
+            torch.eye(2).numpy(),
+            r"pt: holds a numpy array or number; save torch\.from_numpy\(array\), .* names numpy\.core",
+        ),
     ],
 )
 def test_what_people_save_instead_is_named(tmp_path, content, message):

@@ -313,3 +313,13 @@ def test_points_that_cannot_be_written_are_an_error_that_names_the_folder(tmp_pa
             writer.add_scalar("loss", 1.0, step)
         writer.flush()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_damaged_times_begin_anew(tmp_path, clock):
+    """They are for people; a training does not end for them."""
+    for damage in ("", "[", "[1]", '{"train": "long"}', '{"train": {}}', "NaN"):
+        (tmp_path / "time.json").write_text(damage)
+        record_times_in(tmp_path / "time.json")
+        with time_block("train"):
+            clock[0] += 2
+        assert read_json(tmp_path / "time.json") == {"train": 2.0}

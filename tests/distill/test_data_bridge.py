@@ -260,7 +260,7 @@ def test_file_altered_after_the_manifest(load, folder, name):
         ({"format_version": 2}, "format_version=2, this program reads 1; export the teacher again"),
         ({}, "format_version=None"),
         ([1], "format_version=None"),
-        ({"format_version": 1, "dataset": "tiny"}, "not a teacher manifest"),
+        ({"format_version": 1, "dataset": "tiny"}, "not a teacher manifest: dataset_fingerprint is missing"),
     ],
 )
 def test_foreign_manifest(load, folder, content, message):
@@ -295,7 +295,45 @@ def test_ragged_line(refused, name):
 
 
 def test_empty_lines(refused):
-    refused(RANKING_FILE, "\n\n\n", f"{RANKING_FILE}:1: 0 numbers")
+    refused(RANKING_FILE, "\n\n\n", f"{RANKING_FILE}: 0 lines")
+    refused(RANKING_FILE, "0 1 2\n\n0 1 2\n", f"{RANKING_FILE}:2: 0 numbers, line 1 has 3")
+
+
+def test_a_byte_order_mark_and_blank_lines_at_the_end_are_no_rows(load, folder):
+    (folder / MANIFEST_FILE).unlink()
+    before = load()
+    for name in (RANKING_FILE, CONFIDENCE_FILE):
+        content = (folder / name).read_text().replace("\n", "\r\n")
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + content.encode() + b" \r\n\n")
+    after = load()
+    assert torch.equal(before.ranking, after.ranking) and torch.equal(before.confidence, after.confidence)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("0.87 0.61 0.05", "0.61 behind 0.87"),  # similarities
+        ("-0.29 -6.3 -7.4", "-0.29"),  # log-probabilities
+        ("-0.87 -0.61 -0.05", "-0.87"),  # minus similarities
+        ("0 2 1", "1 behind 2"),
+    ],
+)
+def test_what_is_no_ascending_distance(refused, line, what):
+    message = (
+        f"{CONFIDENCE_FILE}:2: {what}; confidence_train.txt holds distances, of 0 or more, ascending as "
+        "myrank_train.txt has its items best first: write 1 - similarity, or minus the log-probability"
+    )
+    refused(CONFIDENCE_FILE, f"0 1 2 3\n{line} 3\n0 1 2 3\n", message)
+
+
+def test_distances_may_fall_by_rounding(load, folder):
+    (folder / MANIFEST_FILE).unlink()
+    (folder / CONFIDENCE_FILE).write_text("-1e-7 0 1 1\n2 1.99999 3 3\n7 7 7 7\n")
+    assert load(top_k=2).confidence.tolist() == pytest.approx(np.array([[-1e-7, 0], [2, 1.99999], [7, 7]]))
+
+
+def test_an_item_stands_once_in_a_line(refused):
+    refused(RANKING_FILE, "0 1 2\n0 1 2\n3 4 3\n", f"{RANKING_FILE}:3: item id 3 stands there twice; give each item")
 
 
 @pytest.mark.parametrize("name", [RANKING_FILE, CONFIDENCE_FILE])
@@ -330,7 +368,11 @@ def test_one_distance_per_row(load):
     [
         (None, "missing file; distill.confidence=per_sequence"),
         ({"valid": np.ones(3)}, "holds no array raw_best_distance"),
-        ({"raw_best_distance": np.ones(2)}, r"raw_best_distance must hold 3 finite numbers, .* it has shape \(2,\)"),
+        (
+            {"raw_best_distance": np.ones(2)},
+            r"raw_best_distance must hold 3 finite numbers, .* it has float64 of shape \(2,\)",
+        ),
+        ({"raw_best_distance": np.array(["a"] * 3)}, "raw_best_distance must hold 3 finite numbers, .* it has <U1"),
         ({"raw_best_distance": np.array([1.0, np.nan, 1.0])}, "raw_best_distance must hold 3 finite numbers"),
     ],
 )

@@ -124,6 +124,7 @@ def test_a_description_that_asks_for_gigabytes_gets_none(folder, monkeypatch):
         ("num_blocks", 10**8),
         ("num_blocks", "1"),
         ("num_heads", 0),
+        ("num_heads", -1),
         ("num_heads", 3),
         ("norm", "x"),
         ("num_blocks", -1),
@@ -143,7 +144,8 @@ def test_a_description_of_no_student(folder, key, value):
     description = json.loads((folder / "config.json").read_text())
     description["model"][key] = value
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=r"config\.json: describes no student \("):
+    said = rf"config\.json: (describes no student \(|not a student checkpoint: model\.{key} is .*, must be )"
+    with pytest.raises(UserError, match=said):
         load_checkpoint(folder)
 
 

@@ -183,3 +183,37 @@ def test_a_generator_goes_on_where_it_was() -> None:
     first = torch.rand(4, generator=part.generator)
     part.load_state_dict(state)
     assert torch.equal(torch.rand(4, generator=part.generator), first)
+
+
+def _set(content, value, *keys) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("value", "keys"),
+    [
+        ("1", ("progress", "step")),
+        (-1, ("progress", "step")),
+        (None, ("progress", "result")),
+        ("x", ("progress", "result", "best_value")),
+        ({"epoch": "one"}, ("progress", "result", "history", 0)),
+        ("x", ("components", "optimizer", "param_groups", 0, "lr")),
+        (torch.zeros(1, 8), ("components", "optimizer", "state", 1, "exp_avg")),
+        ("five", ("components", "optimizer", "state", 1, "step")),
+        (torch.zeros(3), ("components", "order", "state")),
+        ((1, 2), ("random", "python")),
+        (None, ("components",)),
+    ],
+)
+def test_a_state_of_other_kinds_of_values_is_refused_before_a_step(train, cut_off, tmp_path, value, keys) -> None:
+    cut_off(7)
+    with pytest.raises(CutOff):
+        train("cut")
+    content = torch.load(tmp_path / "cut.pt", weights_only=True)
+    _set(content, value, *keys)
+    torch.save(content, tmp_path / "cut.pt")
+    cut_off(1)  # a step would be another error
+    with pytest.raises(UserError, match=r"cut\.pt: .*delete it to train from the start"):
+        train("cut")

@@ -154,13 +154,25 @@ def _write(processed: Processed, folder: Path) -> None:
 
 
 def _read(folder: Path) -> Processed:
-    arrays = read_arrays(folder / ROWS_FILE, max_bytes=None, advice="it is made again")
+    names = ["num_users", "items", *(f"{split}_{name}" for split in SPLITS for name in _ROW_TYPES)]
+    arrays = read_arrays(folder / ROWS_FILE, names, max_bytes=None, advice="it is made again")
     with (folder / ITEMS_FILE).open(newline="", encoding="utf-8") as file:
         _, *lines = csv.reader(file)
-    return Processed(
-        num_users=int(arrays["num_users"]),
-        item_ids=[line[1] for line in lines],
-        titles=[line[2] for line in lines],
-        items=arrays["items"],
-        rows={s: (arrays[f"{s}_start"], arrays[f"{s}_pos"], arrays[f"{s}_user"]) for s in SPLITS},
-    )
+    rows = {s: (arrays[f"{s}_start"], arrays[f"{s}_pos"], arrays[f"{s}_user"]) for s in SPLITS}
+    item_ids, titles = [line[1] for line in lines], [line[2] for line in lines]
+    num_users, items = arrays["num_users"], arrays["items"]
+    sound = num_users.shape == () and num_users.dtype.kind == "i" and _holds(items, 0, len(titles))
+    if not sound or not all(_are_rows(*rows[split], num_users=num_users, num_items=len(items)) for split in SPLITS):
+        raise ValueError(f"{ROWS_FILE} holds other users, items or rows than {ITEMS_FILE}")
+    return Processed(num_users=int(num_users), item_ids=item_ids, titles=titles, items=items, rows=rows)
+
+
+def _are_rows(start: np.ndarray, pos: np.ndarray, user: np.ndarray, *, num_users: np.ndarray, num_items: int) -> bool:
+    """Whether these are rows of `num_items` items that users have had one after another."""
+    alike = start.shape == pos.shape == user.shape and _holds(start, 0, num_items) and _holds(user, 0, int(num_users))
+    return alike and _holds(pos, 0, num_items) and bool((start <= pos).all())
+
+
+def _holds(values: np.ndarray, low: int, high: int) -> bool:
+    """Whether these are integers from `low` to `high - 1`, in one dimension."""
+    return values.dtype.kind == "i" and values.ndim == 1 and bool(((values >= low) & (values < high)).all())

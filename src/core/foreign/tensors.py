@@ -91,7 +91,7 @@ def read_saved(path: Path, admits: Callable[[str], bool]) -> Any:
         with path.open("rb") as file:
             start = file.read(len(_LFS))
         if start == _LFS:
-            raise _DamagedFile("it is a Git LFS pointer instead of the file; run `git lfs pull` where it comes from")
+            raise UserError(f"{path}: a Git LFS pointer instead of the file; run `git lfs pull` where it comes from")
         return (_read_zip if start.startswith(_ZIP) else _read_legacy)(path, lambda n: n in _NAMES or admits(n))
     except RefusedName as error:
         raise UserError(f"{path}: {_refusal(error.name)}") from None
@@ -109,7 +109,7 @@ def read_saved(path: Path, admits: Callable[[str], bool]) -> Any:
 def _refusal(name: str) -> str:
     for pattern, what in _OTHERWISE:
         if re.match(pattern, name):
-            return f"the pickle names {name}: it was not executed. It holds {what}"
+            return f"holds {what} (the pickle names {name}; it was not executed)"
     return f"the pickle names {name}, which tensors do not need; it was not executed: {_ADVICE}"
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from src.core.data_utils import SequenceDataset
+from src.core.errors import UserError
+from src.core.foreign.typed import read_typed
 from src.core.paths import RunFolder
 from src.exp.compare.significance import PairedTest, Ranks, paired_tests
 from src.exp.settings import Settings
@@ -105,6 +107,33 @@ class Comparison:
         if model in self.seeds:
             return float(self.seed_metrics(model)[self.monitor].mean())
         return self.evaluations[model][self.settings.metrics.part][self.monitor]
+
+
+class Evaluation(TypedDict):
+    """What is read of an `eval_*.json`; it holds more."""
+
+    dataset_fingerprint: str
+    seed: int
+    metrics: dict[str, float]
+    metrics_masked: dict[str, float]
+    beyond_accuracy: NotRequired[dict[str, dict[str, float]]]
+    answers: NotRequired[dict[str, float]]
+    protocol: NotRequired[str]
+
+
+def read_evaluation(path: Path, monitor: str | None = None, part: str = "metrics") -> dict[str, Any]:
+    """Read an `eval_*.json`.
+
+    Args:
+        monitor: a metric that `part` of it must hold.
+
+    Raises:
+        UserError: it is missing or damaged, or lacks the metric.
+    """
+    evaluation: dict[str, Any] = {**read_typed(path, Evaluation, "run that stage again")}
+    if monitor is not None and monitor not in evaluation[part]:
+        raise UserError(f"{path}: has no {monitor} among its {part}; evaluate that run with these metrics.ks")
+    return evaluation
 
 
 def short_label(model: str) -> str:

@@ -4,9 +4,11 @@ import shlex
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.core.paths import RunFolder
+from src.core.settings import load_yaml
 from src.exp.stage.snapshot import saved_overrides
 
 # Sections that change no number of a run.
@@ -30,17 +32,29 @@ def changed_settings(source: RunFolder, stage: str) -> dict[str, tuple[Any, Any]
     folder = source.snapshot_dir(stage)
     if not (folder / "config.yaml").is_file():
         return {}
-    config: Any = OmegaConf.load(folder / "config.yaml")
-    hydra = OmegaConf.load(folder / "hydra.yaml")
+    config = load_yaml(folder / "config.yaml", _values)
     default = compose("config", return_hydra_config=True).hydra.runtime.choices
-    chosen = {group: name for group, name in hydra.hydra.runtime.choices.items() if group in config}
-    result = {group: (default[group], name) for group, name in chosen.items() if default[group] != name}
-    defaults = compose("config", overrides=[f"{group}={name}" for group, name in chosen.items()])
+    given = load_yaml(folder / "hydra.yaml", lambda content: {**content["hydra"]["runtime"]["choices"]})
+    chosen = {group: str(name) for group, name in given.items() if group in default and _is_section(group, config)}
+    result: dict[str, tuple[Any, Any]] = {
+        group: (default[group], name) for group, name in chosen.items() if default[group] != name
+    }
+    known = [f"{group}={name}" for group, name in chosen.items() if name in _options(group)]
+    defaults = compose("config", overrides=known)
     written, expected = _values(defaults), _values(defaults, resolve=True)
-    for key, value in _values(config).items():
+    for key, value in config.items():
         if key.split(".")[0] not in _NOT_OF_A_RUN and value not in (written.get(key), expected.get(key)):
             result[key] = (expected.get(key), value)
     return result
+
+
+def _is_section(group: str, config: dict[str, Any]) -> bool:
+    return any(key.split(".")[0] == group for key in config)
+
+
+def _options(group: str) -> list[str]:
+    """The files that may be chosen: a run of another version may have had others."""
+    return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def _values(config: DictConfig | ListConfig, *, resolve: bool = False) -> dict[str, Any]:

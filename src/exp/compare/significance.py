@@ -17,6 +17,9 @@ LEVEL = 0.05
 _RESAMPLES = 4000
 _BATCH_BYTES = 1 << 28  # what one batch of resamples may take
 _MAX_RANKS_BYTES = 1 << 29  # eleven million rows
+_MAX_ITEMS = 1 << 24
+_COLUMNS = ("user", "target", "better", "equal", "better_masked", "equal_masked")
+_OF_LISTS = ("popularity", "popularity_masked")  # what earlier versions did not write
 
 Ranks = dict[str, np.ndarray]
 """Columns of a `ranks_*.npz`: int64 [N] each, of the same test rows in the same order for all models of a data set."""
@@ -154,4 +157,22 @@ def load_ranks(path: Path) -> Ranks:
     Raises:
         UserError: it is missing or damaged.
     """
-    return read_arrays(path, max_bytes=_MAX_RANKS_BYTES, advice="evaluate that run again (src.exp.run_eval_all)")
+    advice = "evaluate that run again (src.exp.run_eval_all)"
+    found = read_arrays(path, max_bytes=_MAX_RANKS_BYTES, advice=advice)
+    kinds = {**dict.fromkeys(_COLUMNS, "i"), **{name: "f" for name in _OF_LISTS if name in found}}
+    ranks = {name: found[name] for name in kinds if name in found}
+    shape = next(iter(ranks.values())).shape if ranks else ()
+    alike = all(values.dtype.kind == kinds[name] and values.shape == shape for name, values in ranks.items())
+    sound = ranks.keys() == kinds.keys() and alike and len(shape) == 1 and shape[0] > 0
+    if not (sound and all(_are_ranks(ranks, end) for end in ("", "_masked"))):
+        raise UserError(f"{path}: must hold {', '.join(_COLUMNS)}, one integer of each per test row; {advice}")
+    return ranks
+
+
+def _are_ranks(ranks: Ranks, end: str) -> bool:
+    """Whether each target has a place among at most `_MAX_ITEMS` items, and its list a popularity if it has one."""
+    better, equal = ranks[f"better{end}"], ranks[f"equal{end}"]
+    popularity = ranks.get(f"popularity{end}", np.zeros(1))
+    if not (np.isfinite(popularity).all() and (popularity >= 0).all()):
+        return False
+    return bool(((better >= 0) & (better <= _MAX_ITEMS) & (equal >= 1) & (equal <= _MAX_ITEMS)).all())

@@ -161,7 +161,8 @@ def _notes(runs: Mapping[str, Found]) -> list[str]:
         if other.made_from.get("distill.init") == "baseline":
             notes.append("The distilled student started from a baseline's weights, so it was trained for longer.")
         if other.made_from.get(TEACHER, "files") != "files":
-            notes.append(f"The distilled student's teacher was a control: {CONTROLS[other.made_from[TEACHER]]}.")
+            control = str(other.made_from[TEACHER])
+            notes.append(f"The distilled student's teacher was a control: {CONTROLS.get(control, control)}.")
         if OWN_EMBEDDINGS in other.made_from:
             notes.append("Its item embeddings were those of distill.embeddings_file, not the teacher's.")
     teacher = _training_of_teacher(runs["teacher"].folder) if "teacher" in runs else {}
@@ -208,8 +209,9 @@ def control_tests(stage: Stage, distilled: Found) -> dict[str, PairedTest] | Non
     alike: dict[str, dict[int, Found]] = {name: {} for name in (_ITSELF, *CONTROLS)}
     for run in _all(stage, "distill"):
         teacher = _taught_by(run.record, distilled.record)
-        if teacher in alike and not differ_besides_seed(distilled.record, run.record, TEACHER, OWN_EMBEDDINGS):
-            alike[teacher].setdefault(run.record.made_from[SEED], run)
+        same = not differ_besides_seed(distilled.record, run.record, TEACHER, OWN_EMBEDDINGS)
+        if teacher in alike and same and type(seed := run.record.made_from.get(SEED)) is int:
+            alike[teacher].setdefault(seed, run)
     own, pairs = alike.pop(_ITSELF), {}
     for name, runs in alike.items():
         if seeds := sorted(own.keys() & runs.keys()):
@@ -220,7 +222,7 @@ def control_tests(stage: Stage, distilled: Found) -> dict[str, PairedTest] | Non
 
 def _taught_by(run: Record, distilled: Record) -> str:
     """A run's teacher as a control of the distilled student: a key of `CONTROLS`, `_ITSELF`, or empty where neither."""
-    teacher: str = run.made_from.get(TEACHER, "files")
+    teacher = str(run.made_from.get(TEACHER, "files"))
     own = run.made_from.get(OWN_EMBEDDINGS)
     if teacher in ("tfidf", "recommender"):  # they read no files that could be others
         return teacher

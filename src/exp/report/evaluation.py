@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from src.core.errors import UserError
-from src.core.files import read_json, write_atomic
+from src.core.files import write_atomic
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
-from src.exp.compare.comparison import STUDENTS, Comparison, summary_table
+from src.exp.compare.comparison import STUDENTS, Comparison, read_evaluation, summary_table
 from src.exp.compare.references import evaluate_references
 from src.exp.compare.significance import Ranks, load_ranks
 from src.exp.compare.sources import Sources, control_tests, differ_besides_seed
@@ -100,7 +100,8 @@ def _all_seeds(
         if not here:
             raise UserError(f"eval.seed_dirs: {given} holds no finished {' or '.join(students)}; give run folders")
         for name in here:
-            evaluation = read_json(folder.eval_file(name))
+            metrics = stage.settings.metrics
+            evaluation = read_evaluation(folder.eval_file(name), metrics.monitor, metrics.part)
             _require_another_seed(given, name, folder, evaluation, others=found[name], main=sources.runs[name])
             found[name].append(evaluation)
             ranks[name].append(load_ranks(folder.ranks_file(name)))
@@ -132,7 +133,7 @@ def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
         ):
             if path.is_file():
                 write_atomic(copy, partial(shutil.copy2, path))
-    return read_json(source.eval_file(name))
+    return read_evaluation(source.eval_file(name))
 
 
 def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
@@ -140,7 +141,7 @@ def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
     folder = source.folder.model_dir(name)
     model, info = load_checkpoint(folder)
     before = source.folder.eval_file(name)
-    metrics_before = read_json(before)["metrics"] if before.is_file() else {}
+    metrics_before = read_evaluation(before)["metrics"] if before.is_file() else {}
     evaluation = evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device)
     inside = folder.is_relative_to(stage.folder.root)
     about = {
@@ -161,7 +162,7 @@ def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
         stage.logger.info("%s: same test metrics as after its training", name)
     else:
         stage.logger.warning("%s: test metrics differ from those after its training (another device?)", name)
-    return read_json(stage.folder.eval_file(name))
+    return read_evaluation(stage.folder.eval_file(name))
 
 
 def _measure_cost(stage: Stage, name: str, model: Student) -> None:

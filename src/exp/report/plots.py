@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from src.core.errors import UserError
 from src.exp.compare.comparison import DIFFERENCE, LABELS, metric_label
 from src.exp.compare.significance import PairedTest
 from src.exp.report.figures import Panel, Plot, colour, draw_difference, frame_differences
@@ -120,7 +121,7 @@ def plot_learning_curves(histories: dict[str, Path], monitor: str, metric: str) 
     Args:
         monitor: the metric that picked the best epoch; metric: the same for people.
     """
-    curves = {name: pd.read_csv(file) for name, file in histories.items() if file.is_file()}
+    curves = {name: _read_history(file) for name, file in histories.items() if file.is_file()}
     losses = {name: next((c for c in _BASE_LOSSES if c in curve), None) for name, curve in curves.items()}
     students = {name: loss for name, loss in losses.items() if loss is not None}  # else no student of ours
     panels = [
@@ -132,6 +133,26 @@ def plot_learning_curves(histories: dict[str, Path], monitor: str, metric: str) 
     words = {name: loss.removeprefix("loss_").replace("_", " ") for name, loss in students.items()}
     legend = {name: f"{LABELS[name]} ({word})" for name, word in words.items()}
     return Plot(name="learning_curves", title="Learning curves", panels=panels, legend=legend)
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    """A training history: numbers by epoch.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        curve = pd.read_csv(path, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: not a training history ({error}); delete it, the report does without") from None
+    wanted = [c for c in curve if c == "epoch" or c in _BASE_LOSSES or str(c).startswith("valid/")]
+    numbers = all(curve[c].dtype.kind in "if" and np.isfinite(curve[c]).all() for c in wanted)
+    if "epoch" not in wanted or not numbers or curve.empty or curve["epoch"].duplicated().any():
+        raise UserError(
+            f"{path}: not a training history, which has a number in each cell of epoch, loss and valid columns; delete "
+            "it, the report does without"
+        )
+    return curve
 
 
 def _validation_panel(curves: dict[str, pd.DataFrame], monitor: str, metric: str) -> Panel:

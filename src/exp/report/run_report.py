@@ -23,7 +23,7 @@ from src.exp.compare.provenance import repeat_command
 from src.exp.compare.significance import PairedTest, bootstrap_interval, user_metric
 from src.exp.compare.verdict import verdict
 from src.exp.report.figures import Plot, write_png
-from src.exp.report.pages import relative_links, write_pages
+from src.exp.report.pages import MISSING, relative_links, write_pages
 from src.exp.report.plots import (
     main_difference_panel,
     plot_breakdown,
@@ -144,10 +144,10 @@ def _teacher(comparison: Comparison) -> dict[str, Any] | None:
     found = comparison.evaluations.get("teacher")
     if found is None or "answers" not in found:  # a teacher that ranks need not answer prompts
         return None
-    return {"table": teacher_table(found["answers"]), "rows": found["answers"]["num_rows"]}
+    return {"table": teacher_table(found["answers"]), "rows": found["answers"].get("num_rows", MISSING)}
 
 
 def _upstream(comparison: Comparison) -> dict[str, str] | None:
     """DLLM2Rec's program and its protocol, which is not ours."""
     found = comparison.evaluations.get("dllm2rec_upstream")
-    return {"label": LABELS["dllm2rec_upstream"], "protocol": found["protocol"]} if found else None
+    return {"label": LABELS["dllm2rec_upstream"], "protocol": found.get("protocol", MISSING)} if found else None

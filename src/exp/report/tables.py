@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import pandas as pd
 import torch
 
-from src.core.files import read_json
 from src.core.foreign.escape import csv_cell
+from src.core.foreign.typed import read_typed
 from src.exp.compare.comparison import CONTROLS, LABELS, Comparison, metric_label
 from src.exp.compare.provenance import changed_settings
 from src.exp.compare.significance import PairedTest
@@ -21,6 +21,7 @@ _MEASURES = {
     "valid_ratio": "ValidRatio",
     "hr@1_likelihood": "HR@1 of the likeliest candidate",
 }
+Value = TypeVar("Value")
 _STEPS = {
     "teacher_train_time_total": "training the teacher",
     "distill_teacher_export_time": "exporting its knowledge",
@@ -104,6 +105,7 @@ def teacher_table(answers: dict[str, Any]) -> Table:
     rows = [
         [title, f"{answers[key]:.4f}", f"{answers[key + '_low']:.4f} to {answers[key + '_high']:.4f}"]
         for key, title in _MEASURES.items()
+        if {key, f"{key}_low", f"{key}_high"} <= answers.keys()  # versions before had fewer
     ]
     columns = ["measure on the test rows", "value", "95 % interval"]
     return Table(columns=columns, rows=rows, numbers=columns[1:])
@@ -111,7 +113,7 @@ def teacher_table(answers: dict[str, Any]) -> Table:
 
 def times_table(comparison: Comparison) -> Table | None:
     """Seconds of each step; None where none were recorded."""
-    seconds = _merged([run.time_file for run in _folders(comparison)])
+    seconds = read_times([run.time_file for run in _folders(comparison)])
     if not seconds:
         return None
     rows = [[_STEPS.get(name, name.replace("_", " ")), f"{value:.1f}"] for name, value in seconds.items()]
@@ -120,7 +122,7 @@ def times_table(comparison: Comparison) -> Table | None:
 
 def cost_table(comparison: Comparison) -> Table:
     """Size and latency of each model."""
-    costs = _merged([*(run.cost_file for run in _folders(comparison)), comparison.folder.cost_file])
+    costs = read_costs([*(run.cost_file for run in _folders(comparison)), comparison.folder.cost_file])
     columns = ["model", "parameters", "trained", "ms per user", "users timed", "on"]
     rows = [
         [
@@ -141,12 +143,35 @@ def _folders(comparison: Comparison) -> list[Any]:
     return list({run.root: run for run in comparison.sources.values()}.values())
 
 
-def _merged(files: list[Path]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for file in files:
-        if file.is_file():
-            content |= read_json(file)
-    return content
+class Cost(TypedDict):
+    """What `src.student.cost` measures of a model."""
+
+    parameters: int
+    trained_parameters: int
+    latency_ms: float
+    latency_users: int
+    latency_device: str
+
+
+def read_times(files: list[Path]) -> dict[str, float]:
+    """Seconds by step, those of later files before those of earlier ones.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    return _merged(files, dict[str, float])
+
+
+def read_costs(files: list[Path]) -> dict[str, Cost]:
+    """Costs by model, as `read_times`."""
+    costs = _merged(files, dict[str, Cost])
+    return {name: cost for name, cost in costs.items() if name in LABELS}
+
+
+def _merged(files: list[Path], kind: type[dict[str, Value]]) -> dict[str, Value]:
+    advice = "delete it, the report does without"
+    parts = [read_typed(file, kind, advice) for file in files if file.is_file()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def facts(comparison: Comparison) -> dict[str, str]:

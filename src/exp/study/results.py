@@ -8,9 +8,9 @@ import pandas as pd
 
 from src.core.artefacts import Record
 from src.core.errors import UserError
-from src.core.files import read_json
 from src.core.metrics import MetricsConfig
 from src.core.paths import RunFolder
+from src.exp.compare.comparison import read_evaluation
 from src.exp.compare.significance import Ranks, load_ranks
 from src.exp.compare.sources import HISTORY, SEED
 from src.exp.stage.inputs import differ_besides_distillation
@@ -39,7 +39,9 @@ def result(stage: str, folder: RunFolder) -> Result | None:
     status = folder.artefact(stage).status()
     if not status.is_current or status.record is None or not folder.eval_file(stage).is_file():
         return None
-    evaluation = read_json(folder.eval_file(stage))
+    evaluation = read_evaluation(folder.eval_file(stage))
+    if type(status.record.made_from.get(SEED)) is not int:
+        raise UserError(f"{folder.artefact(stage).record_file}: has no {SEED} in made_from; run that stage again")
     return Result(stage=stage, folder=folder, record=status.record, evaluation=evaluation)
 
 
@@ -65,7 +67,7 @@ def compared_with(variant: Sequence[Result], reference: Sequence[Result]) -> str
 
 def _histories(variant: Result, reference: Result) -> str:
     """Best epochs that were chosen by two rankings, in words; empty where it was one."""
-    chosen = [run.record.made_from.get(HISTORY, "shown") for run in (reference, variant)]
+    chosen = [str(run.record.made_from.get(HISTORY, "shown")) for run in (reference, variant)]
     return "" if chosen[0] == chosen[1] else f"{HISTORY} {chosen[0]} / {chosen[1]}"
 
 
@@ -92,7 +94,7 @@ def require_metric(found: Mapping[str, Sequence[Result]], metrics: MetricsConfig
             raise UserError(
                 f"metrics.monitor={metrics.monitor}: not among the metrics of {name}; give one that all runs have"
             )
-    histories = {run.record.made_from.get(HISTORY, metrics.history) for runs in found.values() for run in runs}
+    histories = {str(run.record.made_from.get(HISTORY, metrics.history)) for runs in found.values() for run in runs}
     if metrics.history not in histories:
         given = " or ".join(sorted(histories))
         raise UserError(

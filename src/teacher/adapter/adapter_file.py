@@ -7,6 +7,7 @@ model.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from peft import LoraConfig
@@ -19,6 +20,7 @@ from src.core.errors import UserError
 from src.core.files import write_atomic, write_json
 from src.core.foreign.hub import HubModel, is_hub_id
 from src.core.foreign.tensors import check_fits
+from src.core.foreign.typed import read_typed
 from src.core.paths import project_path
 from src.teacher.llm.folder import llm_name
 
@@ -101,6 +103,23 @@ def read_adapter(folder: Path, base: BaseModel) -> dict[str, Tensor]:
             "give the base model that it was trained on"
         )
     return state
+
+
+class SavedConfig(TypedDict):
+    """What is read of the configuration, which is that of stock `peft`."""
+
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """The settings of a saved adapter.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return read_typed(folder / CONFIG_FILE, SavedConfig, "copy the adapter's folder again")
 
 
 def check_fits_model(path: Path, state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from src.core.errors import UserError
 from src.core.paths import project_path
 from src.teacher.adapter.adapted_lm import AdaptedLM
-from src.teacher.adapter.adapter_file import check_fits_model, describe_base, read_adapter
+from src.teacher.adapter.adapter_file import CONFIG_FILE, WEIGHTS_FILE, check_fits_model, describe_base, read_adapter
 from src.teacher.adapter.ilora_submodule import (
     COMMIT,
     FOLDER_VARIABLE,
@@ -92,7 +92,10 @@ def load_adapter(
         UserError: it is damaged, or of another base model, or of other settings.
     """
     state = read_adapter(folder, describe_base(llm))
-    lora = _IMPLEMENTATIONS[implementation](llm, saved_settings(folder, num_experts), rec_size)
+    settings = saved_settings(folder, num_experts)
+    if settings.r not in (len(weight) for name, weight in state.items() if ".lora_A." in name):
+        raise UserError(f"{folder}: {CONFIG_FILE} has r={settings.r}, {WEIGHTS_FILE} another rank; copy both again")
+    lora = _IMPLEMENTATIONS[implementation](llm, settings, rec_size)
     check_fits_model(folder, state, lora.state())
     lora.load_state(state)
     lora.model.requires_grad_(False).eval()

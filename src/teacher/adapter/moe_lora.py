@@ -17,8 +17,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from src.core.errors import UserError
 from src.teacher.adapter.adapted_lm import AdaptedLM
-from src.teacher.adapter.adapter_file import BaseModel, describe_base, write_adapter
+from src.teacher.adapter.adapter_file import CONFIG_FILE, BaseModel, describe_base, read_config, write_adapter
 from src.teacher.config import LoraSettings
 from src.teacher.llm.load import TARGET_MODULES
 
@@ -138,10 +139,12 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
 
 def saved_settings(folder: Path, num_experts: int) -> LoraSettings:
     """The settings that `lora_config` turned into the adapter saved in `folder`."""
-    config = LoraConfig.from_pretrained(str(folder))
-    return LoraSettings(
-        r=config.r, alpha=config.lora_alpha // num_experts, dropout=config.lora_dropout, num_experts=num_experts
-    )
+    config = read_config(folder)
+    alpha, dropout = config["lora_alpha"] // num_experts, config["lora_dropout"]
+    try:
+        return LoraSettings(r=config["r"], alpha=alpha, dropout=dropout, num_experts=num_experts)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: not an adapter of iLoRA ({error})") from None
 
 
 def add_gated_lora(llm: PreTrainedModel, settings: LoraSettings, rec_size: int) -> GatedLora:

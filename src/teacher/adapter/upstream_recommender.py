@@ -5,6 +5,7 @@ else the file names becomes an inert record, from whose state the weights are ga
 """
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -50,9 +51,11 @@ def read_pickled_sasrec(path: Path) -> Student:
         UserError: not a file of `torch.save`, another class, or weights of an unexpected name or shape.
     """
     record = read_saved(path, lambda name: name.startswith(_CLASSES) or name in _VALUES)
-    kind = record.name if isinstance(record, Record) else type(record).__name__
-    if kind.rpartition(".")[2] != "SASRec":
-        raise UserError(f"{path}: holds {kind}; only a pickled SASRec of iLoRA serves as teacher.rec_model_path")
+    if not isinstance(record, Record) or record.name.rpartition(".")[2] != "SASRec":
+        raise UserError(
+            f"{path}: holds {_what(record)}; only a pickled SASRec of iLoRA, or the folder of a student trained here, "
+            "serves as teacher.rec_model_path"
+        )
     try:
         state = _tensors(record)
         (num_items, hidden), window = state["s_fc.weight"].shape, len(state["positional_embeddings.weight"])
@@ -64,6 +67,15 @@ def read_pickled_sasrec(path: Path) -> Student:
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a SASRec as iLoRA has it ({str(error).splitlines()[0]})") from error
     return model
+
+
+def _what(content: Any) -> str:
+    """What a file holds instead, in words."""
+    if isinstance(content, Record):
+        return content.name
+    if isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values()):
+        return f"a state_dict ({len(content)} entries) without its class"
+    return type(content).__name__
 
 
 def _tensors(record: Record, prefix: str = "") -> dict[str, Tensor]:

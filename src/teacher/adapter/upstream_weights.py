@@ -35,7 +35,7 @@ def from_adapter(adapter: dict[str, Tensor]) -> dict[str, Tensor]:
 def _our_name(name: str) -> str:
     if name.startswith(_LLM):
         return name.removeprefix(_LLM).replace(".default.", ".")
-    part, rest = name.split(".", 1)
+    part, _, rest = name.partition(".")
     return f"{_OURS}{part}.{_renamed(rest, _ROUTER if part == 'router' else _PROJECTOR)}"
 
 
@@ -69,9 +69,14 @@ def read_checkpoint(path: Path, wanted: dict[str, Tensor], logger: logging.Logge
     """
     content = read_tensors(path)
     upstream = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(upstream, dict) or not all(isinstance(value, Tensor) for value in upstream.values()):
+    if not isinstance(upstream, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in upstream.items()
+    ):
         raise UserError(f"{path}: not a checkpoint of iLoRA's training, which has a state_dict of tensors")
-    state = to_adapter(upstream)
+    try:
+        state = to_adapter(upstream)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     statistics = {name: wanted[name] for name in wanted.keys() - state.keys() if _BUFFER.search(name)}
     if not any(".projector." in name for name in state):
         raise UserError(f"{path}: has no projector; upstream drops it from a checkpoint that follows a [PH] batch")

@@ -96,12 +96,13 @@ def _is_line(text: str) -> bool:
 
 def _check_places(key: str, question: str, expected: list[str]) -> None:
     words = [f"{{{word}}}" for word in _WORDS]
-    places = [place for place in re.findall(r"\{[^{}]*\}|[{}]", question) if place not in words]
+    is_text = isinstance(question, str)  # OmegaConf lets a list stand among texts
+    places = [place for place in re.findall(r"\{[^{}]*\}|[{}]", question if is_text else "") if place not in words]
     allowed = (
         f"a text in one line with {' before '.join(expected)}, each once, {', '.join(words)} where they are wanted, "
         f"without blanks at its ends, other braces, {', '.join(MARKERS)}"
     )
-    check(_is_line(question) and places == expected, key, question, allowed)
+    check(is_text and _is_line(question) and places == expected, key, question, allowed)
 
 
 def read_wording(template: str = "default", given: PromptConfig | None = None) -> Wording:
@@ -115,8 +116,9 @@ def read_wording(template: str = "default", given: PromptConfig | None = None) -
         UserError: no such file, or what `Wording` refuses; an error of the file names it.
     """
     path = _find(template)
+    contents = [read_yaml(file) for file in (_USUAL, path)]
     try:
-        usual, own = (_given(parse_section(PromptConfig, read_yaml(file), "teacher.prompt")) for file in (_USUAL, path))
+        usual, own = (_given(parse_section(PromptConfig, content, "teacher.prompt")) for content in contents)
         wording = Wording(**{"item_noun_plural": None, **usual, **own})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -22,6 +22,7 @@ from src.core.foreign.arrays import read_arrays
 from src.core.logging import row_progress
 
 SHARD_ROWS = 1024
+_ADVICE = "delete it and start the stage again"
 
 Score = Callable[[np.ndarray, Callable[[int], None]], dict[str, np.ndarray]]
 
@@ -75,8 +76,20 @@ def read_shards(folder: Path, num_rows: int) -> dict[str, np.ndarray]:
     Raises:
         UserError: one is missing or damaged.
     """
-    shards = [_read(_path(folder, number)) for number in range(_num_shards(num_rows))]
+    shards: list[dict[str, np.ndarray]] = []
+    for number in range(_num_shards(num_rows)):
+        shard, length = _read(_path(folder, number)), len(_rows(number, num_rows))
+        first = shards[0] if shards else shard
+        whole = all(array.shape[:1] == (length,) for array in shard.values())
+        if not (shard and whole and _kinds(shard) == _kinds(first)):
+            raise UserError(f"{_path(folder, number)}: not a shard of {length} rows like the others; {_ADVICE}")
+        shards.append(shard)
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def _kinds(shard: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
+    """What shards have in common: the arrays' names, types, and shapes but for the rows."""
+    return {name: (array.dtype, *array.shape[1:]) for name, array in shard.items()}
 
 
 def remove_shards(folder: Path) -> None:
@@ -106,4 +119,4 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: missing shard of the export; start the stage again in the same folder")
-    return read_arrays(path, max_bytes=None, advice="delete it and start the stage again")
+    return read_arrays(path, max_bytes=None, advice=_ADVICE)

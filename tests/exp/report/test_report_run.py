@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 from harness import read
+from hydra import initialize_config_dir
 from torch import nn
 
+from src.core.errors import UserError
+from src.core.git_info import PROJECT_ROOT
 from src.core.paths import RunFolder
 from src.exp.compare.breakdown import breakdown, group_differences, thirds
-from src.exp.compare.provenance import repeat_command
+from src.exp.compare.comparison import read_evaluation
+from src.exp.compare.provenance import changed_settings, repeat_command
+from src.exp.report.plots import plot_learning_curves
 from src.student.cost import answer_latency, parameter_counts, record_cost
 
 
@@ -78,13 +83,67 @@ def test_a_pipeline_is_repeated_by_one_command(tmp_path) -> None:
 def test_stages_with_settings_of_their_own_are_repeated_one_by_one(tmp_path) -> None:
     folders = {
         "baseline": _source(tmp_path / "a", "baseline", "dataset=sample"),
-        "distill": _source(tmp_path / "b", "distill", "dataset=sample", "distill.lambda=0.5"),
+        "distill": _source(tmp_path / "b", "distill", "dataset=sample", "distill.alpha=${student.lr}"),
     }
     assert repeat_command(folders).split(" && \\\n") == [
         "bash cmd/run_student_baseline.sh hydra.run.dir=result/repeated dataset=sample",
-        "bash cmd/run_distill_dllm2rec.sh hydra.run.dir=result/repeated dataset=sample distill.lambda=0.5",
+        "bash cmd/run_distill_dllm2rec.sh hydra.run.dir=result/repeated dataset=sample 'distill.alpha=${student.lr}'",
         "bash cmd/run_eval_all.sh hydra.run.dir=result/repeated dataset=sample",
     ]
+
+
+@pytest.mark.parametrize("content", ["- [", "a: b: c", "5", "\0", "- &a [x]\n- *a"])
+def test_overrides_that_cannot_be_read(tmp_path, content) -> None:
+    source = _source(tmp_path, "baseline")
+    (tmp_path / ".hydra" / "baseline" / "overrides.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"overrides\.yaml: cannot be read as YAML: "):
+        repeat_command({"baseline": source})
+
+
+def test_a_configuration_of_another_version_is_compared_as_far_as_it_goes(tmp_path) -> None:
+    """It chose a file that is no more, and a group that never was; what is no configuration is refused."""
+    source, folder = _source(tmp_path, "baseline"), tmp_path / ".hydra" / "baseline"
+    (folder / "config.yaml").write_text("student: {lr: 0.5}\ngeneral: {seed: 42}\nmodel: {x: '${oc.env:HOME}'}\n")
+    (folder / "hydra.yaml").write_text("hydra: {runtime: {choices: {student: ../../x, model: y, teacher: ilora}}}\n")
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        changed = changed_settings(source, "baseline")
+        assert changed["student"] == ("sasrec", "../../x") and changed["student.lr"] == (0.001, 0.5)
+        assert changed["model.x"] == (None, "${oc.env:HOME}") and "general.seed" not in changed
+        for content in ("", "hydra: 5", "hydra: {runtime: {choices: [a]}}", "hydra: {runtime: ["):
+            (folder / "hydra.yaml").write_text(content)
+            with pytest.raises(UserError, match=r"hydra\.yaml: cannot be read as YAML: "):
+                changed_settings(source, "baseline")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "it is a list, must be an object"),
+        ('{"seed": "1"}', "dataset_fingerprint is missing"),
+        (
+            '{"seed": 1, "dataset_fingerprint": "f", "metrics": {"mrr": "x"}, "metrics_masked": {}}',
+            r"metrics\.mrr is 'x'",
+        ),
+        (
+            '{"seed": 1, "dataset_fingerprint": "f", "metrics": {}, "metrics_masked": {}}',
+            "has no mrr among its metrics",
+        ),
+    ],
+)
+def test_evaluations_that_are_none(tmp_path, content, message) -> None:
+    (tmp_path / "eval.json").write_text(content)
+    with pytest.raises(UserError, match=rf"eval\.json: {message}"):
+        read_evaluation(tmp_path / "eval.json", "mrr")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "x\n1\n", "epoch,loss_ce\n", "epoch,loss_ce\n1,high\n", "epoch,loss_ce\n1,nan\n", "epoch\n1\n1\n", '"'],
+)
+def test_a_history_that_is_none_is_refused(tmp_path, content) -> None:
+    (tmp_path / "history.csv").write_text(content)
+    with pytest.raises(UserError, match=r"history\.csv: not a training history.* delete it, the report does without"):
+        plot_learning_curves({"baseline": tmp_path / "history.csv"}, "ndcg@10", "NDCG@10")
 
 
 @pytest.fixture

@@ -6,7 +6,14 @@ from invented import ranks
 from scipy.stats import norm
 
 from src.core.errors import UserError
-from src.exp.compare.significance import bootstrap_interval, holm, paired_test, paired_tests, user_metric
+from src.exp.compare.significance import (
+    bootstrap_interval,
+    holm,
+    load_ranks,
+    paired_test,
+    paired_tests,
+    user_metric,
+)
 
 
 def test_a_users_rows_and_the_seeds_are_averaged() -> None:
@@ -88,3 +95,25 @@ def test_chance_is_rarely_taken_for_a_difference() -> None:
         one, other = random.random((2, 40)) < 0.3
         called += paired_test(one.astype(float), other.astype(float)).verdict != "cannot tell"
     assert called < 12
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user": np.zeros(2, dtype=np.int64)},  # another length
+        {"user": np.zeros((3, 1), dtype=np.int64)},
+        {"target": np.array(["a", "b", "c"])},
+        {"better": np.array([0.0, np.nan, 1])},
+        {"better": np.array([0, -1, 1])},
+        {"equal": np.array([1, 0, 1])},  # the target itself stands there
+        {"equal_masked": np.array([1, 2**40, 1])},  # as many reciprocal ranks would be made
+    ],
+)
+def test_ranks_that_are_none(tmp_path, changes) -> None:
+    np.savez(tmp_path / "ranks.npz", **ranks([0, 5, 2]))
+    assert load_ranks(tmp_path / "ranks.npz")["better"].tolist() == [0, 5, 2]
+    np.savez(tmp_path / "ranks.npz", **{**ranks([0, 5, 2]), **changes})
+    with pytest.raises(
+        UserError, match=r"ranks\.npz: must hold user, target, .* one integer of each per test row; eval"
+    ):
+        load_ranks(tmp_path / "ranks.npz")
