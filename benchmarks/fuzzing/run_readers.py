@@ -35,7 +35,7 @@ from src.exp.settings import RecommendConfig
 from src.exp.study.results import reference_of, require_metric, result, run_table
 from src.serving.answers import _answer_file
 from src.serving.recommender import Recommender
-from src.student.checkpoint import CheckpointInfo, save_catalogue, save_checkpoint
+from src.student.checkpoint import Catalogue, CheckpointInfo
 from src.student.config import ModelConfig
 from src.student.context import GeneratorState, Resume
 from src.student.models import Student, build_model
@@ -172,10 +172,11 @@ def _make_selection(folder: Path) -> None:
 # --- students -----------------------------------------------------------------------------------------------
 
 
+_INFO = CheckpointInfo("toy", "f" * 64, 1, "abc", 3, "ndcg@10", 0.5)
+
+
 def _make_checkpoint(folder: Path) -> None:
-    model, info = student(), CheckpointInfo("toy", "f" * 64, 1, "abc", 3, "ndcg@10", 0.5)
-    save_checkpoint(folder, model, model.state_dict(), info)
-    save_catalogue(folder, dataset())
+    _recommender().save_pretrained(folder)
 
 
 def _read_checkpoint(folder: Path) -> Any:
@@ -219,9 +220,11 @@ def _recommend(ending: str) -> Reader:
 
 @cache
 def _recommender() -> Recommender:
-    from src.student.checkpoint import Catalogue
+    return Recommender(student(), _items(), _INFO)
 
-    return Recommender(student(), Catalogue(dataset().item_ids, dataset().titles))
+
+def _items() -> Catalogue:
+    return Catalogue(dataset().item_ids, dataset().titles)
 
 
 # --- configurations and git ---------------------------------------------------------------------------------
