@@ -25,10 +25,10 @@ from src.core.logging import _read_times
 from src.core.metrics import MetricsConfig
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE, RunFolder
 from src.distill.selection_log import read_selection
+from src.exp.compare import provenance
 from src.exp.compare.comparison import read_evaluation
 from src.exp.compare.provenance import changed_settings, repeat_command
 from src.exp.compare.significance import load_ranks, paired_tests
-from src.exp.report import provenance
 from src.exp.report.plots import plot_learning_curves
 from src.exp.report.tables import read_costs, read_times
 from src.exp.settings import RecommendConfig

@@ -159,7 +159,7 @@ def _read_parquet(path: Path) -> Iterator[_Line]:
                 for user, history in zip(users, histories, strict=True):
                     number += 1
                     yield number, user or "", (history or "").split()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of texts
         raise UserError(f"recommend.input={path}: cannot be read as Parquet ({error})") from error
 
 

@@ -287,7 +287,7 @@ def _read_parquet(path: Path, layout: Layout) -> Table:
             key: (_times if key == "timestamp" else _texts)(table.column(name), path, name)
             for key, name in layout.names.items()
         }
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # the last of texts
         raise UserError(f"{path}: not a Parquet file that can be read ({shorten(str(error))})") from None
     return Table(columns=columns, where=lambda row: f"{path}: row {row + 1}")
 

@@ -45,7 +45,7 @@ def check_llm_folder(path: Path) -> None:
         raise UserError(f"teacher.llm_path={path}: no such folder; {EXPECTED}")
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"teacher.llm_path={path}: has no config.json; {EXPECTED}")
-    if _names_configurations(path / CONFIG_FILE):  # transformers 4.43 searches the names in quadratic time
+    if "configuration_files" in _read_object(path / CONFIG_FILE):  # searched in quadratic time
         raise UserError(
             f"teacher.llm_path={path}: config.json names other configurations (configuration_files) for other versions "
             "of transformers; take that key out of a copy of the folder"
@@ -123,14 +123,6 @@ def _read_object(file: Path) -> dict[str, Any]:
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _names_configurations(file: Path) -> bool:
-    try:
-        content = read_json(file)
-    except UserError:  # no JSON, which is told where it is read
-        return False
-    return isinstance(content, dict) and "configuration_files" in content
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -87,9 +87,10 @@ def load_llm(
     if load_in_4bit:
         options |= _quantization(path, dtype, device)
     model = _load_model(path, config, dtype, options)
-    _make_room(tokenizer, model)
-    model = (model if load_in_4bit else model.to(device)).eval()
-    _check_output_layer(path, model)
+    with _as_user_error(path, "model"):
+        _make_room(tokenizer, model)
+        model = (model if load_in_4bit else model.to(device)).eval()
+        _check_output_layer(path, model)
     return tokenizer, model
 
 
@@ -254,11 +255,11 @@ def _make_tokenizer(path: Path, config: PretrainedConfig) -> PreTrainedTokenizer
             local_files_only=True,
             trust_remote_code=False,
         )
-    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    # Without lstrip/rstrip the blanks around a marker would become tokens of their own.
-    markers = [AddedToken(m, lstrip=True, rstrip=True, normalized=False, special=True) for m in MARKERS]
-    tokenizer.add_special_tokens({"additional_special_tokens": markers})
-    _put_bos_first(path, tokenizer, config)
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        # Without lstrip/rstrip the blanks around a marker would become tokens of their own.
+        markers = [AddedToken(m, lstrip=True, rstrip=True, normalized=False, special=True) for m in MARKERS]
+        tokenizer.add_special_tokens({"additional_special_tokens": markers})
+        _put_bos_first(path, tokenizer, config)
     return tokenizer
 
 
