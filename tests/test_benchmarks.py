@@ -22,6 +22,7 @@ from benchmarks import (
     fuzz,
     kd_step,
     quality,
+    serving,
     teacher_export,
     teacher_step,
 )
@@ -149,6 +150,13 @@ def test_a_fuzzer_that_could_not_find_anything_would_be_none(printed, monkeypatc
     monkeypatch.setattr(fuzz, "SECONDS", 0.1)
     with pytest.raises(SystemExit, match="1"):
         printed(fuzz, "--inputs", "20", "--readers", "bad")
+
+
+def test_serving(printed, monkeypatch) -> None:
+    monkeypatch.setattr(serving, "ROUNDS", 1)
+    result = printed(serving, "--histories", "40")
+    assert result["same_answers"] == 1.0 and (result["histories"], result["items"]) == (40, 12_101)
+    assert min(result["torch_rows_s"], result["onnx_rows_s"]) > 0
 
 
 def test_teacher_export(printed, monkeypatch) -> None:
