@@ -69,6 +69,8 @@ class ListMetrics:
             are titles.
         """
         lists = lists[lists[:, 0] >= 0]
+        if not len(lists):  # every history holds every item
+            return {}
         novelty = -np.log2(np.maximum(self.users, 1) / self.num_users)
         result = {
             f"item_coverage@{self.k}": len(np.unique(lists[lists >= 0])) / len(self.counts),

@@ -38,6 +38,6 @@ def test_two_processes_leave_the_files_of_one(tmp_path) -> None:
     one, two = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     computed = [name for name in one if name.startswith("data/teacher_outputs") or name.endswith(".safetensors")]
     computed += [f"result/run/metrics/{name}" for name in ("eval_teacher.json", "ranks_teacher.npz")]
-    assert len(computed) == 5 + 3 + 2
+    assert len(computed) == 6 + 3 + 2
     assert {name for name in computed if one[name] != two.get(name)} == set()
     assert not any("/shards/" in name for name in two)

@@ -104,19 +104,19 @@ def test_wrong_questions(student):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        [],
-        {"item_ids": ["a"] * 12},
-        {"item_ids": ["a"] * 12, "titles": ["b"] * 12},
-        {"item_ids": list("abcdefghijk"), "titles": list("abcdefghijk")},
-        {"item_ids": [*"abcdefghijk", 1], "titles": list("abcdefghijkl")},
+        ([], "it is a list, must be an object"),
+        ({"item_ids": ["a"] * 12}, "titles is missing"),
+        ({"item_ids": ["a"] * 12, "titles": ["b"] * 12}, "must hold item_ids and titles, 12 texts each"),
+        ({"item_ids": list("abc"), "titles": list("abc")}, "must hold item_ids and titles, 12 texts each"),
+        ({"item_ids": [*"abcdefghijk", 1], "titles": list("abcdefghijkl")}, r"item_ids\[11\] is 1, must be text"),
     ],
-    ids=["a list", "no titles", "an id twice", "eleven", "a number"],
+    ids=["a list", "no titles", "an id twice", "three", "a number"],
 )
-def test_items_that_are_not_the_students(checkpoint, content):
+def test_items_that_are_not_the_students(checkpoint, content, words):
     (checkpoint[0] / "items.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"items\.json: must hold item_ids and titles, 12 texts each"):
+    with pytest.raises(UserError, match=rf"items\.json: {words}.*; take the file of the same training"):
         Recommender.from_pretrained(checkpoint[0])
 
 

@@ -51,6 +51,10 @@ def test_a_list_that_is_shorter_counts_what_it_has_and_an_empty_one_nothing():
     assert metrics.popularity(np.array([[2, 0, -1], [-1, -1, -1]])).tolist() == [2.5, 0]
 
 
+def test_where_every_history_holds_every_item_there_is_nothing_to_tell():
+    assert known(2, [4, 2]).of_lists(np.array([[-1, -1], [-1, -1]])) == {}
+
+
 def test_inequality():
     assert gini_index(np.array([5, 5, 5, 5])) == 0 and gini_index(np.array([0, 0, 0])) == 0
     assert gini_index(np.array([7, 0, 0, 0])) == pytest.approx(1 - 1 / 4)

@@ -51,6 +51,7 @@ def make_config() -> TeacherConfig:
         dtype="float32",
         gradient_checkpointing=False,
         lora=LoraSettings(r=4, alpha=6, dropout=0.0, num_experts=2),
+        recommender=SASRecConfig(name="sasrec", batch_size=8),
         export=ExportSettings(top_n=4, batch_tokens=300),
         tiny=TinySettings(
             vocab_size=400, hidden_size=16, num_layers=3, num_heads=2, pretrain_steps=2, pretrain_batch_size=2

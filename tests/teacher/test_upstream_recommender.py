@@ -107,7 +107,7 @@ def test_other_content_is_refused(tmp_path, monkeypatch):
     path.write_text("text")
     assert "not a file written by torch.save" in message(path)
     assert "holds __main__.GRU; only a pickled SASRec" in message(save_as("GRU", hand_made(), path, monkeypatch))
-    torch.save({"weights": torch.zeros(2)}, path)
+    torch.save({"weight": torch.zeros(2), "bias": torch.zeros(2)}, path)
     assert "holds a state_dict (2 entries) without its class; only a pickled SASRec" in message(path)
     other = hand_made()
     del other.ln_3

@@ -88,8 +88,9 @@ def read_shards(folder: Path, num_rows: int) -> dict[str, np.ndarray]:
 
 
 def _kinds(shard: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
-    """What shards have in common: the arrays' names, types, and shapes but for the rows."""
-    return {name: (array.dtype, *array.shape[1:]) for name, array in shard.items()}
+    """What shards have in common: the arrays' names, types (of any length in text), and shapes but for the rows."""
+    types = {name: "text" if array.dtype.kind == "U" else array.dtype for name, array in shard.items()}
+    return {name: (types[name], *array.shape[1:]) for name, array in shard.items()}
 
 
 def remove_shards(folder: Path) -> None:

@@ -198,7 +198,7 @@ def test_of_two_processes_at_once_one_processes_and_the_other_takes_its_result(t
 
 def test_a_log_that_is_replaced_while_it_is_read_is_an_error_and_is_not_kept(tmp_path, monkeypatch) -> None:
     """Else titles of one time beside interactions of another would be kept as the first."""
-    folder = write(tmp_path / "raw", interactions__csv="user,item,timestamp\n" + "u,a,1\nu,b,2\nu,a,3\n")
+    folder = write(tmp_path / "raw", interactions__csv="user,item,timestamp\n" + "u,a,1\nu,b,2\nu,a,3\nu,b,4\n")
     write(folder, items__csv="item,title\na,A\nb,B\n")
     config, original = CsvConfig(min_user_inter=3, raw_dir=str(folder)), CsvLog.read
 
