@@ -85,7 +85,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask has it: safetensors makes files that others may not read
             write(temporary)
+            temporary.chmod(mode)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # there is an error already, of the same disk

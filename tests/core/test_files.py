@@ -60,6 +60,21 @@ def test_the_writer_never_sees_the_final_path(tmp_path):
     assert path.read_text() == "x"
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    """Whatever a library thinks of it: safetensors makes files for their owner alone."""
+
+    def write(path):
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", write)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
 def test_json_round_trip(tmp_path):
     value = {"a": [1, 2.5, None, True], "name": "Amélie"}
     write_json(tmp_path / "value.json", value)
