@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from src.core.data_utils import SequenceDataset
 from src.core.metrics import MetricsConfig
 from src.student.evaluator import Evaluation, evaluate_model
 from src.student.models import Student
 from src.student.references import Vectors, title_vectors
-
-_MOST_PAIRS = 1 << 20  # of items whose likeness is held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,29 +86,29 @@ class ListMetrics:
         return _mean_of_items(self.counts, lists)
 
     def _diversity(self, lists: np.ndarray) -> np.ndarray:
-        """Mean distance of the pairs of each list, float [N]; 0 where there is no pair."""
+        """Mean distance of the pairs of each list, float [N]; 0 where there is no pair.
+
+        The cosines of all pairs are half of what the squared length of the vectors' sum has beyond their own.
+        """
         assert self.vectors is not None
-        chunks = [np.zeros(0)]
-        size = max(1, _MOST_PAIRS // self.k**2)
-        for begin in range(0, len(lists), size):
-            chunk = lists[begin : begin + size]
-            held, width = chunk >= 0, chunk.shape[1]
-            flat = self.vectors[np.where(held, chunk, 0).ravel()]
-            sums = np.zeros(len(chunk))
-            for i in range(width):
-                for j in range(i):
-                    one, other = flat[i::width], flat[j::width]
-                    products = one * other if isinstance(one, np.ndarray) else one.multiply(other)
-                    distance = 1.0 - np.asarray(products.sum(1)).ravel()
-                    sums += np.where(held[:, i] & held[:, j], distance, 0.0)
-            length = held.sum(1)
-            chunks.append(np.divide(sums, length * (length - 1) / 2, out=np.zeros(len(chunk)), where=length > 1))
-        return np.concatenate(chunks)
+        row, place = np.nonzero(lists >= 0)
+        held = sparse.csr_matrix((np.ones(len(row)), (row, lists[row, place])), shape=(len(lists), len(self.counts)))
+        cosines = (_squares(held @ self.vectors) - held @ _squares(self.vectors)) / 2
+        length = (lists >= 0).sum(1)
+        pairs = length * (length - 1) / 2
+        return np.divide(pairs - cosines, pairs, out=np.zeros(len(lists)), where=pairs > 0)
 
 
-def evaluate_test(model: Student, dataset: SequenceDataset, metrics: MetricsConfig, device: torch.device) -> Evaluation:
+def _squares(vectors: Vectors) -> np.ndarray:
+    """Squared length of each row, float [n]."""
+    squares = vectors * vectors if isinstance(vectors, np.ndarray) else vectors.multiply(vectors)
+    return np.asarray(squares.sum(1)).ravel()
+
+
+def evaluate_test(
+    model: Student, dataset: SequenceDataset, metrics: MetricsConfig, device: torch.device, *, lists: ListMetrics
+) -> Evaluation:
     """Evaluate a student on the test rows, its lists included."""
-    lists = ListMetrics.of(dataset, metrics.list_length)
     return lists.add_to(evaluate_model(model, dataset.test, dataset, metrics.ks, device, top_k=lists.k))
 
 

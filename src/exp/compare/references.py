@@ -6,7 +6,7 @@ from src.exp.compare.comparison import LABELS
 from src.exp.stage.stage import Stage
 from src.student.evaluator import Evaluation, evaluate_scores
 from src.student.lists import ListMetrics
-from src.student.references import ChainWithSimilarity, markov_chain, popularity, title_vectors
+from src.student.references import ChainWithSimilarity, markov_chain, popularity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,21 @@ class References:
         return {LABELS[name]: evaluation.ranks for name, evaluation in self.evaluations.items()}
 
 
-def evaluate_references(stage: Stage) -> References:
-    """Evaluate the references; what titles weigh is chosen on validation rows, by the metric that decides."""
+def evaluate_references(stage: Stage, lists: ListMetrics) -> References:
+    """Evaluate the references; what titles weigh is chosen on validation rows, by the metric that decides.
+
+    Args:
+        lists: of the stage's data set, with the vectors of its titles.
+    """
     dataset, rows, metrics = stage.dataset, stage.dataset.test, stage.settings.metrics
     scorers = {"popular": popularity(dataset, rows), "markov": markov_chain(dataset, rows)}
-    vectors, titles = title_vectors(dataset), ""
+    vectors, titles = lists.vectors, ""
     if vectors is None:
         stage.logger.info("no reference with titles: no word stands in two titles of %s", dataset.name)
     else:
         with_titles = ChainWithSimilarity.of(dataset, metrics, vectors)
         scorers["markov_titles"], titles = with_titles.of_rows(rows), with_titles.description(metrics)
         stage.logger.info("%s: %s", LABELS["markov_titles"], titles)
-    lists = ListMetrics.of(dataset, metrics.list_length)
     found = {
         name: lists.add_to(evaluate_scores(scorer, rows, dataset.num_items, metrics.ks, top_k=lists.k))
         for name, scorer in scorers.items()

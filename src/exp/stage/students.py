@@ -8,7 +8,7 @@ from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
 from src.exp.stage.stage import Stage, Step
 from src.student.checkpoint import Catalogue, load_checkpoint, save_catalogue
 from src.student.evaluator import Evaluation, write_evaluation
-from src.student.lists import evaluate_test
+from src.student.lists import ListMetrics, evaluate_test
 from src.student.training import FitResult, save_history
 
 
@@ -63,7 +63,9 @@ def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
 def _test_saved(stage: Stage) -> Evaluation:
     """Evaluate the saved checkpoint of the stage on the test rows."""
     model, _ = load_checkpoint(stage.folder.model_dir(stage.name))
-    return evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device)
+    metrics = stage.settings.metrics
+    lists = ListMetrics.of(stage.dataset, metrics.list_length)
+    return evaluate_test(model, stage.dataset, metrics, stage.device, lists=lists)
 
 
 def about(stage: Stage, model: str, checkpoint: str) -> dict[str, object]:

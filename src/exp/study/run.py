@@ -28,6 +28,7 @@ from src.exp.study.plan import (
 )
 from src.exp.study.results import Result, result
 from src.exp.study.write import write_study
+from src.student.lists import ListMetrics
 
 
 def run(cfg: Settings) -> None:
@@ -93,7 +94,7 @@ def _write(stage: Stage, found: list[Variant], source: RunFolder | None) -> list
         UserError: jobs have failed; which, and why.
     """
     results = {variant.name: _results(stage, variant) for variant in found}
-    references = evaluate_references(stage)
+    references = evaluate_references(stage, ListMetrics.of(stage.dataset, stage.settings.metrics.list_length))
     beside: dict[str, Ranks] = references.ranks()
     teacher = result("teacher", source) if source is not None else None
     if teacher is not None:
