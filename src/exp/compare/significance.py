@@ -135,6 +135,17 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def normal_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of float [N] by its standard error: what a training can tell without a bootstrap,
+    which takes seconds for each metric of 20,000 users; a point where there is one value.
+
+    >>> normal_interval(np.array([0.0, 2.0]))  # 1 -+ 1.96
+    (-0.96, 2.96)
+    """
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return mean - 1.96 * error, mean + 1.96 * error
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction: the i-th smallest of n is multiplied by n - i, and none falls below a smaller one.
 

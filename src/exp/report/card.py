@@ -9,7 +9,7 @@ from src.core.foreign.hub import is_hub_id
 from src.core.paths import CARD_FILE, teacher_outputs_dir
 from src.core.teacher_files import MANIFEST_FILE, Manifest, read_manifest
 from src.exp.compare.comparison import CONTROLS, metric_label
-from src.exp.compare.significance import bootstrap_interval, load_ranks, user_metric
+from src.exp.compare.significance import load_ranks, normal_interval, user_metric
 from src.exp.report.pages import Table, write_markdown
 from src.exp.stage.stage import Stage
 from src.student.checkpoint import load_checkpoint
@@ -85,7 +85,7 @@ def _numbers(stage: Stage) -> tuple[Table, int]:
         cells = []
         for masked in (False, True):
             _, values = user_metric(ranks, name, masked)
-            low, high = bootstrap_interval(values)
+            low, high = normal_interval(values)
             cells.append(f"{values.mean():.4f} ({low:.4f} to {high:.4f})")
             users = len(values)
         rows.append([metric_label(name), *cells])
