@@ -17,9 +17,10 @@ def run(cfg: "Settings") -> None:
     # PyTorch, once there is a student to ask.
     from src.core.device import resolve_device
     from src.serving.answers import answer
-    from src.serving.recommender import Recommender
+    from src.serving.recommender import Recommender, find_student
 
-    answer(Recommender.from_pretrained(given, device=resolve_device(cfg.general.device, logger)), given, asked, logger)
+    folder = find_student(given, key="recommend.checkpoint")
+    answer(Recommender.from_pretrained(folder, device=resolve_device(cfg.general.device, logger)), given, asked, logger)
 
 
 def main() -> None:

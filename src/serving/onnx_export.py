@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.student.models import Student
-
-if TYPE_CHECKING:
-    pass
 
 HISTORY, SCORES = "history", "scores"  # names of the graph's input and output
 TOLERANCE: Final = 1e-5  # of the scores, absolute or relative, whichever is more
@@ -113,8 +110,8 @@ def _traced(model: _FromHistory) -> bytes:
 def _attention_translated(width: int) -> Iterator[None]:
     """Causal attention over windows as the graph's own operations.
 
-    PyTorch 2.3 writes the scale of `scaled_dot_product_attention` as a number where a tensor has to be, and fails. Its
-    next versions do not; then this can go.
+    PyTorch 2.3 writes the scale of `scaled_dot_product_attention` as a number where a tensor has to be, and fails. This
+    can go once the version allowed here translates it: the tests of students with several blocks tell.
     """
     name = "aten::scaled_dot_product_attention"
     future = torch.full((width, width), float("-inf")).triu(1)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.files import write_text
-from src.core.foreign.hub import HubModel, is_hub_id, push_folder
 from src.core.paths import CARD_FILE, CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE, project_path
 from src.student.checkpoint import (
     Catalogue,
@@ -51,7 +50,11 @@ def find_student(given: str, revision: str | None = None, *, key: str) -> Path:
     """
     folder = project_path(given)
     if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise UserError(f"{folder / CONFIG_FILE}: missing file; {key} names no student, {_EXPECTED}")
         return folder
+    from src.core.foreign.hub import HubModel, is_hub_id  # half a second that a folder need not wait for
+
     if not is_hub_id(given):
         raise UserError(f"{key}={given}: no such folder; {_EXPECTED}")
     return HubModel(id=given, revision=revision, key=key, instead=_EXPECTED).fetch([*FILES, CARD_FILE])
@@ -114,6 +117,8 @@ class Recommender:
         Raises:
             UserError: there is no way to the hub, or no token that may write there.
         """
+        from src.core.foreign.hub import push_folder
+
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return push_folder(Path(folder), model, private=private)

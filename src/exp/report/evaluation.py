@@ -25,7 +25,7 @@ from src.exp.stage.stage import Stage, open_stage
 from src.student.checkpoint import load_checkpoint
 from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.student.evaluator import write_evaluation
-from src.student.lists import evaluate_test
+from src.student.lists import ListMetrics, evaluate_test
 from src.student.models import Student
 
 _TIMED_USERS = 200
@@ -52,8 +52,9 @@ def _weights(run: Found, name: str) -> str | None:
 def _compare(stage: Stage, sources: Sources) -> Comparison:
     """Every model's evaluation: students and references anew, teacher and upstream's program as they were."""
     runs = sources.runs
-    students = {name: _evaluate_student(stage, name, runs[name]) for name in STUDENTS if name in runs}
-    references = evaluate_references(stage)
+    lists = ListMetrics.of(stage.dataset, stage.settings.metrics.list_length)
+    students = {name: _evaluate_student(stage, name, runs[name], lists) for name in STUDENTS if name in runs}
+    references = evaluate_references(stage, lists)
     evaluations = {
         name: {"metrics": e.metrics, "metrics_masked": e.metrics_masked, "beyond_accuracy": e.beyond}
         for name, e in references.evaluations.items()
@@ -136,13 +137,13 @@ def _take_over(stage: Stage, name: str, source: RunFolder) -> dict:
     return read_evaluation(source.eval_file(name))
 
 
-def _evaluate_student(stage: Stage, name: str, source: Found) -> dict:
+def _evaluate_student(stage: Stage, name: str, source: Found, lists: ListMetrics) -> dict:
     """Evaluate a checkpoint and compare with what its training wrote."""
     folder = source.folder.model_dir(name)
     model, info = load_checkpoint(folder)
     before = source.folder.eval_file(name)
     metrics_before = read_evaluation(before)["metrics"] if before.is_file() else {}
-    evaluation = evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device)
+    evaluation = evaluate_test(model, stage.dataset, stage.settings.metrics, stage.device, lists=lists)
     inside = folder.is_relative_to(stage.folder.root)
     about = {
         "model": model.config.name,

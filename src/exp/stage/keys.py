@@ -73,8 +73,9 @@ def help_text(words: list[str]) -> str:
     """The configuration that these overrides compose, with the comments of `conf/` behind its keys."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         given = [word for word in words if not word.startswith("-")]
-        config = compose("config", overrides=given)
-        choices = compose("config", overrides=given, return_hydra_config=True).hydra.runtime.choices
+        composed = compose("config", overrides=given, return_hydra_config=True)
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    choices = composed.hydra.runtime.choices
     groups = {name: _choices(name) for name in sorted(path.name for path in CONF.iterdir() if path.is_dir())}
     return "\n".join(
         [

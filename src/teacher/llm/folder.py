@@ -8,6 +8,7 @@ import yaml
 
 from src.core.errors import UserError
 from src.core.files import read_json
+from src.core.paths import CARD_FILE
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -30,7 +31,7 @@ EXPECTED = (
     "tokenizer.json, and *.safetensors or pytorch_model*.bin, or the id of one on the Hugging Face hub, owner/name (or "
     "use teacher=ilora_tiny, which builds one)"
 )
-_CARD, _MOST_CARD = "README.md", 1 << 20
+_MOST_CARD = 1 << 20
 _POINTER = b"version https://git-lfs"
 _SAMPLES, _SAMPLE = 256, 4096  # of a weights file: blocks, and bytes of each
 
@@ -182,7 +183,7 @@ def llm_license(path: Path) -> str | None:
 
     A card that cannot be read gives none, too: nothing is computed from it.
     """
-    card = path / _CARD
+    card = path / CARD_FILE
     if not card.is_file():
         return None
     _, mark, rest = card.read_text(encoding="utf-8", errors="replace")[:_MOST_CARD].partition("---\n")

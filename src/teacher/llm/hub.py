@@ -4,12 +4,11 @@ from pathlib import Path
 
 from src.core.errors import UserError
 from src.core.foreign.hub import HubModel, is_hub_id
-from src.core.paths import project_path
+from src.core.paths import CARD_FILE, project_path
 from src.teacher.llm.folder import EXPECTED, SMALL_FILES, WEIGHT_FILES, check_llm_folder
 
 _SAFETENSORS = ("model*.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-_CARD = "README.md"  # which names the licence
 
 
 def find_llm(given: str, revision: str | None) -> Path:
@@ -35,7 +34,7 @@ def find_llm(given: str, revision: str | None) -> Path:
     model = HubModel(
         id=given, revision=revision, key="teacher.llm_path", revision_key="teacher.llm_revision", instead=EXPECTED
     )
-    snapshot = model.fetch([*SMALL_FILES, _CARD, *_SAFETENSORS])
+    snapshot = model.fetch([*SMALL_FILES, CARD_FILE, *_SAFETENSORS])
     if not any((snapshot / name).is_file() for name in WEIGHT_FILES):
         snapshot = model.fetch(_PICKLED)
     try:

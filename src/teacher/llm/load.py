@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from src.core.errors import UserError
+from src.core.foreign.hub import reason
 from src.core.foreign.tensors import read_tensors
 from src.teacher.llm.folder import EXPECTED, check_formats, check_llm_folder, quantization, weight_files
 from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
@@ -116,8 +117,7 @@ def _as_user_error(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"teacher.llm_path={path}: the {what} does not load ({reason}); {EXPECTED}") from error
+        raise UserError(f"teacher.llm_path={path}: the {what} does not load ({reason(error)}); {EXPECTED}") from error
 
 
 def _read_config(path: Path) -> PretrainedConfig:
