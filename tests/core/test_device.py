@@ -1,11 +1,13 @@
 """Choice of the device, with CUDA made up."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from src.core.device import resolve_device
+from src.core.device import keep_freed_memory, resolve_device
 from src.core.errors import UserError
 
 
@@ -61,3 +63,33 @@ def test_unsupported_device(logger, cuda):
     cuda(0)
     with pytest.raises(UserError, match="general.device=mps: only cpu and cuda:<index> are supported"):
         resolve_device("mps", logger)
+
+
+FAULTS = """
+import resource, sys, torch
+from src.core.device import keep_freed_memory
+print(keep_freed_memory() if sys.argv[1] == "kept" else False)
+for _ in range(10):
+    torch.ones(20 * 2**20)  # 80 MB, freed at once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(20 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again_without_a_page_fault() -> None:
+    def faults(way: str) -> tuple[str, int]:
+        done = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True)
+        can, count = done.stdout.split()
+        return can, int(count)
+
+    can, kept = faults("kept")
+    if can == "False":
+        pytest.skip("this C library has no mallopt")
+    assert kept < 200 < faults("given back")[1]
+
+
+def test_elsewhere_memory_is_left_to_the_system(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

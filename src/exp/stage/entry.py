@@ -19,7 +19,7 @@ from src.core.foreign import escape
 from src.core.git_info import PROJECT_ROOT
 from src.core.logging import LOGGER_NAME
 from src.exp.settings import Settings, parse_settings
-from src.exp.stage.messages import one_line
+from src.exp.stage.messages import one_line, require_no_dashes
 from src.exp.stage.multirun import is_multirun, run_job, run_jobs
 from src.exp.stage.signals import Terminated, ended_by_signals, has_come, last_words, set_way_on
 
@@ -37,6 +37,9 @@ def run_entry_point(run: Run, artefact: str | None = None) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         _or_fail(_print_help, wants_trace=False)
         return
+    _or_fail(lambda: require_no_dashes(sys.argv[1:]), wants_trace=False)
+    # Hydra reads its options only in front of or behind all settings, people write `-m` between them, too.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     wants_trace = os.environ.get("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting itself
     entry = hydra.main(version_base="1.3", config_path=str(PROJECT_ROOT / "conf"), config_name="config")

@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 
 from src.core.errors import UserError
 from src.exp.settings import known_keys, takes_new_keys
@@ -28,7 +30,7 @@ def one_line(error: BaseException) -> str:
     if optional := re.match(r"Could not override '.*'\. No match in the defaults list\.\n.* use (\+(\S+?)=.*)", text):
         return f"{optional[1][1:]}: {optional[2]} is chosen by a plus, {optional[1]}"
     if unknown := re.match(r"Could not override '([\w.]+)'", text):
-        return _unknown_key(unknown[1])
+        return _unknown_hydra_key(unknown[1]) if unknown[1].startswith("hydra.") else _unknown_key(unknown[1])
     if isinstance(error, MissingConfigException) and (absent := _absent_choice(error)):
         return absent
     if isinstance(error, OSError) and error.errno in _OF_DISKS:
@@ -37,14 +39,24 @@ def one_line(error: BaseException) -> str:
     first = [line.strip() for line in text.splitlines() if line.strip()]
     if type(error).__module__.startswith(("hydra", "omegaconf")):
         details = [str(cause).splitlines()[0] for cause in _causes(error) if str(cause)]
-        if re.search(r"Could not find 'hydra/(launcher|sweeper)/", text):
-            details.append(_PLUGINS)
         return " ".join([*first, *(detail for detail in details if detail not in " ".join(first))])
     where = f"{type(error).__name__}: {first[0] if first else ''}"
     return f"{where} (not a known mistake in the input; HYDRA_FULL_ERROR=1 shows the stack trace)"
 
 
 # --- what Hydra cannot read ---------------------------------------------------------------------------------
+
+
+def require_no_dashes(words: Sequence[str]) -> None:
+    """Raises a UserError for a setting with the dashes that other programs want, `--student.lr=1`."""
+    for word in words:
+        dashed = re.fullmatch(r"--?([\w./@]+)=(.*)", word)
+        if dashed and dashed[1] not in _HYDRA_OPTIONS:
+            plain = shlex.quote(word.lstrip("-"))
+            raise UserError(f"{word}: a setting is written without dashes; did you mean {plain}?")
+
+
+_HYDRA_OPTIONS = ("cfg", "package", "info", "config-path", "config-name", "config-dir", "experimental-rerun")
 
 
 def _not_an_override(override: str, reason: str) -> str:
@@ -91,13 +103,14 @@ def _is_readable(override: str) -> bool:
 
 
 def _absent_choice(error: MissingConfigException) -> str | None:
-    """A choice that a group of ours does not have."""
-    found = re.search(r"Could not find '(?!hydra/)(.+)/([^/']*)'", str(error))
+    """A choice that a group does not have."""
+    found = re.search(r"Could not find '(.+)/([^/']*)'", str(error))
     if found is None or not error.options:
         return None
     group, choice = found.groups()
+    plugins = f". {_PLUGINS}" if group in ("hydra/launcher", "hydra/sweeper") else ""
     return f"{group}={choice}: there is none of that name; {_meant(f'{group}=', choice, error.options)}" + (
-        f"available: {', '.join(error.options)}"
+        f"available: {', '.join(error.options)}{plugins}"
     )
 
 
@@ -113,6 +126,18 @@ def _unknown_key(name: str) -> str:
     if not allowed:
         return f"{name}: unknown key; there is no section {section}{_meant_section(section, key)}"
     return f"{name}: unknown key; {hint}allowed there: {', '.join(allowed)}"
+
+
+def _unknown_hydra_key(name: str) -> str:
+    """A key of Hydra itself, `hydra.run.dirr`."""
+    section, _, key = name.rpartition(".")
+    if section in ("hydra.launcher", "hydra.sweeper"):
+        return f"{name}: the chosen {section.replace('.', '/')} has no such key; --cfg hydra shows what it has"
+    known = OmegaConf.select(OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)}), section)
+    if not OmegaConf.is_dict(known):
+        return _unknown_hydra_key(section)
+    allowed = [str(name) for name in known]
+    return f"{name}: unknown key; {_meant(f'{section}.', key, allowed)}allowed there: {', '.join(allowed)}"
 
 
 def _meant_section(section: str, key: str) -> str:
