@@ -4,7 +4,9 @@
 
 SASRec, 4,606 items, batch 256, windows of 10, teacher embeddings 4,096 wide, K 10, alpha .5, ed_weight .3, lambda .7,
 dropout off. A step is everything from drawing the rows to the update. The first loss is computed from the same
-weights, rows and negatives on both sides and has to agree.
+weights, rows and negatives on both sides and has to agree. `whitened` is our step with a table of 256 columns, as
+`distill.embedding_transform=whiten distill.embedding_dims=256` makes it once, against the same step of upstream's.
+Rounds of the two alternate with upstream's steps between them.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from upstream import Case, in_upstream, run_upstream
 
+from src.core.device import keep_freed_memory
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.fusion import TeacherTable, fuse_teacher
@@ -34,7 +38,7 @@ from src.student.config import ModelConfig
 from src.student.models import build_model
 
 NUM_ITEMS, WINDOW, NUM_ROWS, BATCH_SIZE, TOP_K, WIDTH, LLM_DIM = 4606, 10, 5120, 256, 10, 64, 4096
-STEPS, WARM_UP = 12, 2
+STEPS, WARM_UP, ROUNDS, WHITENED = 8, 2, 3, 256
 CPU = torch.device("cpu")
 
 
@@ -53,28 +57,26 @@ def make_case() -> Case:
     return Case(NUM_ITEMS, *map(torch.from_numpy, (history, length, target)), teacher)
 
 
-def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[no-untyped-def]
-    """The first loss from upstream's weights, rows and negatives; then the seconds of each of our steps."""
+def our_steps(case: Case, first=None) -> tuple[float, list[float]]:  # type: ignore[no-untyped-def]
+    """The seconds of each of our steps; before that, where it is given, the loss of upstream's first step, else 0."""
     options = {"loss": "bce_dros", "candidate_loss": "official", "alpha": 0.5, "ed_weight": 0.3, "kd_weight": 0.7}
     settings = DistillConfig(name="dllm2rec_official", top_k=TOP_K, **options)
     model = build_model(ModelConfig("sasrec", NUM_ITEMS, WIDTH, WIDTH, WINDOW, 0.0))
-    fuse_teacher(
-        model,
-        TeacherTable(case.teacher.embeddings, "float32", CPU),
-        torch.nn.Linear(LLM_DIM, WIDTH),
-        settings.ed_weight,
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(in_upstream(first.weights, name, parameter.shape))
+    table = TeacherTable(case.teacher.embeddings, "float32", CPU)
+    fuse_teacher(model, table, torch.nn.Linear(table.width, WIDTH), settings.ed_weight)
     data = SimpleNamespace(num_items=NUM_ITEMS, train=SimpleNamespace(targets=case.target))
     loss_settings = objectives.LossSettings("bce_dros", dros_weight=settings.alpha)
     base = objectives.BaseLoss(loss_settings, data, max_seq_len=WINDOW, seed=1, device=CPU)
     objective = DistillObjective(settings=settings, base_loss=base, policy=SelectionPolicyAll(), outputs=case.teacher)
 
-    sample, objectives.sample_negatives = objectives.sample_negatives, lambda *args: first.negatives
-    loss = objective(model, case.batch(first.rows))[0].item()
-    objectives.sample_negatives = sample
+    loss = 0.0
+    if first is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(in_upstream(first.weights, name, parameter.shape))
+        sample, objectives.sample_negatives = objectives.sample_negatives, lambda *args: first.negatives
+        loss = objective(model, case.batch(first.rows))[0].item()
+        objectives.sample_negatives = sample
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     seconds = []
@@ -90,21 +92,28 @@ def our_steps(case: Case, first) -> tuple[float, list[float]]:  # type: ignore[n
 def main() -> None:
     if "DLLM2REC_DIR" not in os.environ:
         raise SystemExit("set DLLM2REC_DIR to a checkout of istarryn/DLLM2Rec@b78cc65")
+    keep_freed_memory()
     case = make_case()
+    narrow = replace(case, teacher=replace(case.teacher, embeddings=case.teacher.embeddings[:, :WHITENED].clone()))
     options = {"batch_size": BATCH_SIZE, "alpha": 0.5, "ed_weight": 0.3, "lam": 0.7}
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        where = Path(folder) / "run"
-        steps = run_upstream(Path(os.environ["DLLM2REC_DIR"]), case, "sasrec", options, where, STEPS)
-    loss, seconds = our_steps(case, steps[0])
-    theirs = statistics.median(step.seconds for step in steps[WARM_UP:])
-    ours = statistics.median(seconds[WARM_UP:])
+    theirs, ours, whitened = [], [], []
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            where = Path(folder) / "run"
+            steps = run_upstream(Path(os.environ["DLLM2REC_DIR"]), case, "sasrec", options, where, STEPS)
+        theirs += [step.seconds for step in steps[WARM_UP:]]
+        loss, seconds = our_steps(case, steps[0])
+        ours += seconds[WARM_UP:]
+        whitened += our_steps(narrow)[1][WARM_UP:]
+    upstream_ms, ours_ms, whitened_ms = (1000 * statistics.median(found) for found in (theirs, ours, whitened))
     result = {
-        "upstream_ms": round(1000 * theirs, 1),
-        "ours_ms": round(1000 * ours, 1),
-        "ratio": round(theirs / ours, 1),
+        "upstream_ms": round(upstream_ms, 1),
+        "ours_ms": round(ours_ms, 1),
+        "ratio": round(upstream_ms / ours_ms, 1),
+        "whitened_ms": round(whitened_ms, 1),
+        "whitened_ratio": round(upstream_ms / whitened_ms, 1),
     }
     relative = abs(loss - steps[0].losses["total"]) / steps[0].losses["total"]
-    result["ratio"] = round(theirs / ours, 1)
     print(json.dumps({**result, "threads": torch.get_num_threads(), "loss_difference": float(f"{relative:.1e}")}))
 
 
