@@ -1,6 +1,7 @@
 """The commands of `benchmarks/` run and print one JSON line; how fast anything is, no test asks."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from benchmarks import (
     epoch,
     fuzz,
     kd_step,
+    peers,
     quality,
     serving,
     teacher_export,
     teacher_step,
 )
+from src.student.evaluator import evaluate_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "raw" / "sample" / "interactions.csv"
@@ -157,6 +160,58 @@ def test_serving(printed, monkeypatch) -> None:
     result = printed(serving, "--histories", "40")
     assert result["same_answers"] == 1.0 and (result["histories"], result["items"]) == (40, 12_101)
     assert min(result["torch_rows_s"], result["onnx_rows_s"]) > 0
+
+
+IN_THEIR_ORDER = """
+import sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, {programs!r})
+from common import Clock, read, report
+folder = Path(sys.argv[1])
+settings, log = read(folder)
+clock = Clock(settings["seconds"])
+
+def lists(part):
+    seen = [set(log["item"][(log["user"] == user) & (log["part"] < part)]) for user in range(log["user"].max() + 1)]
+    return np.array([[item for item in range(log["item"].max() + 1) if item not in items][:10] for items in seen])
+
+for epoch in (1, 2):
+    clock.start()
+    clock.stop()
+    report(folder, epoch, clock, lists)
+"""
+
+
+@pytest.fixture
+def chosen(raw_dir, tmp_path) -> list[str]:
+    return ["dataset=movielens", f"dataset.raw_dir={raw_dir}", f"paths.data_dir={tmp_path}", "student.num_epochs=2"]
+
+
+def test_peers(printed, chosen, tmp_path, monkeypatch) -> None:
+    """A peer that gives all items in their order is judged as our own evaluation judges that."""
+    (tmp_path / "with_rectools.py").write_text(IN_THEIR_ORDER.format(programs=str(peers.PROGRAMS)))
+    monkeypatch.setattr(peers, "PROGRAMS", tmp_path)
+    monkeypatch.setattr(peers, "environment_of", lambda peer, folder: Path(sys.executable))
+    found = printed(
+        peers,
+        *chosen,
+        *("--peers", str(tmp_path), "--only", "rectools", "ours", "--seconds", "1e9"),
+        *("--plot", str(tmp_path / "peers.png")),
+    )
+    dataset = peers.load_dataset(peers.settings_of(chosen).dataset, tmp_path, logging.getLogger())
+    for part, rows in (("valid", dataset.valid), ("test", dataset.test)):
+        scores = -torch.arange(float(dataset.num_items))
+        own = evaluate_scores(lambda index: scores.repeat(len(index), 1), rows, dataset.num_items, [10])  # noqa: B023
+        assert found["rectools"][part] == pytest.approx(own.metrics_masked["ndcg@10"], rel=1e-3)
+    assert [point["epoch"] for point in found["curves"]["ours"]] == [1, 2]
+    assert 0 < found["ours"]["test"] < 1 and (tmp_path / "peers.png").stat().st_size > 10_000
+
+
+def test_a_peer_that_cannot_be_installed_is_named(printed, chosen, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(peers.PEERS, "recbole", [str(tmp_path / "absent.whl")])
+    with pytest.raises(SystemExit, match="recbole could not be installed into"):
+        printed(peers, *chosen, "--peers", str(tmp_path / "peers"), "--only", "recbole")
 
 
 def test_teacher_export(printed, monkeypatch) -> None:
