@@ -29,6 +29,7 @@ from hydra import compose, initialize_config_dir
 from benchmarks.peer_programs.common import TOP_K, Clock, is_looked_at
 from benchmarks.quality import CPU, quiet_context, student_settings
 from src.core.data_utils import SequenceDataset, load_dataset
+from src.core.device import keep_freed_memory
 from src.core.git_info import PROJECT_ROOT
 from src.core.seed import set_seed
 from src.exp.settings import Settings, parse_settings
@@ -113,6 +114,7 @@ class _Over(Exception):
 
 def our_curve(student: StudentConfig, dataset: SequenceDataset, seed: int, seconds: float) -> Curve:
     """NDCG@10 of our student against the seconds that it has trained."""
+    keep_freed_memory()  # as our commands do
     set_seed(seed)
     model, curve, clock = build_model(student.model_config(dataset.num_items)), [], Clock(seconds)
     loss = BaseLoss(student.loss_settings(), dataset, max_seq_len=student.max_seq_len, seed=seed, device=CPU)

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,18 @@ from rectools.models import SASRecModel
 class Watch(Callback):
     """Stops the clock while an epoch's lists are made, and the training when its time is over."""
 
-    def __init__(self, clock: Clock, look: "object") -> None:
+    def __init__(self, clock: Clock, look: Callable[[int], None]) -> None:
         self.clock, self.look = clock, look
+
+    def __deepcopy__(self, memo: dict) -> "Watch":
+        return self  # RecTools trains with a copy of the trainer
 
     def on_train_epoch_start(self, trainer: Trainer, module: torch.nn.Module) -> None:
         self.clock.start()
 
     def on_train_epoch_end(self, trainer: Trainer, module: torch.nn.Module) -> None:
         self.clock.stop()
-        self.look(trainer.current_epoch + 1)  # type: ignore[operator]
+        self.look(trainer.current_epoch + 1)
         trainer.should_stop = self.clock.is_over
 
 
