@@ -43,7 +43,8 @@ def _batches(model: Student, dataset: SequenceDataset, device: torch.device) -> 
     for begin in range(0, len(dataset.train), _BATCH):
         row = np.arange(begin, min(begin + _BATCH, len(dataset.train)))
         windows = dataset.train.windows(model.config.max_seq_len, dataset.pad_id, row)
-        yield Batch(*(torch.from_numpy(values).to(device) for values in (row, *windows)))
+        rows, history, length, target = (torch.from_numpy(values).to(device) for values in (row, *windows))
+        yield Batch(rows, history, length, target)
 
 
 def _silent_teacher(batch: Batch) -> TeacherInfo:

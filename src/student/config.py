@@ -57,6 +57,7 @@ class LossSettings:
         dros_weight: weight of the DROS term in `bce_dros`; dros_beta: its robustness radius.
         num_negatives: items that stand for the catalogue in `sampled_softmax`; negatives: how they are drawn, one of
             `NEGATIVES`, `popular` half uniformly and half as often as they are targets.
+        loss_chunk: targets whose scores of all items `ce` holds at a time; None: chosen by the number of items.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LossSettings:
     dros_beta: float = 1.0
     num_negatives: int = 256
     negatives: str = "uniform"
+    loss_chunk: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class StudentConfig:
         emb_size: width of the item table; hidden_size: width inside the model.
         max_seq_len: last items that the model reads; see `fit_window`.
         loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives, negatives (one of
-            `NEGATIVES`): of `sampled_softmax`.
+            `NEGATIVES`): of `sampled_softmax`; loss_chunk: of `ce`, see `LossSettings`.
         batch_size, lr, lr_schedule, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval:
             see `FitSettings`.
     """
@@ -139,12 +141,17 @@ class StudentConfig:
     dros_beta: float = 1.0
     num_negatives: int = 256
     negatives: str = "uniform"
+    loss_chunk: int | None = field(default=None, metadata=NOTHING)
     save_interval: int = field(default=1, metadata=NOTHING)
 
     def __post_init__(self) -> None:
         check(self.name in self.names, "student.name", self.name, f"one of {', '.join(self.names)}")
         for key in self.at_least_one:
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
+        chunk = self.loss_chunk
+        check(
+            chunk is None or chunk >= 1, "student.loss_chunk", chunk, "null (by the number of items) or an integer >= 1"
+        )
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         schedules = f"one of {', '.join(LR_SCHEDULES)}"

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.student.context import GeneratorState, Stateful
-from src.student.models import Student
+from src.student.models import Shapes, Student
+
+_GROUP_COST = 128  # places whose time it takes to treat one more width apart
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Batch:
         windows: int64 [W, L], right-padded histories: one per row, or each shared by successive targets of a user.
         length: int64 [B], how many items of its window come before the target.
         target: int64 [B].
-        window: int64 [B], the window that each row belongs to, or None where row i has window i.
+        window: int64 [B], the window that each row belongs to, ascending, or None where row i has window i.
+        shapes: of shared windows, how many successive ones are read how far; what lies behind is padding.
     """
 
     row: Tensor
@@ -32,12 +35,21 @@ class Batch:
     length: Tensor
     target: Tensor
     window: Tensor | None = None
+    shapes: Shapes = ()
 
     def encode(self, model: Student, table: Tensor | None) -> Tensor:
         """User representations float [B, width]; with shared windows one causal forward pass serves all targets."""
         if self.window is None:
             return model.encode(self.windows, self.length, table)
-        return model.encode_all(self.windows, table)[self.window, self.length - 1]
+        numbers = [number for number, _ in self.shapes]
+        parts = zip(self.windows.split(numbers), self.shapes, strict=True)
+        read = torch.cat([windows[:, :width].flatten() for windows, (_, width) in parts])  # [T]
+        return model.encode_all(read, self.shapes, table)[self._first()[self.window] + self.length - 1]
+
+    def _first(self) -> Tensor:
+        """Where each window begins among the places that are read: int64 [W]."""
+        widths = torch.cat([self.length.new_full((number,), width) for number, width in self.shapes])
+        return widths.cumsum(0) - widths
 
     def histories(self, pad_id: int) -> Tensor:
         """What precedes each target in its window: int64 [B, L], right-padded."""
@@ -122,7 +134,7 @@ class PackedLoader:
     each later one goes on for half a window and reads as many items before that as fit. So every target is trained
     once per epoch, with at least half a window of history where there is as much.
 
-    A batch takes whole windows, in random order, until it has `batch_size` targets.
+    A batch takes whole windows, in random order, until it has `batch_size` targets, and orders them by their length.
     """
 
     def __init__(
@@ -146,8 +158,8 @@ class PackedLoader:
     def __len__(self) -> int:
         return -(-self.num_rows // self.batch_size)
 
-    def _cut(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows of an epoch: row numbers grouped by window int64 [N], each window's rows and end, int64 [W]."""
+    def _cut(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Windows of an epoch: row numbers by window int64 [N], each one's count of rows, begin and end, [W]."""
         length = self.pos - self.start
         half = max(self.max_len // 2, 1)
         longest = torch.zeros(int(self.sequence.max()) + 1, dtype=torch.int64)
@@ -158,31 +170,50 @@ class PackedLoader:
         key, window = (self.sequence * (int(number.max()) + 1) + number).unique(return_inverse=True)
         order = (window * (int(length.max()) + 1) + length).argsort()
         end = torch.zeros(len(key), dtype=torch.int64).scatter_reduce(0, window, self.pos, "amax")
-        return order, window.bincount(minlength=len(key)), end
+        begin = torch.zeros_like(end).scatter(0, window, self.start)
+        return order, window.bincount(minlength=len(key)), torch.maximum(begin, end - self.max_len), end
 
     def __iter__(self) -> Iterator[Batch]:
-        rows, count, end = self._cut()
+        rows, count, begin, end = self._cut()
         first = count.cumsum(0) - count  # of each window's rows, in `rows`
         shuffled = torch.randperm(len(count), generator=self.generator)
         before = count[shuffled].cumsum(0) - count[shuffled]
         sizes = (before // self.batch_size).unique_consecutive(return_counts=True)[1]
-        for windows in shuffled.split(sizes.tolist()):
+        for chosen in shuffled.split(sizes.tolist()):
+            windows = chosen[(end - begin)[chosen].argsort(stable=True)]
             window = torch.repeat_interleave(torch.arange(len(windows)), count[windows])
             offset = torch.arange(len(window)) - (count[windows].cumsum(0) - count[windows])[window]
-            yield self._batch(rows[first[windows][window] + offset], window, end[windows])
+            yield self._batch(rows[first[windows][window] + offset], window, begin[windows], end[windows])
 
-    def _batch(self, row: Tensor, window: Tensor, end: Tensor) -> Batch:
-        """Row numbers [B], their windows [B] and the place of each window's last target, int64 [W]."""
+    def _batch(self, row: Tensor, window: Tensor, begin: Tensor, end: Tensor) -> Batch:
+        """Row numbers [B], their windows [B], and the places where each window begins and has its last target, [W]."""
         device = self.items.device
-        begin = torch.zeros_like(end).scatter(0, window, self.start[row])
-        begin = torch.maximum(begin, end - self.max_len)
         place = begin[:, None] + torch.arange(self.max_len)  # [W, L]
         inside = (place < end[:, None]).to(device)
         items = self.items[place.clamp(max=len(self.items) - 1).to(device)].long()
         windows = items.masked_fill(~inside, self.pad_id)
         target = self.items[self.pos[row].to(device)].long()
         length = (self.pos[row] - begin[window]).to(device)
-        return Batch(row.to(device), windows, length, target, window.to(device))
+        return Batch(row.to(device), windows, length, target, window.to(device), shapes_of(end - begin))
+
+
+def shapes_of(widths: Tensor) -> Shapes:
+    """Windows, ascending in width, in groups whose bounds are the largest width halved again and again.
+
+    A group that would save too few places joins the next; each is as wide as its widest window.
+
+    Args:
+        widths: int64 [W], at least 1, on the CPU.
+    """
+    widest = int(widths[-1])
+    bounds = [widest >> halved for halved in range(widest.bit_length())][::-1]  # 1 .. widest
+    ends = torch.searchsorted(widths, torch.tensor(bounds), right=True).tolist()
+    shapes, begin = [], 0
+    for bound, wider, end in zip(bounds, [*bounds[1:], None], ends, strict=True):
+        if end > begin and (wider is None or (end - begin) * (wider - bound) >= _GROUP_COST):
+            shapes.append((end - begin, int(widths[end - 1])))
+            begin = end
+    return shapes
 
 
 def require_full_batch(batch_size: int, num_rows: int) -> None:

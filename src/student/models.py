@@ -1,11 +1,15 @@
 """Student architectures: small models that score every item from a history of item ids."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.student.config import ModelConfig
+
+Shapes = Sequence[tuple[int, int]]  # of histories one behind the other: so many, so wide, then so many of another width
 
 
 class ItemEmbedding(nn.Embedding):
@@ -70,7 +74,7 @@ class Student(nn.Module):
         return F.normalize(table, dim=1) if self._is_cosine else table
 
     def embed(self, history: Tensor, table: Tensor | None = None) -> Tensor:
-        """Item ids int64 [B, L] -> inputs float [B, L, hidden_size]."""
+        """Item ids int64 [...] -> inputs float [..., hidden_size]."""
         return self.input_map(self.item_embeddings(history) if table is None else F.embedding(history, table))
 
     def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
@@ -85,8 +89,20 @@ class Student(nn.Module):
         """
         raise NotImplementedError
 
-    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
-        """The user representation after every item, int64 [B, L] -> float [B, L, width]; each from what precedes it."""
+    def encode_all(self, history: Tensor, shapes: Shapes, table: Tensor | None = None) -> Tensor:
+        """The user representation after every item, each from what precedes it in its history.
+
+        Histories of different widths need no padding then. What is done to each item is done to all of them at once;
+        only what joins those of a history takes one width after the other. (Several histories in one row, told apart by
+        a mask, would do as well, but a recurrent network knows no mask.)
+
+        Args:
+            history: int64 [T], histories one behind the other; shapes: of them, none wider than max_seq_len. Places
+                count from the left, so a padded history may be cut.
+
+        Returns:
+            float [T, width].
+        """
         raise NotImplementedError
 
     def output_layer(self, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -119,22 +135,26 @@ class Attention(nn.Module):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, inputs: Tensor) -> Tensor:
-        """queries [B, L, d], inputs [B, L, d] -> [B, L, d]; position l sees the inputs up to l."""
-        batch, length, size = inputs.shape
+    def forward(self, queries: Tensor, inputs: Tensor, shapes: Shapes) -> Tensor:
+        """queries [T, d], inputs [T, d] -> [T, d]; position l of a history sees the inputs up to l."""
+        parts = (_split(part, shapes) for part in (self.query(queries), self.key(inputs), self.value(inputs)))
+        return _joined([self._mixed(*windows) for windows in zip(*parts, strict=True)])
+
+    def _mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Of histories of one width: [B, L, d] each -> [B, L, d]."""
 
         def heads(values: Tensor) -> Tensor:  # [B, H, L, d / H]
-            return values.view(batch, length, self.num_heads, -1).transpose(1, 2)
+            return values.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
         mixed = F.scaled_dot_product_attention(
-            heads(self.query(queries)),
-            heads(self.key(inputs)),
-            heads(self.value(inputs)),
+            heads(query),
+            heads(key),
+            heads(value),
             dropout_p=self.dropout.p if self.training else 0.0,
             is_causal=True,
             scale=self.scale,
         )
-        return mixed.transpose(1, 2).reshape(batch, length, size)
+        return mixed.transpose(1, 2).flatten(2)
 
     def last(self, query: Tensor, inputs: Tensor, length: Tensor) -> Tensor:
         """The same for the last position alone: query [B, d], inputs [B, L, d], length int64 [B] -> [B, d].
@@ -176,12 +196,25 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm_block = nn.LayerNorm(hidden) if config.norm == "dllm2rec" else nn.Identity()
 
-    def forward(self, inputs: Tensor, length: Tensor | None = None) -> Tensor:
-        """[B, L, d] -> [B, L, d], or where `length` int64 [B] is given only each row's last position: [B, d]."""
-        keys = self.norm_attention(inputs) if self.norm == "pre" else inputs
-        own = inputs if length is None else _at_last(inputs, length)
-        query = own if self.norm == "post" else self.norm_attention(own)
-        mixed = self.attention(query, keys) if length is None else self.attention.last(query, keys, length)
+    def forward(self, inputs: Tensor, shapes: Shapes) -> Tensor:
+        """[T, d] -> [T, d], of histories of these shapes."""
+        query, keys = self._query(inputs), self._keys(inputs)
+        return self._rest(inputs, query, self.attention(query, keys, shapes))
+
+    def last(self, inputs: Tensor, length: Tensor) -> Tensor:
+        """Each row's last position alone: [B, L, d], length int64 [B] -> [B, d]."""
+        own = _at_last(inputs, length)
+        query = self._query(own)
+        return self._rest(own, query, self.attention.last(query, self._keys(inputs), length))
+
+    def _query(self, own: Tensor) -> Tensor:
+        return own if self.norm == "post" else self.norm_attention(own)
+
+    def _keys(self, inputs: Tensor) -> Tensor:
+        return self.norm_attention(inputs) if self.norm == "pre" else inputs
+
+    def _rest(self, own: Tensor, query: Tensor, mixed: Tensor) -> Tensor:
+        """What comes after the attention: float [..., d] each -> [..., d]."""
         if self.norm == "dllm2rec":
             attended = self.norm_feed_forward(mixed + query)
             return self.norm_block(self._feed_forward(attended) + attended)
@@ -209,13 +242,24 @@ class RecencyMixing(nn.Module):
         nn.init.eye_(self.map.weight)
         nn.init.zeros_(self.map.bias)
 
-    def forward(self, inputs: Tensor, length: Tensor | None = None) -> Tensor:
-        """[B, L, d] -> [B, L, d], or where `length` int64 [B] is given only each row's last position: [B, d]."""
+    def forward(self, inputs: Tensor, shapes: Shapes) -> Tensor:
+        """[T, d] -> [T, d], of histories of these shapes."""
+        mixed = []
+        for windows in _split(inputs, shapes):  # [B, L, d]
+            place = torch.arange(windows.shape[1], device=inputs.device)
+            mixed.append(self._weights(place[:, None], place) @ windows)
+        return self.map(_joined(mixed))
+
+    def last(self, inputs: Tensor, length: Tensor) -> Tensor:
+        """Each row's last position alone: [B, L, d], length int64 [B] -> [B, d]."""
         place = torch.arange(inputs.shape[1], device=inputs.device)
-        last = place[:, None] if length is None else length[:, None] - 1
-        steps = last - place  # back from the position in question: [L, L], or [B, L]
-        weights = torch.where(steps >= 0, self.weight[steps.clamp(min=0)], 0.0)
-        return self.map(weights @ inputs if length is None else (weights[:, None] @ inputs)[:, 0])
+        weights = self._weights(length[:, None] - 1, place)  # [B, L]
+        return self.map((weights[:, None] @ inputs)[:, 0])
+
+    def _weights(self, last: Tensor, place: Tensor) -> Tensor:
+        """Of each place seen from position `last`, 0 behind it."""
+        steps = last - place
+        return torch.where(steps >= 0, self.weight[steps.clamp(min=0)], 0.0)
 
 
 class SASRec(Student):
@@ -242,18 +286,21 @@ class SASRec(Student):
         self.output = self._make_output(hidden)
 
     def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
-        return self._represent(self.blocks[-1](self._before_last_block(history, table), length))
+        shape = history.shape
+        inputs = self._before_last_block(history.flatten(), [(shape[0], shape[1])], table)
+        return self._represent(self.blocks[-1].last(inputs.unflatten(0, shape), length))
 
-    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
-        return self._represent(self.blocks[-1](self._before_last_block(history, table)))
+    def encode_all(self, history: Tensor, shapes: Shapes, table: Tensor | None = None) -> Tensor:
+        return self._represent(self.blocks[-1](self._before_last_block(history, shapes, table), shapes))
 
-    def _before_last_block(self, history: Tensor, table: Tensor | None) -> Tensor:
-        inputs = self.embed(history, table)  # [B, L, d]
+    def _before_last_block(self, history: Tensor, shapes: Shapes, table: Tensor | None) -> Tensor:
+        inputs = self.embed(history, table)  # [T, d]
         if self.config.num_blocks > 0:
-            inputs = inputs + self.position_embeddings.weight
+            positions = self.position_embeddings.weight
+            inputs = inputs + _joined([positions[:width].expand(number, -1, -1) for number, width in shapes])
         inputs = self.dropout(inputs)
         for block in self.blocks[:-1]:
-            inputs = block(inputs)
+            inputs = block(inputs, shapes)
         return inputs
 
     def _represent(self, hidden: Tensor) -> Tensor:
@@ -275,10 +322,14 @@ class GRU4Rec(Student):
         self.output = self._make_output(config.hidden_size)
 
     def encode(self, history: Tensor, length: Tensor, table: Tensor | None = None) -> Tensor:
-        return _at_last(self.encode_all(history, table), length)
+        return _at_last(self._states(self.dropout(self.embed(history, table))), length)
 
-    def encode_all(self, history: Tensor, table: Tensor | None = None) -> Tensor:
+    def encode_all(self, history: Tensor, shapes: Shapes, table: Tensor | None = None) -> Tensor:
         inputs = self.dropout(self.embed(history, table))
+        return _joined([self._states(windows) for windows in _split(inputs, shapes)])
+
+    def _states(self, inputs: Tensor) -> Tensor:
+        """[B, L, hidden_size] -> [B, L, hidden_size]."""
         # In autocast a GPU would run it in float16, whatever dtype was asked for.
         with torch.autocast(inputs.device.type, enabled=False):
             return self.gru(inputs.float())[0]
@@ -312,6 +363,19 @@ class Caser(Student):
         inputs = (self.embed(history, table) * real[..., None]).transpose(1, 2)  # [B, d, L]
         pooled = [filters(inputs).relu().amax(-1) for filters in self.horizontal]  # each [B, num_filters]
         return self.dropout(torch.cat([*pooled, self.vertical(inputs)[..., 0].relu()], 1))
+
+
+def _split(values: Tensor, shapes: Shapes) -> list[Tensor]:
+    """Values of histories one behind the other, [T, d], by width: [B, L, d] each."""
+    if len(shapes) == 1:
+        return [values.unflatten(0, shapes[0])]
+    parts = values.split([number * width for number, width in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of `_split`."""
+    return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def _at_last(values: Tensor, length: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from src.student.config import LossSettings
 from src.student.datamodule import Batch
 from src.student.models import Student
 
+_MOST_SCORES = 1 << 26  # of a step, held at once: 256 MiB
+_CACHED_SCORES, _FEWEST_ROWS = 1 << 18, 64  # fewer rows would read the output layer more often than a product is worth
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -22,11 +25,12 @@ class Scored:
 
     Attributes:
         loss: scalar; terms: its named terms, detached.
-        hidden: float [B, width], the user representations; scores: float [B, num_items], None with sampled_softmax.
+        hidden: float [B, width], the user representations; scores: float [B, num_items], None where the loss was
+            taken without holding them all (sampled_softmax; ce without a teacher's ranking, or with many items).
         table: the item table that made them with a tied output, or None.
         candidates: float [B, K], the scores of the items that were asked for, or None.
         negative: float [B], the scores of the negatives of `bce`, or None; dros: what the DROS terms share, or None.
-        log_partition: float [B, 1], the estimate of log sum_j exp(s_j) by sampled_softmax, or None.
+        log_partition: float [B, 1], log sum_j exp(s_j), estimated by sampled_softmax; None where there are scores.
     """
 
     loss: Tensor
@@ -71,8 +75,8 @@ class BaseLoss:
         """
         table = model.shared_table()
         hidden = batch.encode(model, table)
-        if self.settings.name == "sampled_softmax":
-            return self._sampled(model, batch, hidden=hidden, table=table, candidates=candidates)
+        if self.settings.name == "sampled_softmax" or self._in_chunks(batch, candidates):
+            return self._by_partition(model, batch, hidden=hidden, table=table, candidates=candidates)
         scores = model.score(hidden, table)
         if self.settings.name == "ce":
             loss = F.cross_entropy(scores, batch.target)
@@ -90,18 +94,28 @@ class BaseLoss:
         loss, terms["loss_dros"] = loss + self.settings.dros_weight * term, term.detach()
         return Scored(loss, terms, hidden, scores, table, rest, negative, robust)
 
-    def _sampled(
+    def _in_chunks(self, batch: Batch, candidates: Tensor | None) -> bool:
+        """Whether cross-entropy does without the scores of a whole batch: a teacher's ranking is compared with them."""
+        if self.settings.name != "ce":
+            return False
+        large = len(batch.target) * self.num_items > _MOST_SCORES
+        return candidates is None or large or self.settings.loss_chunk is not None
+
+    def _by_partition(
         self, model: Student, batch: Batch, *, hidden: Tensor, table: Tensor | None, candidates: Tensor | None
     ) -> Scored:
-        """`sampled_softmax`, and the scores of the candidates alone."""
+        """mean(log sum_j exp(s_j) - s_target), the sum over all items or estimated, and the candidates' scores."""
         weight, bias = model.output_layer(table)
-        negatives, proposal = self._draw(hidden.device)
-        positive, partition = sampled_softmax(weight, bias, hidden, batch.target, negatives, proposal)
+        if self.settings.name == "sampled_softmax":
+            negatives, proposal = self._draw(hidden.device)
+            positive, partition = sampled_softmax(weight, bias, hidden, batch.target, negatives, proposal)
+        else:
+            chunk = self.settings.loss_chunk or rows_at_once(self.num_items, hidden.device)
+            positive = _scores_of(batch.target[:, None], weight, bias, hidden)[:, 0]
+            partition = log_partition(weight, bias, hidden, chunk=chunk, equally=candidates is None)
         loss = (partition - positive).mean()
-        picked = None
-        if candidates is not None:  # [B, K, width] x [B, width]
-            picked = torch.einsum("bkd,bd->bk", F.embedding(candidates, weight), hidden) + bias[candidates]
-        terms = {"loss_sampled_softmax": loss.detach()}
+        picked = None if candidates is None else _scores_of(candidates, weight, bias, hidden)
+        terms = {f"loss_{self.settings.name}": loss.detach()}
         return Scored(loss, terms, hidden, None, table, picked, log_partition=partition[:, None])
 
     def _draw(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -111,6 +125,11 @@ class BaseLoss:
             return torch.randint(self.num_items, (count,), generator=self._generator).to(device), None
         negatives = torch.multinomial(proposal, count, replacement=True, generator=self._generator)
         return negatives.to(device), proposal[negatives].to(device)
+
+
+def _scores_of(items: Tensor, weight: Tensor, bias: Tensor, hidden: Tensor) -> Tensor:
+    """Scores of the items int64 [B, K] alone, from an output layer and hidden [B, width]: float [B, K]."""
+    return torch.einsum("bkd,bd->bk", F.embedding(items, weight), hidden) + bias[items]
 
 
 def require_negatives(loss: str, num_items: int, max_seq_len: int) -> None:
@@ -184,6 +203,98 @@ class _SumOfPowers(torch.autograd.Function):
         scores, weight, powers, top = saved
         gradient = (powers * scores).mul_(weight).mul_(2 * rest)
         return gradient.scatter_(1, top, 2 * largest * scores.gather(1, top) * weight[top]), None
+
+
+def rows_at_once(num_items: int, device: torch.device) -> int:
+    """Rows of scores that a step computes at a time: on a CPU what its cache holds, else what is little memory."""
+    scores = _CACHED_SCORES if device.type == "cpu" else _MOST_SCORES
+    return max(scores // num_items, _FEWEST_ROWS)
+
+
+def log_partition(weight: Tensor, bias: Tensor, hidden: Tensor, *, chunk: int, equally: bool) -> Tensor:
+    """log sum_j exp(s_j) of each row over all items, never holding more than `chunk` rows of scores: float [B].
+
+    Args:
+        weight: float [num_items, width] and bias float [num_items] of the output layer; hidden: float [B, width].
+        equally: the rows will weigh equally in the loss. Then gradients are taken in the forward pass, where the
+            scores are at hand; else the backward pass computes the scores once more, a fourth product beside three.
+    """
+    kind = hidden.device.type
+    low = torch.is_autocast_cpu_enabled() if kind == "cpu" else torch.is_autocast_enabled()
+    if low:  # autocast does not look into a function of our own
+        hidden, weight = hidden.bfloat16(), weight.bfloat16()
+    else:
+        hidden = hidden.to(weight.dtype)
+    with torch.autocast(kind, enabled=False):
+        result: Tensor = _LogPartition.apply(hidden, weight, bias, chunk, equally)
+    return result
+
+
+class _LogPartition(torch.autograd.Function):
+    """See `log_partition`: d/dh = p W, d/dW = p^T h, d/db = p summed over rows, with p = softmax(s), row by row."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor, chunk: int, equally: bool) -> Tensor:
+        result = hidden.new_empty(len(hidden), dtype=torch.float32)
+        gradients = _Gradients(hidden, weight) if equally else None
+        for rows in _slices(len(hidden), chunk):
+            scores = _chunk_of_scores(hidden[rows], weight, bias)
+            shift = scores.amax(1, keepdim=True)
+            powers = scores.sub_(shift).exp_()
+            total = powers.sum(1, keepdim=True)
+            result[rows] = (shift + total.log())[:, 0]
+            if gradients is not None:
+                gradients.add(rows, powers.mul_(1 / total))
+        if gradients is not None:
+            ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        else:
+            ctx.save_for_backward(hidden, weight, bias, result)
+        ctx.chunk = chunk  # type: ignore[attr-defined]
+        return result
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        if len(saved) == 3:
+            share = gradient[0]
+            return saved[0] * share, saved[1] * share, saved[2] * share, None, None
+        hidden, weight, bias, result = saved
+        gradients = _Gradients(hidden, weight)
+        for rows in _slices(len(hidden), ctx.chunk):  # type: ignore[attr-defined]
+            powers = _chunk_of_scores(hidden[rows], weight, bias).sub_(result[rows, None]).exp_()
+            gradients.add(rows, powers.mul_(gradient[rows, None]))
+        return gradients.hidden, gradients.weight, gradients.bias, None, None
+
+
+class _Gradients:
+    """Gradients of an output layer and its input, float32, collected from those of chunks of scores."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        self._hidden, self._weight = hidden, weight
+        self.hidden = torch.empty_like(hidden)
+        self.weight = torch.zeros_like(weight, dtype=torch.float32)
+        self.bias = self.weight.new_zeros(len(weight))
+
+    def add(self, rows: slice, scores: Tensor) -> None:
+        """The gradient of the scores of some rows: float32 [b, num_items]."""
+        self.bias += scores.sum(0)
+        scores = scores.to(self._weight.dtype)
+        self.hidden[rows] = scores @ self._weight
+        if scores.dtype == torch.float32:
+            self.weight.addmm_(scores.T, self._hidden[rows])
+        else:
+            self.weight += scores.T @ self._hidden[rows]
+
+
+def _chunk_of_scores(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """float32 [b, num_items]; on a CPU `addmm` takes two thirds of the time of a product into new memory."""
+    if weight.dtype == torch.float32:
+        return torch.addmm(bias, hidden, weight.T)
+    return (hidden @ weight.T).float().add_(bias)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
 def sampled_softmax(

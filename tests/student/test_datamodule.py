@@ -1,5 +1,6 @@
 """Batches: every row once, the last one short, an order that repeats; packed windows lose and leak nothing."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from src.core.data_utils import Rows
 from src.core.errors import UserError
 from src.core.seed import generator
+from src.student import datamodule
 from src.student.config import ModelConfig
-from src.student.datamodule import ShuffledBatches, build_train_loader
+from src.student.datamodule import ShuffledBatches, build_train_loader, shapes_of
 from src.student.models import build_model
 
 CPU = torch.device("cpu")
@@ -151,18 +153,60 @@ def test_cuts_and_order_change_with_the_epoch_and_repeat_for_a_seed(long_rows):
     assert sorted(first[0]) != sorted(first[1])  # other lengths, so other cuts
 
 
+def test_windows_of_like_widths_are_read_together():
+    widths = torch.tensor([1] * 70 + [3] * 60 + [6] + [9] * 40 + [20, 50])
+
+    # Bounds 1, 3, 6, 12, 25, 50. 70 x (3 - 1) >= 128, 60 x (6 - 3) >= 128; 1 x 6 is too few, so the six join the nines:
+    # 41 x (25 - 12) >= 128; a single 20 joins the 50.
+    assert shapes_of(widths) == [(70, 1), (60, 3), (41, 9), (2, 50)]
+    assert shapes_of(widths[:1]) == [(1, 1)]
+
+
+@pytest.fixture
+def every_width(monkeypatch):
+    monkeypatch.setattr(datamodule, "_GROUP_COST", 1)
+
+
+def test_a_batch_reads_all_that_precedes_its_targets(long_rows, every_width):
+    for batch in packed(long_rows, 10, len(long_rows)):
+        assert len(batch.shapes) > 1 and sum(number for number, _ in batch.shapes) == len(batch.windows)
+        widths = torch.cat([torch.full((number,), width) for number, width in batch.shapes])
+        behind = torch.arange(10) >= widths[:, None]
+        assert (batch.windows[behind] == PAD).all()
+        assert (batch.window.diff() >= 0).all()
+
+
 @pytest.mark.parametrize(
-    "norm, blocks, heads, tied", [("dllm2rec", 1, 1, False), ("pre", 2, 2, True), ("post", 2, 4, False)]
+    "norm, blocks, heads, tied",
+    [("dllm2rec", 1, 1, False), ("pre", 2, 2, True), ("post", 2, 4, False), ("pre", 0, 1, True)],
 )
-def test_packed_sasrec_is_the_mean_of_the_row_wise_losses(fill_with_ramp, tiny_dataset, norm, blocks, heads, tied):
+def test_packed_sasrec_is_the_mean_of_the_row_wise_losses(
+    fill_with_ramp, tiny_dataset, every_width, norm, blocks, heads, tied
+):
     config = ModelConfig("sasrec", 12, 8, 8, 6, 0.0, (), (), blocks, heads, norm, tied)
     _check_packed(fill_with_ramp(build_model(config)), tiny_dataset)
 
 
 @pytest.mark.parametrize("layers, tied", [(1, False), (2, True)])
-def test_packed_gru_is_the_mean_of_the_row_wise_losses(fill_with_ramp, tiny_dataset, layers, tied):
+def test_packed_gru_is_the_mean_of_the_row_wise_losses(fill_with_ramp, tiny_dataset, every_width, layers, tied):
     config = ModelConfig("gru4rec", 12, 8, 8, 6, 0.0, num_blocks=layers, tied_output=tied)
     _check_packed(fill_with_ramp(build_model(config)), tiny_dataset)
+
+
+@pytest.mark.parametrize("num_blocks", [0, 2])
+def test_widths_apart_are_the_padded_windows(fill_with_ramp, long_rows, every_width, num_blocks):
+    """Representations and gradients of batches of several widths against the same windows at full width."""
+    model = fill_with_ramp(build_model(ModelConfig("sasrec", PAD, 8, 8, 10, 0.0, num_blocks=num_blocks, norm="pre")))
+    for batch in packed(long_rows, 10, len(long_rows)):
+        results = []
+        for shapes in (batch.shapes, [batch.windows.shape]):
+            hidden = replace(batch, shapes=shapes).encode(model, None)
+            model.zero_grad()
+            hidden.square().sum().backward()
+            results.append([hidden, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        assert len(batch.shapes) > 1
+        for apart, padded in zip(*results, strict=True):
+            torch.testing.assert_close(apart, padded, rtol=1e-4, atol=1e-5)
 
 
 def _check_packed(model, dataset):

@@ -137,11 +137,11 @@ def test_attention_by_hand():
             layer.bias.fill_(0.0)
     inputs = torch.tensor([[[1.0], [3.0], [9.0]]])
     alone = attention.last(torch.tensor([[2.0]]), inputs, torch.tensor([2]))
-    among = attention(torch.tensor([[[7.0], [2.0], [7.0]]]), inputs)
+    among = attention(torch.tensor([[7.0], [2.0], [7.0]]), inputs[0], [(1, 3)])
 
     first = math.exp(2 * 1) / (math.exp(2 * 1) + math.exp(2 * 3))
     assert alone.item() == pytest.approx(first * 1 + (1 - first) * 3, rel=1e-6)
-    assert among[0, 1].item() == pytest.approx(first * 1 + (1 - first) * 3, rel=1e-6)
+    assert among[1].item() == pytest.approx(first * 1 + (1 - first) * 3, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -194,7 +194,7 @@ def test_cosine_scores_are_those_of_every_position_and_within_the_temperature(fi
 
     scores = model(history, lengths)
 
-    torch.testing.assert_close(model.score(model.encode_all(history, table)[0, :4], table), scores)
+    torch.testing.assert_close(model.score(model.encode_all(history[0, :4], [(1, 4)], table), table), scores)
     assert 0.1 < scores.abs().max() <= 5 + 1e-5
     with torch.no_grad():  # only directions count
         model.item_embeddings.weight.mul_(3 if tied_output else 1)

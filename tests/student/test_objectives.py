@@ -9,10 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from src.core.errors import UserError
+from src.student import objectives
 from src.student.config import LOSSES, LossSettings, ModelConfig
 from src.student.datamodule import Batch
 from src.student.models import build_model
-from src.student.objectives import BaseLoss, Dros, bce, propensity, sample_negatives, sampled_softmax
+from src.student.objectives import (
+    BaseLoss,
+    Dros,
+    bce,
+    log_partition,
+    propensity,
+    rows_at_once,
+    sample_negatives,
+    sampled_softmax,
+)
 
 CPU = torch.device("cpu")
 SCORES = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, 1.0]])
@@ -162,6 +172,77 @@ def test_cross_entropy(tiny_dataset, model, batch):
     assert scored.loss.item() == pytest.approx(-log_softmax[batch.row, batch.target].mean().item(), rel=1e-5)
     assert scored.terms == {"loss_ce": scored.loss}
     assert scored.negative is None
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 32, 100])
+@pytest.mark.parametrize("equally", [True, False])
+def test_log_partition_in_chunks_is_logsumexp(model, batch, chunk, equally):
+    weight, bias = (part.detach().double().float() for part in model.output_layer())
+    hidden = model.encode(batch.windows, batch.length).detach()
+    rows = torch.full((32,), 0.25) if equally else torch.arange(32.0) - 7
+
+    def outcome(partition):
+        inputs = [part.clone().requires_grad_() for part in (weight, bias, hidden)]
+        result = partition(*inputs)
+        (result * rows).sum().backward()
+        return [result, *(part.grad for part in inputs)]
+
+    found = outcome(lambda w, b, h: log_partition(w, b, h, chunk=chunk, equally=equally))
+    wanted = outcome(lambda w, b, h: (h @ w.T + b).logsumexp(1))
+    for ours, plain in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_log_partition_of_large_scores_is_finite():
+    weight = torch.tensor([[1000.0], [-1000.0]], requires_grad=True)
+
+    result = log_partition(weight, torch.zeros(2), torch.ones(1, 1), chunk=1, equally=True)
+    result.sum().backward()
+
+    assert result.item() == 1000.0  # log(e^1000 + e^-1000)
+    assert weight.grad.tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("candidates", [None, torch.tensor([[3, 0]] * 32)])
+def test_cross_entropy_in_chunks_is_that_of_all_scores(fill_with_ramp, tiny_dataset, batch, tied, candidates):
+    """With a teacher's ranking beside it, whose partition and scores have gradients, too."""
+    config = ModelConfig("sasrec", 12, 8, 8, 5, 0.0, tied_output=tied)
+    outcomes = []
+    for chunk in (None, 7):
+        model = fill_with_ramp(build_model(config))
+        scored = base_loss(tiny_dataset, name="ce", loss_chunk=chunk)(model, batch, candidates)
+        loss = scored.loss
+        if candidates is not None:
+            partition = scored.log_partition if scored.scores is None else scored.scores.logsumexp(1, keepdim=True)
+            loss = loss + ((partition - scored.candidates) * torch.arange(32.0)[:, None]).mean()
+            assert (scored.scores is None) == (chunk is not None)
+        loss.backward()
+        outcomes.append([loss, *(parameter.grad for parameter in model.parameters())])
+    assert len(outcomes[0]) > 10
+    for whole, parts in zip(*outcomes, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_no_step_holds_the_scores_of_more_rows_than_a_chunk(tiny_dataset, model, batch, monkeypatch):
+    sizes = []
+
+    def recorded(hidden, weight, bias):
+        sizes.append(len(hidden))
+        return scores_of(hidden, weight, bias)
+
+    scores_of = objectives._chunk_of_scores
+    monkeypatch.setattr(objectives, "_chunk_of_scores", recorded)
+    base_loss(tiny_dataset, name="ce", loss_chunk=10)(model, batch).loss.backward()
+    assert sizes == [10, 10, 10, 2]
+
+
+@pytest.mark.parametrize(
+    "device, num_items, rows", [("cpu", 12_000, 64), ("cpu", 1000, 262), ("cuda", 300_000, 223), ("cuda", 10**7, 64)]
+)
+def test_rows_at_once(device, num_items, rows):
+    # 2^18 scores of a CPU's cache / 1000 items; 2^26 on a GPU / 300,000; never fewer than 64.
+    assert rows_at_once(num_items, torch.device(device)) == rows
 
 
 def test_bce_dros_is_the_weighted_sum(tiny_dataset, model, batch):
