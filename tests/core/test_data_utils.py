@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.data_utils import Rows, SequenceDataset, load_dataset, make_titles, number_ids
-from src.core.datasets.base import SplitConfig
+from src.core.data_utils import Rows, SequenceDataset, load_dataset
+from src.core.datasets.base import Ids, SplitConfig
 from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
+from src.core.sequences.titles import make_titles
 
 LOGGER = logging.getLogger("test_data_utils")
 ITEMS = "item,title\n" + "".join(f"{i},Title {i}\n" for i in range(1, 10))
@@ -161,7 +162,7 @@ def test_max_train_rows_samples_in_order(tmp_path):
 @pytest.fixture
 def rows() -> Rows:
     items = np.array([10, 11, 12, 13, 20, 21], dtype=np.int32)
-    return Rows(items, np.array([0, 0, 4]), np.array([1, 3, 5]), np.array([0, 0, 1], dtype=np.int32))
+    return Rows(items, np.array([0, 4, 6]), np.array([1, 3, 5]))
 
 
 def test_windows_keep_the_last_items_and_pad_right(rows):
@@ -200,13 +201,13 @@ def test_rows_are_immutable(rows):
 
 
 def test_ids_are_ordered_by_value_when_all_are_numbers():
-    codes, ids = number_ids(np.array(["10", "9", "10", "100"], dtype=object))
+    codes, ids = Ids.of(np.array(["10", "9", "10", "100"], dtype=object)).in_order()
     assert ids == ["9", "10", "100"]
     assert codes.tolist() == [1, 0, 1, 2]
 
 
 def test_ids_are_ordered_as_text_otherwise():
-    codes, ids = number_ids(np.array(["b2", "10", "9"], dtype=object))
+    codes, ids = Ids.of(np.array(["b2", "10", "9"], dtype=object)).in_order()
     assert ids == ["10", "9", "b2"]
     assert codes.tolist() == [2, 0, 1]
 
@@ -283,7 +284,7 @@ def test_what_was_kept_is_the_same_data_set_without_the_raw_files_being_read(tmp
     second = load(config, tmp_path)
     assert same(first, second)
     assert 'Comma, and "quote"' in second.titles
-    assert second.train.items.dtype == np.int32 and second.train.pos.dtype == np.int64
+    assert second.train.items.dtype == np.int32 and second.train.pos.dtype == np.int32
     assert load(replace(config, max_seq_len=3), tmp_path).max_seq_len == 3
 
 

@@ -224,7 +224,7 @@ def test_a_data_set_of_ones_own_reads_as_described(tmp_path) -> None:
     (tmp_path / "songs.txt").write_text("7\tBlue\n8\tA Green Song\n")
     source, config = module["Plays"](), module["PlaysConfig"]()
     found = source.read(config, tmp_path)
-    assert (list(found.users), list(found.items), list(found.timestamps)) == (
+    assert (found.users.tolist(), found.items.tolist(), found.timestamps.tolist()) == (
         ["ann", "bob"],
         ["7", "8"],
         [100.0, 200.0],
