@@ -11,6 +11,7 @@ from src.core.data_utils import Rows, SequenceDataset, load_dataset
 from src.core.datasets.base import Ids, SplitConfig
 from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
+from src.core.sequences import numbering
 from src.core.sequences.titles import make_titles
 
 LOGGER = logging.getLogger("test_data_utils")
@@ -109,6 +110,20 @@ def test_exact_repeats_are_dropped_or_kept_and_counted(tmp_path, caplog, duplica
     assert f"{said} 10 of 20 interactions that repeat user, item and time exactly" in caplog.messages
 
 
+@pytest.mark.parametrize("block", [1, 4, 7])
+@pytest.mark.parametrize("method", ["leave_one_out", "temporal"])
+def test_a_log_in_blocks_of_users_is_the_log(tmp_path, monkeypatch, block, method):
+    random = np.random.default_rng(0)
+    lines = [f"{u},{i},{t}\n" for u, i, t in zip(*(random.integers(1, n, 90) for n in (9, 4, 9)), strict=True)]
+    config = csv_config(tmp_path, "user,item,timestamp\n" + "".join(lines), split=SplitConfig(method=method))
+    whole = load_dataset(config, tmp_path / "whole", LOGGER)
+    monkeypatch.setattr(numbering, "_BLOCK", block)
+    assert load_dataset(config, tmp_path / "blocks", LOGGER).fingerprint == whole.fingerprint
+    # As sorting the lines does it that come first of their kind: by user, then time, then place.
+    log = sorted((line.split(",") for line in dict.fromkeys(lines)), key=lambda fields: (fields[0], int(fields[2])))
+    assert [whole.item_ids[item] for item in whole.train.items] == [item for _, item, _ in log]
+
+
 def test_the_same_pair_at_another_time_is_no_repeat(tmp_path, caplog):
     dataset = load(csv_config(tmp_path, LOG + "1,4,31\n1,4,31\n1,4,30\n"), tmp_path)
     assert "dropped 2 of 13 interactions that repeat user, item and time exactly" in caplog.messages
@@ -185,6 +200,13 @@ def test_select_and_history(rows):
     assert chosen.targets.tolist() == [13, 21]
     assert chosen.history(0).tolist() == [10, 11, 12]
     assert chosen.user.tolist() == [0, 1]
+
+
+def test_rows_in_parts_are_the_rows(rows):
+    parts = list(rows.parts(2))
+    assert [len(part) for part in parts] == [2, 1]
+    assert np.concatenate([part.start for part in parts]).tolist() == rows.start.tolist() == [0, 0, 4]
+    assert [rows.target(i) for i in range(3)] == rows.targets.tolist()
 
 
 def test_windows_of_no_rows(rows):

@@ -230,6 +230,7 @@ def test_a_data_set_of_ones_own_reads_as_described(tmp_path) -> None:
         [100.0, 200.0],
     )
     assert found.titles == {"7": "Blue", "8": "A Green Song"}
+    assert found.users.values.tolist() == ["ann", "bob"]
     (tmp_path / "plays.txt").write_text("ann 7\n")
     with pytest.raises(UserError, match=r"plays\.txt:1: 2 fields, must be 3"):
         source.read(config, tmp_path)

@@ -6,6 +6,7 @@ https://nijianmo.github.io/amazon/ (2018) and https://amazon-reviews-2023.github
 
 import html
 import re
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -198,12 +199,14 @@ def _read_reviews(path: Path, kind: Files) -> tuple[Ids, Ids, np.ndarray]:
     fields = kind.fields
     users: list[str] = []
     items: list[str] = []
-    times: list[int] = []
+    times = array("q")
+    known: dict[str, str] = {}  # so that an id is one object however often it occurs
     for line, review in read_object_lines(path, (fields.user, fields.item, fields.time)):
         where = f"{path}:{line}"
         times.append(_time(where, review, fields.time))
-        users.append(_id(where, review, fields.user))
-        items.append(_id(where, review, fields.item))
+        for ids, name in ((users, fields.user), (items, fields.item)):
+            raw_id = _id(where, review, name)
+            ids.append(known.setdefault(raw_id, raw_id))
     user, item = (Ids.of(np.array(column, dtype=object)) for column in (users, items))
     return user, item, np.array(times, dtype=np.int64)
 

@@ -22,11 +22,12 @@ def make_titles(raw_titles: list[str], item_ids: list[str], logger: logging.Logg
     titles = [title or f"item {raw}" for title, raw in zip(titles, item_ids, strict=True)]
     taken = {title.casefold() for title in titles}
     seen: set[str] = set()
+    numbers: dict[str, int] = {}
     repeated = 0
     for i, title in enumerate(titles):
         if title.casefold() in seen:
             repeated += 1
-            titles[i] = _free_title(title, taken)
+            titles[i] = _free_title(title, taken, numbers)
             taken.add(titles[i].casefold())
         seen.add(title.casefold())
     if repeated:
@@ -41,8 +42,10 @@ def _one_line(title: str) -> str:
     return title if is_seen else ""
 
 
-def _free_title(title: str, taken: set[str]) -> str:
-    number = 2
+def _free_title(title: str, taken: set[str], numbers: dict[str, int]) -> str:
+    """The title with the lowest number that is free; `numbers` has the last one of each."""
+    number = numbers.get(title.casefold(), 1) + 1
     while f"{title} ({number})".casefold() in taken:
         number += 1
+    numbers[title.casefold()] = number
     return f"{title} ({number})"

@@ -109,6 +109,33 @@ def test_damaged_files_are_made_again(tmp_path, caplog, make, name, damage):
     assert make.calls == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("items", [2, 0, 1, 3]),  # no such item
+        ("items", [2, 0, 1]),
+        ("bounds", [0, 3]),
+        ("bounds", [1, 4]),
+        ("bounds", [0, 3, 2, 4]),
+        ("bounds", []),
+        ("train", [0]),  # a history without an item
+        ("valid", [4]),
+        ("test", [-1]),
+        ("test", [[1]]),
+        ("test", [1.0]),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_made_again(tmp_path, caplog, make, name, values):
+    """As if they had been written like that, so that their hashes do not give them away."""
+    load(tmp_path, make)
+    (folder,) = kept(tmp_path)
+    np.save(folder / ARRAY_FILES[name], np.array(values) if values else np.zeros(0, np.int64))
+    artefact = Artefact(name="processed data", record_file=folder / RECORD_FILE, base=folder)
+    artefact.complete(files={file: cache.sha256_file(folder / file) for file in FILES})
+    assert load(tmp_path, make).fingerprint() == processed().fingerprint()
+    assert make.calls == 2 and "the arrays hold other users, items or rows than items.csv" in caplog.text
+
+
 def test_what_a_killed_process_left_does_not_count_and_goes(tmp_path, caplog, make):
     load(tmp_path, make)
     (folder,) = kept(tmp_path)
