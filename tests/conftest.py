@@ -92,14 +92,9 @@ def fill_with_ramp() -> Callable[..., nn.Module]:
 def _make_rows(sequences: list[list[int]], splits: list[list[tuple[int, int]]]) -> list[Rows]:
     """One `Rows` per split; a row is (sequence, place of its target in it)."""
     items = np.array([item for sequence in sequences for item in sequence], dtype=np.int32)
-    begin = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+    bounds = np.cumsum([0, *(len(sequence) for sequence in sequences)])
     return [
-        Rows(
-            items,
-            np.array([begin[user] for user, _ in split], dtype=np.int64),
-            np.array([begin[user] + place for user, place in split], dtype=np.int64),
-            np.array([user for user, _ in split], dtype=np.int32),
-        )
+        Rows(items, bounds, np.array([bounds[user] + place for user, place in split], dtype=np.int64))
         for split in splits
     ]
 

@@ -68,6 +68,14 @@ def test_data_processing(printed, raw_dir) -> None:
     assert result["ml-100k"]["train_rows"] > 500 and result["synthetic-ml-1m"]["train_rows"] > 10000
 
 
+def test_data_processing_grows(printed, tmp_path) -> None:
+    result = printed(data_processing, "--interactions", "60000", "--millions", ".01", "--plot", str(tmp_path / "a.png"))
+    (one,) = result["growth"]
+    assert one["interactions"] == 10000 and one["process_train_rows"] == one["cached_train_rows"] > 9000
+    assert one["batch_batches"] == -(-one["process_train_rows"] // 1024) and one["batch_gib"] > 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_epoch(printed, raw_dir, monkeypatch) -> None:
     monkeypatch.setattr(epoch, "REPEATS", 1)
     monkeypatch.setattr(epoch, "evaluation_seconds", lambda: 0.0)

@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.fuzzing.reader import Reader
-from src.core.data_utils import Rows, _process
+from src.core.data_utils import _process
 from src.core.datasets.amazon import FILES, AmazonConfig
 from src.core.datasets.base import DatasetConfig
-from src.core.datasets.cache import ITEMS_FILE, RECORD_FILE, ROWS_FILE, SPLITS, Processed, _load, load_or_make
 from src.core.datasets.csv_log import CsvConfig
 from src.core.datasets.lastfm import FILES as LASTFM_FILES
 from src.core.datasets.lastfm import LastfmConfig
 from src.core.datasets.movielens import RELEASES, MovielensConfig
 from src.core.datasets.sources import SOURCES, find_raw_files
 from src.core.files import sha256_file
+from src.core.sequences.cache import FILES as CACHE_FILES
+from src.core.sequences.cache import RECORD_FILE, SPLITS, Processed, _load, load_or_make
 
 LOGGER = logging.getLogger("fuzz")
 _USERS, _ITEMS = 4, 6
@@ -125,10 +126,10 @@ _MADE_FROM = {"dataset.name": "toy", "dataset.min_user_inter": 3}
 
 def _processed() -> Processed:
     items = np.array([item for _, item, _ in _LOG], dtype=np.int32)
-    start, user = np.repeat(np.arange(_USERS) * 5, 3), np.repeat(np.arange(_USERS, dtype=np.int32), 3)
-    rows = {split: (start, start + 1 + np.tile(np.arange(3), _USERS), user) for split in SPLITS}
+    bounds = np.arange(_USERS + 1) * 5
+    pos = {split: np.repeat(bounds[:-1], 3) + 1 + np.tile(np.arange(3), _USERS) for split in SPLITS}
     titles = [f'A "{i}", é' for i in range(_ITEMS)]
-    return Processed(num_users=_USERS, item_ids=[f"i{i}" for i in range(_ITEMS)], titles=titles, items=items, rows=rows)
+    return Processed(item_ids=[f"i{i}" for i in range(_ITEMS)], titles=titles, items=items, bounds=bounds, pos=pos)
 
 
 def _make_cache(folder: Path) -> None:
@@ -143,7 +144,7 @@ def _read_cache(folder: Path) -> Processed | None:
     if processed is not None:
         processed.fingerprint()
         for split in SPLITS:
-            Rows(processed.items, *processed.rows[split]).windows(5, len(processed.titles))
+            processed.rows(split).windows(5, len(processed.titles))
     return processed
 
 
@@ -151,12 +152,12 @@ def _read_rehashed(folder: Path) -> Processed | None:
     """As if it had been written like that, so that the hashes in its record do not give it away."""
     record = folder / "cache" / RECORD_FILE
     content = json.loads(record.read_text())
-    content["files"] = {name: sha256_file(folder / "cache" / name) for name in (ROWS_FILE, ITEMS_FILE)}
+    content["files"] = {name: sha256_file(folder / "cache" / name) for name in CACHE_FILES}
     record.write_text(json.dumps(content))
     return _read_cache(folder)
 
 
-_CACHE_FILES = (f"cache/{ROWS_FILE}", f"cache/{ITEMS_FILE}")
+_CACHE_FILES = tuple(f"cache/{name}" for name in CACHE_FILES)
 
 READERS = {
     "movielens_100k": _movielens("100k"),

@@ -53,8 +53,7 @@ def dataset() -> SequenceDataset:
     items = np.array([(user + place) % NUM_ITEMS for user in range(6) for place in range(6)], dtype=np.int32)
 
     def rows(places: list[int]) -> Rows:
-        start, user = np.repeat(np.arange(6) * 6, len(places)), np.repeat(np.arange(6, dtype=np.int32), len(places))
-        return Rows(items, start, start + np.tile(places, 6), user)
+        return Rows(items, np.arange(7) * 6, np.repeat(np.arange(6) * 6, len(places)) + np.tile(places, 6))
 
     names = [f"i{i}" for i in range(NUM_ITEMS)]
     titles = [f"Title {i}" for i in range(NUM_ITEMS)]

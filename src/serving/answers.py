@@ -142,14 +142,9 @@ def _read_csv(path: Path) -> Iterator[_Line]:
 
 
 def _read_parquet(path: Path) -> Iterator[_Line]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow, which cannot be imported ({error}); install it by poetry install "
-            "--extras parquet, or write the histories as CSV"
-        ) from None
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             _places(path, file.schema_arrow.names)

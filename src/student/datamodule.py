@@ -78,21 +78,21 @@ class Loader(Protocol):
 
 
 class RowDataset(Dataset[Batch]):
-    """Rows as tensors on the device; indexing takes a whole batch of row numbers at once."""
+    """Rows as tensors on the device; indexing takes a whole batch of row numbers at once.
+
+    Windows are cut when they are asked for: all of a log's rows would take its length times `max_len`.
+    """
 
     def __init__(self, rows: Rows, max_len: int, pad_id: int, device: torch.device) -> None:
-        history, length, target = rows.windows(max_len, pad_id)
-        # int32 halves the memory of the one large tensor; ids never need more.
-        self.history = torch.from_numpy(history).to(device, torch.int32)  # [N, L]
-        self.length = torch.from_numpy(length).to(device)
-        self.target = torch.from_numpy(target).to(device)
+        self.rows, self.max_len, self.pad_id, self.device = rows, max_len, pad_id, device
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.rows)
 
     def __getitem__(self, row: Tensor) -> Batch:
-        row = row.to(self.target.device)
-        return Batch(row, self.history[row].long(), self.length[row], self.target[row])
+        windows = self.rows.windows(self.max_len, self.pad_id, row.numpy())
+        history, length, target = (torch.from_numpy(values).to(self.device) for values in windows)
+        return Batch(row.to(self.device), history, length, target)
 
 
 class ShuffledBatches(Sampler[Tensor]):

@@ -280,7 +280,7 @@ def _micro_batches(teacher: TeacherModel, rows: np.ndarray, seeds: list[int]) ->
     train, config = teacher.dataset.train, teacher.config
     examples = []
     for row in rows.tolist():
-        history, target = train.history(row), int(train.targets[row])
+        history, target = train.history(row), train.target(row)
         random = np.random.default_rng([*seeds, 1, row])
         candidates = sample_candidates(
             random, num_items=teacher.dataset.num_items, count=config.num_candidates, history=history, target=target

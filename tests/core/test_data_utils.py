@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.data_utils import Rows, SequenceDataset, load_dataset, make_titles, number_ids
-from src.core.datasets.base import SplitConfig
+from src.core.data_utils import Rows, SequenceDataset, load_dataset
+from src.core.datasets.base import Ids, SplitConfig
 from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
+from src.core.sequences import numbering
+from src.core.sequences.titles import make_titles
 
 LOGGER = logging.getLogger("test_data_utils")
 ITEMS = "item,title\n" + "".join(f"{i},Title {i}\n" for i in range(1, 10))
@@ -108,6 +110,20 @@ def test_exact_repeats_are_dropped_or_kept_and_counted(tmp_path, caplog, duplica
     assert f"{said} 10 of 20 interactions that repeat user, item and time exactly" in caplog.messages
 
 
+@pytest.mark.parametrize("block", [1, 4, 7])
+@pytest.mark.parametrize("method", ["leave_one_out", "temporal"])
+def test_a_log_in_blocks_of_users_is_the_log(tmp_path, monkeypatch, block, method):
+    random = np.random.default_rng(0)
+    lines = [f"{u},{i},{t}\n" for u, i, t in zip(*(random.integers(1, n, 90) for n in (9, 4, 9)), strict=True)]
+    config = csv_config(tmp_path, "user,item,timestamp\n" + "".join(lines), split=SplitConfig(method=method))
+    whole = load_dataset(config, tmp_path / "whole", LOGGER)
+    monkeypatch.setattr(numbering, "_BLOCK", block)
+    assert load_dataset(config, tmp_path / "blocks", LOGGER).fingerprint == whole.fingerprint
+    # As sorting the lines does it that come first of their kind: by user, then time, then place.
+    log = sorted((line.split(",") for line in dict.fromkeys(lines)), key=lambda fields: (fields[0], int(fields[2])))
+    assert [whole.item_ids[item] for item in whole.train.items] == [item for _, item, _ in log]
+
+
 def test_the_same_pair_at_another_time_is_no_repeat(tmp_path, caplog):
     dataset = load(csv_config(tmp_path, LOG + "1,4,31\n1,4,31\n1,4,30\n"), tmp_path)
     assert "dropped 2 of 13 interactions that repeat user, item and time exactly" in caplog.messages
@@ -161,7 +177,7 @@ def test_max_train_rows_samples_in_order(tmp_path):
 @pytest.fixture
 def rows() -> Rows:
     items = np.array([10, 11, 12, 13, 20, 21], dtype=np.int32)
-    return Rows(items, np.array([0, 0, 4]), np.array([1, 3, 5]), np.array([0, 0, 1], dtype=np.int32))
+    return Rows(items, np.array([0, 4, 6]), np.array([1, 3, 5]))
 
 
 def test_windows_keep_the_last_items_and_pad_right(rows):
@@ -186,6 +202,13 @@ def test_select_and_history(rows):
     assert chosen.user.tolist() == [0, 1]
 
 
+def test_rows_in_parts_are_the_rows(rows):
+    parts = list(rows.parts(2))
+    assert [len(part) for part in parts] == [2, 1]
+    assert np.concatenate([part.start for part in parts]).tolist() == rows.start.tolist() == [0, 0, 4]
+    assert [rows.target(i) for i in range(3)] == rows.targets.tolist()
+
+
 def test_windows_of_no_rows(rows):
     history, length, target = rows.windows(3, 99, np.array([], dtype=np.int64))
     assert history.shape == (0, 3) and len(length) == len(target) == 0
@@ -200,13 +223,13 @@ def test_rows_are_immutable(rows):
 
 
 def test_ids_are_ordered_by_value_when_all_are_numbers():
-    codes, ids = number_ids(np.array(["10", "9", "10", "100"], dtype=object))
+    codes, ids = Ids.of(np.array(["10", "9", "10", "100"], dtype=object)).in_order()
     assert ids == ["9", "10", "100"]
     assert codes.tolist() == [1, 0, 1, 2]
 
 
 def test_ids_are_ordered_as_text_otherwise():
-    codes, ids = number_ids(np.array(["b2", "10", "9"], dtype=object))
+    codes, ids = Ids.of(np.array(["b2", "10", "9"], dtype=object)).in_order()
     assert ids == ["10", "9", "b2"]
     assert codes.tolist() == [2, 0, 1]
 
@@ -283,7 +306,7 @@ def test_what_was_kept_is_the_same_data_set_without_the_raw_files_being_read(tmp
     second = load(config, tmp_path)
     assert same(first, second)
     assert 'Comma, and "quote"' in second.titles
-    assert second.train.items.dtype == np.int32 and second.train.pos.dtype == np.int64
+    assert second.train.items.dtype == np.int32 and second.train.pos.dtype == np.int32
     assert load(replace(config, max_seq_len=3), tmp_path).max_seq_len == 3
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.core.errors import UserError
-from src.core.foreign.arrays import read_array, read_arrays
+from src.core.foreign.arrays import map_array, read_array, read_arrays
 
 SOUND = {
     "numbers": np.arange(6.0).reshape(2, 3),
@@ -35,6 +35,27 @@ def test_single_arrays(tmp_path, name):
     np.save(tmp_path / "a.npy", SOUND[name])
     read = read_array(tmp_path / "a.npy", max_bytes=SOUND[name].nbytes, advice="")
     assert read.dtype == SOUND[name].dtype and np.array_equal(read, SOUND[name])
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_arrays_of_numbers_that_stay_in_their_file(tmp_path, name):
+    path, array = tmp_path / "a.npy", SOUND[name]
+    np.save(path, array)
+    if name in ("columns", "text"):
+        with pytest.raises(UserError, match=r"a\.npy: not an array file, or a damaged one .*; make it again"):
+            map_array(path, advice="make it again")
+        return
+    content = path.read_bytes()
+    read = map_array(path, advice="")
+    assert read.dtype == array.dtype and np.array_equal(read, array)
+    read[...] = 1
+    assert path.read_bytes() == content
+    path.write_bytes(content + b"0")
+    with pytest.raises(UserError, match="which the file does not hold"):
+        map_array(path, advice="")
+    path.unlink()
+    with pytest.raises(UserError, match="missing file"):
+        map_array(path, advice="")
 
 
 def test_the_bound_is_that_of_all_arrays_together(tmp_path):
@@ -79,6 +100,8 @@ def test_hostile_single_arrays(tmp_path, header):
     (tmp_path / "a.npy").write_bytes(hostile.npy_header(header.format(1 << 40)) + bytes(64))
     with pytest.raises(UserError, match="it announces an array of shape"):
         read_array(tmp_path / "a.npy", max_bytes=1000, advice="")
+    with pytest.raises(UserError, match=r"it announces an array of float64 of shape .*, which the file does not hold"):
+        map_array(tmp_path / "a.npy", advice="")
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])

@@ -224,12 +224,13 @@ def test_a_data_set_of_ones_own_reads_as_described(tmp_path) -> None:
     (tmp_path / "songs.txt").write_text("7\tBlue\n8\tA Green Song\n")
     source, config = module["Plays"](), module["PlaysConfig"]()
     found = source.read(config, tmp_path)
-    assert (list(found.users), list(found.items), list(found.timestamps)) == (
+    assert (found.users.tolist(), found.items.tolist(), found.timestamps.tolist()) == (
         ["ann", "bob"],
         ["7", "8"],
         [100.0, 200.0],
     )
     assert found.titles == {"7": "Blue", "8": "A Green Song"}
+    assert found.users.values.tolist() == ["ann", "bob"]
     (tmp_path / "plays.txt").write_text("ann 7\n")
     with pytest.raises(UserError, match=r"plays\.txt:1: 2 fields, must be 3"):
         source.read(config, tmp_path)

@@ -105,8 +105,7 @@ def long_rows() -> Rows:
     items = np.arange(47, dtype=np.int32) * 7 % 90
     places = [(0, pos) for pos in range(1, 4)] + [(4, 4 + n) for n in range(1, 30) if n % 3] + [(34, 46), (34, 40)]
     order = np.random.default_rng(0).permutation(len(places))
-    start, pos = np.array(places)[order].T
-    return Rows(items, start, pos, start.astype(np.int32))
+    return Rows(items, np.array([0, 4, 34, 47]), np.array(places)[order, 1])
 
 
 @pytest.mark.parametrize("max_len", [1, 4, 7, 10, 50])

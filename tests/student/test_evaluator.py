@@ -23,12 +23,9 @@ CPU = torch.device("cpu")
 
 
 def one_row(*sequence: int) -> Rows:
-    """One row whose target is the last item."""
+    """One row, of user 4, whose target is the last item."""
     return Rows(
-        np.array(sequence, dtype=np.int32),
-        np.array([0]),
-        np.array([len(sequence) - 1]),
-        np.array([4], dtype=np.int32),
+        np.array(sequence, dtype=np.int32), np.array([0, 0, 0, 0, 0, len(sequence)]), np.array([len(sequence) - 1])
     )
 
 

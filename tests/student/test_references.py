@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from src.core.data_utils import sample_rows
 from src.core.metrics import MetricsConfig
+from src.student import references
 from src.student.references import ChainWithSimilarity, Transitions, markov_chain, popularity, title_vectors
 
 RED_AND_BLUE = ["red lamp", "Red chair", "blue lamp", "blue chair"]  # cosine 1/2 with one word in common
@@ -153,6 +155,21 @@ def test_a_row_that_is_left_out_was_never_counted(make_dataset, sequences):
         others = replace(dataset, train=rows.select(np.arange(len(rows)) != i))
         expected = Transitions.of(others).scores(rows.select(np.array([i])))[0]
         assert found[i] == pytest.approx(expected)
+
+
+def test_transitions_are_counted_in_parts_and_of_a_sample_of_many_rows(make_dataset, monkeypatch):
+    dataset = make_dataset([[0, 1, 0, 2, 0, 0, 1, 2, 3, 0], [0, 0, 1, 0, 2, 3], [2, 2, 2, 2, 1, 0]], num_items=4)
+    whole, rows = Transitions.of(dataset), dataset.train
+    monkeypatch.setattr(references, "_ROWS", 3)
+    assert Transitions.of(dataset).counts.toarray() == pytest.approx(whole.counts.toarray())
+    monkeypatch.setattr(references, "_MOST_ROWS", 5)
+    sample = sample_rows(rows, 5)
+    few = Transitions.of(dataset)
+    assert few.counts.toarray() == pytest.approx(Transitions.of(replace(dataset, train=sample)).counts.toarray())
+    for i, pos in enumerate(rows.pos):  # a row that was not counted has nothing to be left out
+        others = replace(dataset, train=sample.select(sample.pos != pos))
+        expected = Transitions.of(others).scores(rows.select(np.array([i])))
+        assert few.scores(rows, leave_one_out=True)[i] == pytest.approx(expected[0])
 
 
 def test_a_transition_that_was_seen_once_scores_nothing_in_its_own_row(make_dataset):

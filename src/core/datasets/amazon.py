@@ -6,14 +6,16 @@ https://nijianmo.github.io/amazon/ (2018) and https://amazon-reviews-2023.github
 
 import html
 import re
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from src.core.datasets import tables
-from src.core.datasets.base import Interactions, LogConfig, check_label, plain_or_gzipped
+from src.core.datasets.base import Ids, Interactions, LogConfig, check_label, plain_or_gzipped
+from src.core.datasets.sound_text import Layout
+from src.core.datasets.tables import read_table
 from src.core.errors import UserError, check
 from src.core.foreign.object_lines import read_object_lines
 from src.core.foreign.text import nul_error
@@ -176,7 +178,7 @@ def read_amazon(interactions: Path, metadata: Path, kind: Files) -> Interactions
     if not len(users):
         raise UserError(f"{interactions}: has no reviews; replace it by a complete copy")
     titles, notes = _read_titles(metadata, kind.fields.item)
-    if not any(titles.get(item) for item in items):
+    if not any(titles.get(item) for item in items.values):
         raise UserError(
             f"{metadata}: has no title for any product of {interactions.name}; give the metadata of the same release "
             "and category"
@@ -184,28 +186,29 @@ def read_amazon(interactions: Path, metadata: Path, kind: Files) -> Interactions
     return Interactions(users=users, items=items, timestamps=times, titles=titles, notes=notes)
 
 
-def _read_ratings(path: Path, kind: Files) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_ratings(path: Path, kind: Files) -> tuple[Ids, Ids, np.ndarray]:
     fields = kind.fields
     names = {"user": fields.user, "item": fields.item, "timestamp": fields.time}
     if kind.header is not None:
         names = {name: name for name in names}
-    table = tables.read_table(path, tables.Layout(names=names, header=kind.header, setting=""))
-    for name in ("user", "item"):
-        table.require_text(name)
-    return table.columns["user"], table.columns["item"], table.times()
+    table = read_table(path, Layout(names=names, header=kind.header, setting=""))
+    return table.required("user"), table.required("item"), table.times()
 
 
-def _read_reviews(path: Path, kind: Files) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read_reviews(path: Path, kind: Files) -> tuple[Ids, Ids, np.ndarray]:
     fields = kind.fields
     users: list[str] = []
     items: list[str] = []
-    times: list[int] = []
+    times = array("q")
+    known: dict[str, str] = {}  # so that an id is one object however often it occurs
     for line, review in read_object_lines(path, (fields.user, fields.item, fields.time)):
         where = f"{path}:{line}"
         times.append(_time(where, review, fields.time))
-        users.append(_id(where, review, fields.user))
-        items.append(_id(where, review, fields.item))
-    return np.array(users, dtype=object), np.array(items, dtype=object), np.array(times, dtype=np.int64)
+        for ids, name in ((users, fields.user), (items, fields.item)):
+            raw_id = _id(where, review, name)
+            ids.append(known.setdefault(raw_id, raw_id))
+    user, item = (Ids.of(np.array(column, dtype=object)) for column in (users, items))
+    return user, item, np.array(times, dtype=np.int64)
 
 
 def _read_titles(path: Path, field: str) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,69 @@ MIN_INTERACTIONS = 3  # a training, a validation and a test target are too many 
 LOG_SPLITS = ("leave_one_out", "temporal")
 DUPLICATES = ("drop", "keep")
 GIVEN_SPLIT = "given"  # of data that come split
+NO_IDS = {"", "nan", "none", "null", "<na>", "n/a", "undefined"}  # what programs write for a missing one
 
 
 # --- what a reader returns ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A column of raw ids, of which each is kept once: a Python object for every interaction would take gigabytes.
+
+    Attributes:
+        codes: int32 [N], places in `values`.
+        values: the raw ids in the order of their first occurrence, int64 or object (str) [n]; after `select` some may
+            not occur.
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, column: np.ndarray) -> "Ids":
+        """Of the raw ids themselves, int64 or object (str) [N]."""
+        import pandas as pd  # a second that only raw data cost, not what was processed before
+
+        codes, values = pd.factorize(column)
+        return cls(codes.astype(np.int32), values)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ids"]) -> "Ids":
+        """The parts of a column of text, one behind the other."""
+        ids = cls.of(np.concatenate([part.values for part in parts]))
+        places = np.split(ids.codes, np.cumsum([len(part.values) for part in parts])[:-1])
+        return cls(np.concatenate([place[part.codes] for place, part in zip(places, parts, strict=True)]), ids.values)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def tolist(self) -> list:
+        return self.values[self.codes].tolist()
+
+    def select(self, keep: np.ndarray) -> "Ids":
+        """Those at `keep`, int [M] or bool [N]."""
+        return Ids(self.codes[keep], self.values)
+
+    def first_rows(self) -> np.ndarray:
+        """Where each value occurs first, int64 [n]; all do."""
+        rows = np.empty(len(self.values), dtype=np.int64)
+        rows[self.codes[::-1]] = np.arange(len(self))[::-1]  # of several places numpy keeps the last
+        return rows
+
+    def in_order(self) -> tuple[np.ndarray, list[str]]:
+        """The ids that occur, numbered 0..n-1 in their order: by value if all are decimal numbers, else as text.
+
+        Returns:
+            codes int32 [N], and the raw id of each code as text.
+        """
+        occurring = np.flatnonzero(np.bincount(self.codes, minlength=len(self.values)))
+        ids = [str(value) for value in self.values[occurring]]
+        numeric = all(value.isascii() and value.isdecimal() for value in ids)
+        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
+        rank = np.empty(len(self.values), dtype=np.int32)
+        rank[occurring[order]] = np.arange(len(ids))
+        return rank[self.codes], [ids[i] for i in order]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +86,15 @@ class Interactions:
     """An interaction log in file order.
 
     Attributes:
-        users: raw user ids [N], int64 or object (str).
-        items: raw item ids [N], int64 or object (str).
+        users, items: raw ids, N each.
         timestamps: int64 or float64 [N], any unit.
         titles: raw item id (str) -> title; may be empty or lack an item where the format allows it.
         notes: what was changed or left out, a line each with its count, for the log.
         warnings: what may be misread, in the same way.
     """
 
-    users: np.ndarray
-    items: np.ndarray
+    users: Ids
+    items: Ids
     timestamps: np.ndarray
     titles: dict[str, str]
     notes: tuple[str, ...] = ()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src.core.datasets.base import Interactions, LogConfig, likeness, plain_or_gzipped
-from src.core.datasets.tables import QUOTING, Layout, Table, read_table
+from src.core.datasets.base import Ids, Interactions, LogConfig, likeness, plain_or_gzipped
+from src.core.datasets.sound_text import QUOTING, Layout
+from src.core.datasets.tables import Table, read_table
 from src.core.errors import UserError, check
 
 MISSING_TITLES = ("refuse", "name")
@@ -120,14 +121,12 @@ def read_csv(
     title_of = _read_titles(titles, Layout(names=names, separator=separator, quoting=quoting))
     names = {"user": columns.user, "item": columns.item, "timestamp": columns.timestamp}
     log = read_table(interactions, Layout(names=names, separator=separator, quoting=quoting))
-    if not len(log.columns["user"]):
+    if not len(log.texts("user")):
         raise UserError(f"{interactions}: has no interactions; add lines below the header")
-    for name in ("user", "item"):
-        log.require_text(name)
+    users, items = log.required("user"), log.required("item")
     times = log.times()
-    warnings = _missing_titles(log, title_of, titles, refuse=missing_titles == "refuse")
+    warnings = _missing_titles(log, items, title_of, titles, refuse=missing_titles == "refuse")
     warnings += _rounded_times(times, interactions)
-    users, items = log.columns["user"], log.columns["item"]
     return Interactions(users=users, items=items, timestamps=times, titles=title_of, warnings=warnings)
 
 
@@ -139,22 +138,20 @@ def _rounded_times(times: np.ndarray, path: Path) -> tuple[str, ...]:
     return (f"{path.name}: {rounded} times are floating-point numbers beyond 2**53, which are rounded; write integers",)
 
 
-def _missing_titles(log: Table, titles: dict[str, str], path: Path, *, refuse: bool) -> tuple[str, ...]:
+def _missing_titles(log: Table, items: Ids, titles: dict[str, str], path: Path, *, refuse: bool) -> tuple[str, ...]:
     """What to warn of, where the table of titles lacks items of the log."""
-    import pandas as pd
-
-    items = log.columns["item"]
-    untitled = np.flatnonzero(~pd.Series(items).isin(titles.keys()))
-    if not len(untitled):
+    untitled = [code for code, item in enumerate(items.values) if item not in titles]
+    if not untitled:
         return ()
-    row = int(untitled[0])
-    counted = f"{len(set(items[untitled]))} of the log's {pd.Series(items).nunique()} items have none there"
-    like = _alike(items[row], titles)
+    item = items.values[untitled[0]]  # they are in the order of the log
+    counted = f"{len(untitled)} of the log's {len(items.values)} items have none there"
+    like = _alike(item, titles)
     meant = f"; did you mean {like!r}? Write ids alike in both files" if like is not None else ""
     if not refuse:
-        return (f"{path.name}: {counted}, first item {items[row]!r}{meant}",)
+        return (f"{path.name}: {counted}, first item {item!r}{meant}",)
     advice = meant or "; add one, or set dataset.missing_titles=name"
-    raise UserError(f"{log.where(row)}: item {items[row]!r} has no entry in {path} ({counted}){advice}")
+    where = log.where(int(items.first_rows()[untitled[0]]))
+    raise UserError(f"{where}: item {item!r} has no entry in {path} ({counted}){advice}")
 
 
 def _alike(item: str, titles: dict[str, str]) -> str | None:
@@ -167,9 +164,10 @@ def _read_titles(path: Path, layout: Layout) -> dict[str, str]:
     import pandas as pd
 
     table = read_table(path, layout, strict=True)
-    items = table.columns["item"]
-    again = np.flatnonzero(pd.Series(items).duplicated())
+    items = table.texts("item")
+    again = np.flatnonzero(pd.Series(items.codes).duplicated())
     if len(again):
         row = int(again[0])
-        raise UserError(f"{table.where(row)}: item {items[row]!r} occurs twice; remove one of its lines")
-    return dict(zip(items, table.columns["title"], strict=True))
+        item = items.values[items.codes[row]]
+        raise UserError(f"{table.where(row)}: item {item!r} occurs twice; remove one of its lines")
+    return dict(zip(items.tolist(), table.texts("title").tolist(), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.core.datasets.base import Interactions, LogConfig, plain_or_gzipped
+from src.core.datasets.base import Ids, Interactions, LogConfig, plain_or_gzipped
 from src.core.datasets.download import Archive
 from src.core.errors import UserError, check
 from src.core.foreign.text import numbered_lines, read_text
@@ -97,8 +97,8 @@ def read_movielens(folder: Path, release: Release) -> Interactions:
     log = _read_ratings(ratings, release.ratings_separator)
     titles, changed = _read_titles(movies, release.movies_separator)
     return Interactions(
-        users=log["user"],
-        items=log["item"],
+        users=Ids.of(log["user"]),
+        items=Ids.of(log["item"]),
         timestamps=log["timestamp"],
         titles=titles,
         notes=(f"{movies.name}: took off the year or moved the article of {changed} titles",),

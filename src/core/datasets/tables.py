@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.core.datasets.base import shorten
+from src.core.datasets.base import Ids, shorten
+from src.core.datasets.sound_text import QUOTING, Columns, Layout, ids_of, read_sound_text
 from src.core.datasets.timestamps import BadTime, parse_times
 from src.core.errors import UserError
 from src.core.foreign.text import nul_error, read_text
@@ -21,26 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PARQUET_ENDINGS = (".parquet", ".pq")
-QUOTING: dict[str, Literal[0, 3]] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}  # of text files
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a table lies in its file.
-
-    Attributes:
-        names: the name of each column that is wanted, by what it is for: `user`, `item`, `timestamp`, `title`.
-        separator: of a text file, one character.
-        quoting: of a text file, a key of `QUOTING`.
-        header: names of all columns of a text file whose first line has none.
-        setting: the key under which the user gives `names`, for messages; "" where they are fixed.
-    """
-
-    names: dict[str, str]
-    separator: str = ","
-    quoting: str = "minimal"
-    header: tuple[str, ...] | None = None
-    setting: str = "dataset.columns"
+_ROWS = 1 << 20  # of a doubtful text file that are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +30,18 @@ class Table:
     """The wanted columns.
 
     Attributes:
-        columns: object (str) [N] by what they are for; `timestamp` may be int64 or float64.
+        columns: Ids by what they are for; `timestamp` may be int64 or float64 [N].
         where: file and place of a row, for messages.
     """
 
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Ids | np.ndarray]
     where: Callable[[int], str]
+
+    def texts(self, name: str) -> Ids:
+        """A column that is text."""
+        column = self.columns[name]
+        assert isinstance(column, Ids)
+        return column
 
     def times(self) -> np.ndarray:
         """The column `timestamp`, int64 or float64 [N].
@@ -63,7 +51,7 @@ class Table:
         """
         cells = self.columns["timestamp"]
         try:
-            if cells.dtype == object:
+            if isinstance(cells, Ids):
                 return parse_times(cells)
             if not np.isfinite(cells).all():
                 row = int(np.flatnonzero(~np.isfinite(cells))[0])
@@ -72,11 +60,18 @@ class Table:
         except BadTime as error:
             raise UserError(f"{self.where(error.row)}: {error}; correct or remove the line") from None
 
-    def require_text(self, name: str) -> None:
-        """Refuse an empty cell in a column."""
-        empty = np.flatnonzero(self.columns[name] == "")
+    def required(self, name: str) -> Ids:
+        """A column of text without an empty cell.
+
+        Raises:
+            UserError: naming the row of the first one.
+        """
+        column = self.texts(name)
+        empty = np.flatnonzero(column.values == "")
         if len(empty):
-            raise UserError(f"{self.where(int(empty[0]))}: the {name} is empty; correct or remove the line")
+            row = int(column.first_rows()[empty[0]])
+            raise UserError(f"{self.where(row)}: the {name} is empty; correct or remove the line")
+        return column
 
 
 def read_table(path: Path, layout: Layout, *, strict: bool = False) -> Table:
@@ -123,21 +118,9 @@ def _hint(layout: Layout, missing: dict[str, str], header: list[str]) -> str:
 
 
 def _read_text(path: Path, layout: Layout) -> Table:
-    import pandas as pd  # a second that only a log costs, not what was processed before
-
-    text = read_text(path)
-    header, rows = _rows(path, text, layout)
-    _require_columns(f"{path}:1", layout, header)
-    try:
-        frame = _parse(text, header, layout)
-    except (ValueError, pd.errors.ParserWarning) as error:
-        _require_closed_quotes(path, text, layout, len(header))
-        for _ in rows:  # which names the line
-            pass
-        raise UserError(f"{path}: cannot be read: {shorten(str(error))}") from None
-    if _may_be_misquoted(text, len(frame), layout):
-        _require_closed_quotes(path, text, layout, len(header))
-    columns = {key: frame[header.index(name)].to_numpy() for key, name in layout.names.items()}
+    columns = read_sound_text(path, layout)
+    if columns is None:
+        columns = _read_doubtful_text(path, layout)
 
     def where(row: int) -> str:
         """Reads the file again, slowly; a line before it that is cut short is the first fault and is told instead."""
@@ -148,14 +131,37 @@ def _read_text(path: Path, layout: Layout) -> Table:
     return Table(columns=columns, where=where)
 
 
-def _parse(text: str, header: list[str], layout: Layout) -> "pd.DataFrame":
-    """The cells as text, columns numbered."""
+def _read_doubtful_text(path: Path, layout: Layout) -> dict[str, Ids | np.ndarray]:
+    import pandas as pd  # a second that only a log costs, not what was processed before
+
+    text = read_text(path)
+    header, rows = _rows(path, text, layout)
+    _require_columns(f"{path}:1", layout, header)
+    columns = Columns(layout)
+    try:
+        for frame in _frames(text, header, layout):
+            for key, name in layout.names.items():
+                columns.add(key, Ids.of(frame[header.index(name)].to_numpy()))
+    except (ValueError, pd.errors.ParserWarning) as error:
+        _require_closed_quotes(path, text, layout, len(header))
+        for _ in rows:  # which names the line
+            pass
+        raise UserError(f"{path}: cannot be read: {shorten(str(error))}") from None
+    _require_closed_quotes(path, text, layout, len(header))
+    return columns.joined()
+
+
+def _frames(text: str, header: list[str], layout: Layout) -> Iterator["pd.DataFrame"]:
+    """The cells as text, columns numbered, some rows at a time."""
     import pandas as pd
 
+    if '"' not in text or "\n" not in text or layout.quoting == "none":  # else a mere \r may stand within a field
+        # Where a line ends with it, pandas may take the header for a row, or lose the first field of the next line.
+        text = re.sub(r"\r(?!\n)", "\n", text)
     with warnings.catch_warnings():
         # A first line that is longer than the header is only warned about, and cut.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        return pd.read_csv(
+        yield from pd.read_csv(
             io.BytesIO(text.encode()),
             sep=layout.separator,
             names=range(len(header)),
@@ -164,6 +170,7 @@ def _parse(text: str, header: list[str], layout: Layout) -> "pd.DataFrame":
             na_filter=False,
             index_col=False,
             quoting=QUOTING[layout.quoting],
+            chunksize=_ROWS,
         )
 
 
@@ -179,7 +186,7 @@ def _read_text_strictly(path: Path, layout: Layout) -> Table:
         lines.append(line)
         for key, place in places.items():
             cells[key].append(fields[place])
-    columns = {key: np.array(values, dtype=object) for key, values in cells.items()}
+    columns: dict[str, Ids | np.ndarray] = {k: Ids.of(np.array(values, dtype=object)) for k, values in cells.items()}
     return Table(columns=columns, where=lambda row: f"{path}:{lines[row]}")
 
 
@@ -212,20 +219,6 @@ def _rows(path: Path, text: str, layout: Layout) -> tuple[list[str], Iterator[tu
     if not header:
         header = next(found, (0, []))[1]
     return header, found
-
-
-def _may_be_misquoted(text: str, num_rows: int, layout: Layout) -> bool:
-    """A fast test that sound files pass: a row for each line, and quotes at the ends of fields only."""
-    if layout.quoting == "none" or '"' not in text:
-        return False
-    lines = text.count("\n") + text.count("\r") - text.count("\r\n") + (text[-1] not in "\r\n")
-    if num_rows + (layout.header is None) != lines:
-        return True
-    other = rf"[^{re.escape(layout.separator)}\r\n\"]"
-    # A quote between others' characters, or an even number of them where a field begins. That every branch begins with
-    # the quote makes the search fast.
-    amid, at_start = rf'(?<={other}")"*(?={other})', rf'(?<!{other}")(?<!"")"(?:"")*(?={other})'
-    return re.search(f'"(?:{amid}|{at_start})', text) is not None
 
 
 def _require_closed_quotes(path: Path, text: str, layout: Layout, num_columns: int) -> None:
@@ -271,14 +264,9 @@ def _quote_fault(found: re.Match[str], more: list[str], separator: str, num_colu
 
 
 def _read_parquet(path: Path, layout: Layout) -> Table:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow, which cannot be imported ({error}); install it by poetry install "
-            "--extras parquet, or write the table as CSV"
-        ) from None
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             _require_columns(str(path), layout, file.schema_arrow.names)
@@ -292,8 +280,8 @@ def _read_parquet(path: Path, layout: Layout) -> Table:
     return Table(columns=columns, where=lambda row: f"{path}: row {row + 1}")
 
 
-def _texts(column: Any, path: Path, name: str) -> np.ndarray:
-    """Text or integers as object (str) [N]; what is missing is empty."""
+def _texts(column: Any, path: Path, name: str) -> Ids:
+    """Text or integers as text; what is missing is empty."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -304,10 +292,10 @@ def _texts(column: Any, path: Path, name: str) -> np.ndarray:
     texts = column.cast(kind).cast(pa.string()).fill_null("")
     if (row := pc.index(pc.match_substring(texts, "\0"), True).as_py()) >= 0:
         raise nul_error(f"{path}: row {row + 1}: the column {name!r}")
-    return texts.to_numpy()
+    return ids_of(texts)
 
 
-def _times(column: Any, path: Path, name: str) -> np.ndarray:
+def _times(column: Any, path: Path, name: str) -> Ids | np.ndarray:
     """Integers, points in time (in the column's unit) and days as int64 [N], fractions as float64, text as it is."""
     import pyarrow as pa
 
@@ -324,7 +312,7 @@ def _times(column: Any, path: Path, name: str) -> np.ndarray:
     if pa.types.is_floating(kind):
         return column.cast(pa.float64()).to_numpy()
     if pa.types.is_decimal(kind):
-        return column.cast(pa.string()).to_numpy()
+        return ids_of(column.cast(pa.string()))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column.to_numpy()
+        return ids_of(column)
     raise UserError(f"{path}: the column {name!r} holds {kind}, must be numbers, points in time or text")

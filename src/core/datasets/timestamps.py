@@ -7,6 +7,8 @@ from typing import Final
 
 import numpy as np
 
+from src.core.datasets.base import Ids
+
 _MAX: Final = 2**63 - 1
 _NUMBER: Final = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 _DATE: Final = re.compile(
@@ -29,11 +31,11 @@ class BadTime(ValueError):
         self.row = row
 
 
-def parse_times(cells: np.ndarray) -> np.ndarray:
+def parse_times(cells: Ids) -> np.ndarray:
     """Read a column of times; dates without a zone are UTC.
 
     Args:
-        cells: object (str) [N], all numbers, all dates with a zone, or all dates without.
+        cells: N texts, all numbers, all dates with a zone, or all dates without.
 
     Returns:
         int64 [N]; float64 [N] where numbers have fractions that it tells apart. Times that differ stay different, and
@@ -44,24 +46,25 @@ def parse_times(cells: np.ndarray) -> np.ndarray:
     """
     import pandas as pd  # a second that only a log costs, not what was processed before
 
-    numbers = pd.to_numeric(pd.Series(cells), errors="coerce").to_numpy()
+    numbers = pd.to_numeric(pd.Series(cells.values), errors="coerce").to_numpy()
     if numbers.dtype == np.int64:
-        return numbers
-    codes, uniques = pd.factorize(cells)
-    _, first_rows = np.unique(codes, return_index=True)  # pandas numbers them as they appear
+        return numbers[cells.codes]
+    first_rows = cells.first_rows().tolist()
     values: list[Decimal | int] = []
     first_kind = ""
-    for text, row in zip(uniques, first_rows.tolist(), strict=True):
+    for text, row in zip(cells.values, first_rows, strict=True):
         kind, value = _parse(text, row)
         first_kind = first_kind or kind
         if kind != first_kind:
             raise BadTime(row, f"timestamp {text!r} is {kind}, but the first one is {first_kind}; write all alike")
         values.append(value)
     column = _scaled(values) if first_kind == "a number" else _in_coarsest_unit(values)
-    row = next((row for value, row in zip(column, first_rows.tolist(), strict=True) if abs(value) > _MAX), None)
-    if row is not None:
-        raise BadTime(row, f"timestamp {cells[row]!r} does not fit into 64 bits with as many digits as others have")
-    return np.array(column)[codes]
+    place = next((place for place, value in enumerate(column) if abs(value) > _MAX), None)
+    if place is not None:
+        text = cells.values[place]
+        reason = f"timestamp {text!r} does not fit into 64 bits with as many digits as others have"
+        raise BadTime(first_rows[place], reason)
+    return np.array(column)[cells.codes]
 
 
 def _parse(text: str, row: int) -> tuple[str, Decimal | int]:

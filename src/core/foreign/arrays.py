@@ -61,6 +61,26 @@ def read_arrays(
     return arrays
 
 
+def map_array(path: Path, *, advice: str) -> np.ndarray:
+    """A `.npy` of numbers that stays in its file: what is read of it lies in memory as long as there is room.
+
+    What is written into it changes memory only.
+
+    Args:
+        advice: what to do where the file is damaged.
+
+    Raises:
+        UserError: missing, damaged, or no array of numbers.
+    """
+    with _damage_named(path, advice):
+        with path.open("rb") as file:
+            shape, fortran, dtype, start = _header(file.read(_MAX_HEADER + 20))
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biuf" or fortran or min(shape, default=0) < 0 or size != path.stat().st_size - start:
+            raise _DamagedArray(f"it announces an array of {dtype} of shape {shape}, which the file does not hold")
+        return np.asarray(np.memmap(path, dtype, "c", start, shape))
+
+
 @contextmanager
 def _damage_named(path: Path, advice: str) -> Iterator[None]:
     if not path.is_file():

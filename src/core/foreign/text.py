@@ -97,6 +97,34 @@ def read_text(path: Path, otherwise: str | None = None) -> str:
     return text
 
 
+def text_pieces(path: Path, size: int) -> Iterator[bytes]:
+    """A sound UTF-8 file as pieces of whole lines, each about `size` bytes long: together what `read_text` has.
+
+    Raises:
+        UserError: it is not sound: `read_text` says why.
+        OSError, EOFError, zlib.error: it cannot be read, or is damaged.
+    """
+    rest, is_first = b"", True
+    with open_unzipped(path) as file:
+        while more := file.read(size):
+            data = without_mark(path, rest + more) if is_first else rest + more
+            end = data.rfind(b"\n") + 1
+            rest, is_first = data[end:], False
+            yield from _sound(path, data[:end])
+    yield from _sound(path, rest)
+
+
+def _sound(path: Path, piece: bytes) -> list[bytes]:
+    """The piece, if there is anything in it."""
+    try:
+        piece.isascii() or piece.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not valid UTF-8 text") from None
+    if b"\0" in piece:
+        raise nul_error(str(path))
+    return [piece] if piece else []
+
+
 def nul_error(where: str) -> UserError:
     """The refusal of a NUL at a place in a file."""
     return UserError(f"{where}: holds a NUL character; remove it, or save the file as UTF-8 if it is UTF-16")

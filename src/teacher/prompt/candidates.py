@@ -48,7 +48,7 @@ def fixed_candidates(seed: int, rows: Rows, index: np.ndarray, *, num_items: int
                 num_items=num_items,
                 count=count,
                 history=rows.history(row),
-                target=int(rows.targets[row]),
+                target=rows.target(row),
             )
             for row in index
         ]

@@ -182,7 +182,7 @@ def _answered_prompts(
     """Prompts for `count` random training rows, among new candidates each, with placeholders for the items."""
     prompts, answers = [], []
     for row in rng.integers(len(dataset.train), size=count):
-        history, target = dataset.train.history(row), int(dataset.train.targets[row])
+        history, target = dataset.train.history(row), dataset.train.target(row)
         candidates = sample_candidates(
             rng, num_items=dataset.num_items, count=config.num_candidates, history=history, target=target
         )

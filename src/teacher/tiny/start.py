@@ -31,6 +31,7 @@ _FAR, _NEAR, _NEAR_PHASE = 1e-3, 0.03, 0.5
 _SWITCH, _LATENESS, _AGREEMENT = 12.0, 8.0, 15.0  # attention scores of a full match
 _GATHER_SCALE, _COPY_SCALE, _OTHER_SCALE = 2.0, 3.0, 0.1
 _NUM_FLAGS = 5
+_ROWS = 1 << 20  # training rows that are counted at once
 
 
 @torch.no_grad()
@@ -61,10 +62,12 @@ def association_vectors(dataset: SequenceDataset, window: int, rank: int) -> Ten
     Returns:
         float32 [num_items, rank], rows of length 1; 0 for items without training rows.
     """
-    train, shape = dataset.train, (dataset.num_items, dataset.num_items)
-    histories = [train.history(row)[-window:] for row in range(len(train))]
-    targets = np.repeat(train.targets, [len(history) for history in histories])
-    counts = csr_matrix((np.ones(len(targets)), (np.concatenate(histories), targets)), shape)
+    shape = (dataset.num_items, dataset.num_items)
+    counts = csr_matrix(shape)
+    for rows in dataset.train.parts(_ROWS):
+        histories, lengths, targets = rows.windows(window, dataset.pad_id)
+        before = histories[np.arange(window) < lengths[:, None]]
+        counts += csr_matrix((np.ones(len(before)), (before, np.repeat(targets, lengths))), shape)
     counts = (counts + counts.T).tocoo()
     total = np.bincount(counts.row, counts.data, dataset.num_items)
     information = np.log(counts.data * total.sum() / (total[counts.row] * total[counts.col])).clip(min=0)

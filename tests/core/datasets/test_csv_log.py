@@ -1,7 +1,6 @@
 """A user's own log: what the reader returns, and the line that each kind of bad input is answered with."""
 
 import gzip
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,15 +266,6 @@ def read_parquet(folder: Path, **columns: object) -> Interactions:
     )
     parquet.write_table(pa.table({"item": ["7", "8"], "title": ["Seven", None]}), folder / "items.parquet")
     return CsvLog().read(PARQUET, folder)
-
-
-def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    write(tmp_path, log__parquet="x", items__parquet="x")
-    with pytest.raises(
-        UserError, match=r"items\.parquet: reading Parquet needs pyarrow, .* poetry install --extras parquet"
-    ):
-        CsvLog().read(PARQUET, tmp_path)
 
 
 def test_parquet_is_read_like_text(tmp_path):

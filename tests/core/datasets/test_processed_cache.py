@@ -12,23 +12,20 @@ from raw_examples import ROOT, write
 
 from src.core.artefacts import Artefact, locked
 from src.core.data_utils import load_dataset
-from src.core.datasets import cache
-from src.core.datasets.cache import ITEMS_FILE, RECORD_FILE, ROWS_FILE, Processed, load_or_make
 from src.core.datasets.csv_log import CsvConfig, CsvLog
 from src.core.errors import UserError
+from src.core.sequences import cache
+from src.core.sequences.cache import ARRAY_FILES, FILES, ITEMS_FILE, RECORD_FILE, Processed, load_or_make
 
 LOGGER = logging.getLogger("test_processed_cache")
 MADE_FROM = {"dataset.min_user_inter": 3, "u.data": [120, 7]}
 
 
 def processed(title: str = 'A, "B"') -> Processed:
-    """One user with items 0 1 2; each split has the row whose number is its place."""
-    rows = {
-        split: (np.array([0]), np.array([place]), np.array([0], dtype=np.int32))
-        for place, split in enumerate(("train", "valid", "test"))
-    }
-    items = np.array([2, 0, 1], dtype=np.int32)
-    return Processed(num_users=1, item_ids=["7", "8", "9"], titles=[title, "ä", "C"], items=items, rows=rows)
+    """One user with items 2 0 1 2; each split has one row, of the places 1, 2 and 3."""
+    pos = {split: np.array([place], dtype=np.int32) for place, split in enumerate(("train", "valid", "test"), start=1)}
+    items, bounds = np.array([2, 0, 1, 2], dtype=np.int32), np.array([0, 4])
+    return Processed(item_ids=["7", "8", "9"], titles=[title, "ä", "C"], items=items, bounds=bounds, pos=pos)
 
 
 class Maker:
@@ -60,12 +57,9 @@ def test_the_second_call_reads_what_the_first_kept(tmp_path, make):
     first, second = load(tmp_path, make), load(tmp_path, make)
     assert make.calls == 1
     assert (second.num_users, second.item_ids, second.titles) == (1, ["7", "8", "9"], ['A, "B"', "ä", "C"])
-    np.testing.assert_array_equal(second.items, first.items)
-    assert second.items.dtype == np.int32
-    for split, arrays in first.rows.items():
-        for mine, other in zip(arrays, second.rows[split], strict=True):
-            np.testing.assert_array_equal(mine, other)
-            assert mine.dtype == other.dtype
+    for mine, other in ((first.items, second.items), *((first.pos[s], second.pos[s]) for s in first.pos)):
+        np.testing.assert_array_equal(mine, other)
+        assert mine.dtype == other.dtype == np.int32
     assert first.fingerprint() == second.fingerprint() != processed("another title").fingerprint()
 
 
@@ -76,7 +70,7 @@ def test_the_record_says_what_it_was_made_from_and_holds_the_hashes(tmp_path, ma
         MADE_FROM, verify=True
     )
     assert status.is_current
-    assert status.record.artefact == "processed data" and {*status.record.files} == {ROWS_FILE, ITEMS_FILE}
+    assert status.record.artefact == "processed data" and {*status.record.files} == {*FILES}
 
 
 def test_what_is_made_from_something_else_lies_elsewhere(tmp_path, make):
@@ -99,8 +93,8 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, damage) for name in (ROWS_FILE, ITEMS_FILE, RECORD_FILE) for damage in (cut, Path.unlink)),
-        (ROWS_FILE, flip),
+        *((name, damage) for name in (*FILES, RECORD_FILE) for damage in (cut, Path.unlink)),
+        (ARRAY_FILES["items"], flip),
         (ITEMS_FILE, flip),
     ],
 )
@@ -110,13 +104,36 @@ def test_damaged_files_are_made_again(tmp_path, caplog, make, name, damage):
     damage(folder / name)
     assert load(tmp_path, make).fingerprint() == processed().fingerprint()
     assert make.calls == 2 and caplog.text.count("processing the raw files again") == 1
-    assert kept(tmp_path) == [folder] and {path.name for path in folder.iterdir()} == {
-        ROWS_FILE,
-        ITEMS_FILE,
-        RECORD_FILE,
-    }
+    assert kept(tmp_path) == [folder] and {path.name for path in folder.iterdir()} == {*FILES, RECORD_FILE}
     load(tmp_path, make)
     assert make.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("items", [2, 0, 1, 3]),  # no such item
+        ("items", [2, 0, 1]),
+        ("bounds", [0, 3]),
+        ("bounds", [1, 4]),
+        ("bounds", [0, 3, 2, 4]),
+        ("bounds", []),
+        ("train", [0]),  # a history without an item
+        ("valid", [4]),
+        ("test", [-1]),
+        ("test", [[1]]),
+        ("test", [1.0]),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_made_again(tmp_path, caplog, make, name, values):
+    """As if they had been written like that, so that their hashes do not give them away."""
+    load(tmp_path, make)
+    (folder,) = kept(tmp_path)
+    np.save(folder / ARRAY_FILES[name], np.array(values) if values else np.zeros(0, np.int64))
+    artefact = Artefact(name="processed data", record_file=folder / RECORD_FILE, base=folder)
+    artefact.complete(files={file: cache.sha256_file(folder / file) for file in FILES})
+    assert load(tmp_path, make).fingerprint() == processed().fingerprint()
+    assert make.calls == 2 and "the arrays hold other users, items or rows than items.csv" in caplog.text
 
 
 def test_what_a_killed_process_left_does_not_count_and_goes(tmp_path, caplog, make):
@@ -129,12 +146,12 @@ def test_what_a_killed_process_left_does_not_count_and_goes(tmp_path, caplog, ma
     assert kept(tmp_path) == [folder]
 
 
-@pytest.mark.parametrize("step", ["savez", "replace"])
+@pytest.mark.parametrize("step", ["save", "replace"])
 def test_a_full_disk_is_only_a_warning_and_leaves_nothing(tmp_path, caplog, monkeypatch, make, step):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*{"savez": (np, "savez"), "replace": (cache.os, "replace")}[step], full)
+    monkeypatch.setattr(*{"save": (np, "save"), "replace": (cache.os, "replace")}[step], full)
     assert load(tmp_path, make).num_users == 1
     assert "could not keep the processed data" in caplog.text
     assert kept(tmp_path) == []

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from src.core.datasets.base import Ids
 from src.core.datasets.timestamps import BadTime, parse_times
 
 
 def times(*cells: str) -> np.ndarray:
-    return parse_times(np.array(cells, dtype=object))
+    return parse_times(Ids.of(np.array(cells, dtype=object)))
 
 
 @pytest.mark.parametrize(

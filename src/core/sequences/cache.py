@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,16 @@ import numpy as np
 from src.core.artefacts import Artefact, locked
 from src.core.errors import UserError
 from src.core.files import sha256_file, writing
-from src.core.foreign.arrays import read_arrays
+from src.core.foreign.arrays import map_array
+from src.core.sequences.rows import Rows
 
-ROWS_FILE = "rows.npz"
-ITEMS_FILE = "items.csv"
-RECORD_FILE = "record.json"
 SPLITS = ("train", "valid", "test")
+ITEMS_FILE = "items.csv"
+ARRAY_FILES = {"items": "sequences.npy", "bounds": "bounds.npy", **{split: f"{split}.npy" for split in SPLITS}}
+FILES = (ITEMS_FILE, *ARRAY_FILES.values())
+RECORD_FILE = "record.json"
 _ROW_TYPES = {"start": "<i8", "pos": "<i8", "user": "<i4"}  # in the fingerprint, on any machine
+_PART = 1 << 20  # rows that are hashed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,30 +36,43 @@ class Processed:
     Attributes:
         item_ids: raw id of each item 0..num_items-1.
         titles: title of each item, all different.
-        items: int32 [T], what the rows of all splits point into.
-        rows: (start int64 [N], pos int64 [N], user int32 [N]) by `train`, `valid` and `test`, as in `data_utils.Rows`.
+        items, bounds: as in `Rows`, which the rows of all splits share.
+        pos: of the rows by `train`, `valid` and `test`.
     """
 
-    num_users: int
     item_ids: list[str]
     titles: list[str]
     items: np.ndarray
-    rows: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    bounds: np.ndarray
+    pos: dict[str, np.ndarray]
+
+    @property
+    def num_users(self) -> int:
+        return len(self.bounds) - 1
+
+    def rows(self, split: str) -> Rows:
+        return Rows(self.items, self.bounds, self.pos[split])
 
     def fingerprint(self) -> str:
-        """sha256, hexadecimal; every part is preceded by its length, so that no two data sets read alike."""
+        """sha256, hexadecimal; every part is preceded by its length, so that no two data sets read alike.
+
+        Of a row it has start, position and user, though all but the position are computed: so had the first version.
+        """
         digest = hashlib.sha256()
 
-        def add(part: bytes) -> None:
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+        def add(size: int, parts: Iterable[bytes | memoryview]) -> None:
+            digest.update(size.to_bytes(8, "little"))
+            for part in parts:
+                digest.update(part)
 
-        add(str(self.num_users).encode())
-        add(json.dumps([self.item_ids, self.titles]).encode())
-        add(self.items.astype("<i4").tobytes())
+        for text in (str(self.num_users).encode(), json.dumps([self.item_ids, self.titles]).encode()):
+            add(len(text), [text])
+        add(4 * len(self.items), [self.items.astype("<i4", copy=False).data])
         for split in SPLITS:
-            for values, kind in zip(self.rows[split], _ROW_TYPES.values(), strict=True):
-                add(values.astype(kind).tobytes())
+            rows = self.rows(split)
+            for name, kind in _ROW_TYPES.items():
+                columns = (getattr(part, name).astype(kind, copy=False).data for part in rows.parts(_PART))
+                add(np.dtype(kind).itemsize * len(rows), columns)
         return digest.hexdigest()
 
 
@@ -134,7 +150,7 @@ def _keep(processed: Processed, folder: Path, made_from: dict[str, Any], logger:
         artefact.begin(made_from)
         with writing(temporary):
             _write(processed, temporary)
-        artefact.complete(files={name: sha256_file(temporary / name) for name in (ROWS_FILE, ITEMS_FILE)})
+        artefact.complete(files={name: sha256_file(temporary / name) for name in FILES})
         os.replace(temporary, folder)
         logger.info("processed data: %s", folder)
     except (OSError, UserError) as error:
@@ -143,10 +159,8 @@ def _keep(processed: Processed, folder: Path, made_from: dict[str, Any], logger:
 
 
 def _write(processed: Processed, folder: Path) -> None:
-    arrays = {"num_users": np.array(processed.num_users), "items": processed.items}
-    for split, values in processed.rows.items():
-        arrays |= {f"{split}_{name}": array for name, array in zip(_ROW_TYPES, values, strict=True)}
-    np.savez(folder / ROWS_FILE, **arrays)
+    for name, array in {"items": processed.items, "bounds": processed.bounds, **processed.pos}.items():
+        np.save(folder / ARRAY_FILES[name], array)
     with (folder / ITEMS_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["item", "raw_id", "title"])
@@ -154,25 +168,29 @@ def _write(processed: Processed, folder: Path) -> None:
 
 
 def _read(folder: Path) -> Processed:
-    names = ["num_users", "items", *(f"{split}_{name}" for split in SPLITS for name in _ROW_TYPES)]
-    arrays = read_arrays(folder / ROWS_FILE, names, max_bytes=None, advice="it is made again")
+    """The arrays stay in their files, and come into memory as they are asked for."""
+    arrays = {name: map_array(folder / file, advice="it is made again") for name, file in ARRAY_FILES.items()}
     with (folder / ITEMS_FILE).open(newline="", encoding="utf-8") as file:
         _, *lines = csv.reader(file)
-    rows = {s: (arrays[f"{s}_start"], arrays[f"{s}_pos"], arrays[f"{s}_user"]) for s in SPLITS}
     item_ids, titles = [line[1] for line in lines], [line[2] for line in lines]
-    num_users, items = arrays["num_users"], arrays["items"]
-    sound = num_users.shape == () and num_users.dtype.kind == "i" and _holds(items, 0, len(titles))
-    if not sound or not all(_are_rows(*rows[split], num_users=num_users, num_items=len(items)) for split in SPLITS):
-        raise ValueError(f"{ROWS_FILE} holds other users, items or rows than {ITEMS_FILE}")
-    return Processed(num_users=int(num_users), item_ids=item_ids, titles=titles, items=items, rows=rows)
+    items, bounds = arrays["items"], arrays["bounds"]
+    pos = {split: arrays[split] for split in SPLITS}
+    if not _holds(items, 0, len(titles)) or not _are_rows(bounds, pos, num_places=len(items)):
+        raise ValueError(f"the arrays hold other users, items or rows than {ITEMS_FILE}")
+    return Processed(item_ids=item_ids, titles=titles, items=items, bounds=bounds, pos=pos)
 
 
-def _are_rows(start: np.ndarray, pos: np.ndarray, user: np.ndarray, *, num_users: np.ndarray, num_items: int) -> bool:
-    """Whether these are rows of `num_items` items that users have had one after another."""
-    alike = start.shape == pos.shape == user.shape and _holds(start, 0, num_items) and _holds(user, 0, int(num_users))
-    return alike and _holds(pos, 0, num_items) and bool((start <= pos).all())
+def _are_rows(bounds: np.ndarray, pos: dict[str, np.ndarray], *, num_places: int) -> bool:
+    """Whether these cut a log into users, and are places of it that are none's first."""
+    cuts = _holds(bounds, 0, num_places + 1) and bool((np.diff(bounds) >= 0).all())
+    if not cuts or not len(bounds) or (bounds[0], bounds[-1]) != (0, num_places):
+        return False
+    is_first = np.zeros(num_places + 1, dtype=bool)
+    is_first[bounds] = True
+    return all(_holds(places, 0, num_places) and not is_first[places].any() for places in pos.values())
 
 
 def _holds(values: np.ndarray, low: int, high: int) -> bool:
     """Whether these are integers from `low` to `high - 1`, in one dimension."""
-    return values.dtype.kind == "i" and values.ndim == 1 and bool(((values >= low) & (values < high)).all())
+    is_list = values.dtype.kind == "i" and values.ndim == 1
+    return is_list and (not len(values) or bool(values.min() >= low and values.max() < high))
