@@ -8,6 +8,8 @@ one sequence of prompt and answer for each candidate, stock peft layers, full lo
 AkaliKong/iLoRA@28e4737> trains through iLoRA's own code, too. On a GPU, or with `--students`, follow an epoch of the
 student and one of a distillation, on an invented log of MovieLens-1M's size and a teacher 4,096 wide.
 
+The LLM computes in `--dtype`: `auto` is bfloat16 where the device multiplies it natively, else float32.
+
 `flops_share` is model FLOP utilisation: 2 FLOPs a weight and token forward and, as the LLM is frozen, 2 backward, and
 attention's products over what a token sees, half the square; what gradient checkpointing computes again counts as
 nothing. By the peak that makers give for dense bfloat16, where it is known, or `--peak_tflops`. Random weights rank
@@ -53,8 +55,8 @@ from src.student.trainer_baseline import train_baseline
 from src.teacher.adapter.ilora_submodule import find_code
 from src.teacher.adapter.implementation import add_adapter
 from src.teacher.adapter.prompted_lm import PromptedLM
-from src.teacher.config import TeacherConfig, TinySettings
-from src.teacher.llm.load import load_llm
+from src.teacher.config import DTYPES, ExportSettings, TeacherConfig, TinySettings
+from src.teacher.llm.load import load_llm, native_dtype
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.recommender import FrozenRecommender
@@ -148,7 +150,7 @@ def build_teacher(
     folder: Path, dataset: SequenceDataset, config: TeacherConfig, device: torch.device, engine: str
 ) -> TeacherModel:
     """Around a frozen recommender that has learnt nothing, which costs and computes what one would that has."""
-    tokenizer, llm = load_llm(folder, "bfloat16", device)
+    tokenizer, llm = load_llm(folder, config.dtype, device)
     if config.gradient_checkpointing:
         llm.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(SEED)
@@ -256,7 +258,7 @@ def peak_of(device: torch.device) -> float | None:
 
 def student_epochs(folder: Path, device: torch.device, interactions: int) -> dict[str, float]:
     """Seconds of an epoch alone and one with a teacher, each with its validation, after one that warms up."""
-    write_ml_1m(folder, interactions)
+    write_ml_1m(folder, interactions, num_users=interactions // 165)  # as many for each as there
     dataset = load_dataset(MovielensConfig(version="1m", raw_dir=str(folder)), folder / "data", LOGGER)
     student = SASRecConfig(name="sasrec", num_blocks=2, batching="packed", batch_size=1024, num_epochs=1)
     rows_student = replace(student, batching="rows", batch_size=256)
@@ -311,11 +313,12 @@ def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -
         num_epochs=1,
         max_history=arguments.max_history,
         num_candidates=arguments.num_candidates,
+        export=ExportSettings(batch_tokens=arguments.batch_tokens, top_n=1),
+        dtype=native_dtype(arguments.dtype, device),
         gradient_checkpointing=device.type == "cuda",
     )
-    config = replace(config, export=replace(config.export, batch_tokens=arguments.batch_tokens))
     build_llm(folder / "llm", shape, dataset, config)
-    result: dict[str, object] = {"shape": arguments.shape, "device": _name(device), "dtype": "bfloat16"}
+    result: dict[str, object] = {"shape": arguments.shape, "device": _name(device), "dtype": config.dtype}
     begin = time.perf_counter()
     teacher = build_teacher(folder / "llm", dataset, config, device, "native")
     result["load_s"] = round(time.perf_counter() - begin, 1)
@@ -379,6 +382,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--peak_tflops", type=float)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--train_rows", type=int, default=256 if on_gpu else 4)
