@@ -1,6 +1,6 @@
-"""The teacher's export beside the plain way, on a small LLaMA built from the sample data; prints one JSON line.
+"""The teacher's export beside the plain way, on a small LLaMA; prints one JSON line.
 
-    python -m benchmarks.teacher_export [--rows 256] [--rounds 3] [--candidates retrieval]
+    python -m benchmarks.teacher_export [--rows 256] [--rounds 3] [--candidates retrieval] [--llm <folder>]
 
 Plain: batches of 8 rows in row order, left-padded, Hugging Face's `generate` with full logits, every answer encoded,
 distances to all items. As iLoRA calls it, `generate` ends at EOS or after 64 tokens, what follows a newline is cut off;
@@ -9,7 +9,12 @@ ratios are medians over the rounds. The benchmark fails if one row is ranked dif
 other method, `prompts_only` runs the prompts through the LLM and stops: what no side can do without. On the CPU, and on
 the GPU where there is one.
 
-The LLaMA spells a title word by word, as a real one does in several tokens, and answers with titles.
+The LLaMA is built from the sample data. It spells a title word by word, as a real one does in several tokens, and
+answers with titles. With `--llm` it is that of a folder, in what `teacher.dtype=auto` is here, after `--train_rows` of
+training, and the one plain side is `careful`: batches of `--plain_batch` rows, sorted by length, that end at the
+newline. In bfloat16 the sides round otherwise where their batches differ: `equal_rows` counts, and nothing fails.
+`of_prompts` is a side's speed as a share of `prompts_only`, `of_tokens` the likelihood's where the candidates' tokens,
+which it has to read, too, count as if they were the prompts'.
 """
 
 import argparse
@@ -18,7 +23,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +32,7 @@ import numpy as np
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.sample import SampleConfig
@@ -38,11 +44,12 @@ from src.student.context import RunContext
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
 from src.teacher.adapter.prompted_lm import PromptedLM
 from src.teacher.config import ExportSettings, TeacherConfig, TinySettings
-from src.teacher.llm.load import load_llm
+from src.teacher.llm.load import load_llm, native_dtype
 from src.teacher.llm.texts import positions
 from src.teacher.model import TeacherModel
 from src.teacher.prompt.builder import PromptBatch, PromptBuilder
 from src.teacher.recommender import load_recommender, recommender_config, train_recommender
+from src.teacher.scoring.answer_tree import build_trees
 from src.teacher.scoring.inference import EVALUATION_TEMPLATE, candidate_items, run_rows
 from src.teacher.scoring.ranking import base_embeddings, rank_rows
 from src.teacher.tiny.build import build_tiny_llm, pretrain
@@ -50,19 +57,20 @@ from src.teacher.training import train_adapter, training_rows
 
 LOGGER = logging.getLogger("benchmark")
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "raw" / "sample"
+CPU = torch.device("cpu")
 SEED, TOP_N, PLAIN_BATCH, MAX_NEW_TOKENS, TRAIN_ROWS, PRETRAIN_STEPS = 42, 10, 8, 64, 1600, 450
 
 
-def build_teacher(folder: Path, candidates: str) -> TeacherModel:
-    """The quickstart's teacher: it answers with titles, as one does that is worth exporting."""
+def build_teacher(folder: Path, candidates: str, llm: Path | None = None, train_rows: int = 0) -> TeacherModel:
+    """A teacher that answers with titles, as one does that is worth exporting: the quickstart's, or around an LLM."""
     dataset = load_dataset(SampleConfig(max_seq_len=50, raw_dir=str(SAMPLE)), folder / "data", LOGGER)
+    step = 32 if llm is None else 4
     config = TeacherConfig(
         name="ilora_tiny",
-        batch_size=32,
-        micro_batch_size=32,
+        batch_size=step,
+        micro_batch_size=step,
         lr=2e-3,
         num_epochs=1,
-        dtype="float32",
         recommender=SASRecConfig(name="sasrec", norm="pre", tied_output=True, dropout=0.3, num_epochs=5),
         export=ExportSettings(method="generate", candidates=candidates),
         tiny=TinySettings(hidden_size=96, pretrain_steps=PRETRAIN_STEPS),
@@ -72,25 +80,47 @@ def build_teacher(folder: Path, candidates: str) -> TeacherModel:
     student = recommender_config(config, dataset)
     train_recommender(student, dataset, MetricsConfig(), folder=folder / "recommender", context=context)
     recommender = load_recommender(folder / "recommender", dataset, context.device)
-    words = sorted({word for title in dataset.titles for word in title.split()})
-    words_only = replace(dataset, titles=[words[i % len(words)] for i in range(dataset.num_items)])
-    untrained = replace(config, tiny=replace(config.tiny, pretrain_steps=1))
-    build_tiny_llm(untrained, words_only, folder=folder / "llm", context=context)
-    tokenizer, llm = load_llm(folder / "llm", "float32", context.device)
+    if llm is None:
+        tokenizer, model = _pretrained(config, dataset, folder / "llm", context)
+    else:
+        tokenizer, model = load_llm(llm, native_dtype("auto", CPU), context.device)
     builder = PromptBuilder(tokenizer, dataset.titles, config.wording)
-    pretrain(llm, builder, dataset, config=config, context=context)
-    lora = add_gated_lora(llm, config.lora, recommender.model.config.emb_size)
+    lora = add_gated_lora(model, config.lora, recommender.model.config.emb_size)
     lm = PromptedLM(lora, recommender.item_table)
     teacher = TeacherModel(lm=lm, builder=builder, recommender=recommender, dataset=dataset, config=config)
-    rows = training_rows(dataset, TRAIN_ROWS, SEED)
+    rows = training_rows(dataset, train_rows or TRAIN_ROWS, SEED)
     train_adapter(teacher, rows, validate=lambda: 0.0, save_best=lambda: None, context=context)
     return teacher
 
 
-def rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
+def _pretrained(
+    config: TeacherConfig, dataset: SequenceDataset, folder: Path, context: RunContext
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The quickstart's LLaMA, but for its titles, which it spells in words."""
+    assert config.tiny is not None
+    words = sorted({word for title in dataset.titles for word in title.split()})
+    words_only = replace(dataset, titles=[words[i % len(words)] for i in range(dataset.num_items)])
+    untrained = replace(config, tiny=replace(config.tiny, pretrain_steps=1))
+    build_tiny_llm(untrained, words_only, folder=folder, context=context)
+    tokenizer, llm = load_llm(folder, "float32", context.device)
+    pretrain(llm, PromptBuilder(tokenizer, dataset.titles, config.wording), dataset, config=config, context=context)
+    return tokenizer, llm
+
+
+def rank_plainly(
+    teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int], batch_size: int = PLAIN_BATCH
+) -> np.ndarray:
     """Items int64 [N, TOP_N], the straightforward way; `stops` are the tokens that end an answer."""
     with peft_layers(teacher.lm.lora), torch.no_grad():
-        return _rank_plainly(teacher, index, embeddings, stops)
+        return _rank_plainly(teacher, index, embeddings, stops, batch_size)
+
+
+def rank_carefully(
+    teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int], batch_size: int
+) -> np.ndarray:
+    """`rank_plainly` of rows sorted by the length of their prompts, in the order of `index`."""
+    order = np.argsort(prompt_lengths(teacher, index), kind="stable")
+    return rank_plainly(teacher, index[order], embeddings, stops, batch_size)[np.argsort(order)]
 
 
 @contextmanager
@@ -107,11 +137,13 @@ def peft_layers(lora: GatedLora) -> Iterator[None]:
             layer.forward = forward
 
 
-def _rank_plainly(teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int]) -> np.ndarray:
+def _rank_plainly(
+    teacher: TeacherModel, index: np.ndarray, embeddings: Tensor, stops: list[int], batch_size: int
+) -> np.ndarray:
     rows, ranked = teacher.dataset.train, []
     tokenizer, lora = teacher.builder.tokenizer, teacher.lm.lora
-    for begin in range(0, len(index), PLAIN_BATCH):
-        batch = index[begin : begin + PLAIN_BATCH]
+    for begin in range(0, len(index), batch_size):
+        batch = index[begin : begin + batch_size]
         offered = candidate_items(teacher, rows, batch, seed=SEED, kind=teacher.config.export.candidates)
         prompts = teacher.builder.batch(
             [
@@ -149,7 +181,7 @@ def run_prompts(teacher: TeacherModel, index: np.ndarray) -> np.ndarray:
                 position_ids=positions(batch.mask),
                 use_cache=False,
             ).last_hidden_state
-        return {"hidden": hidden[:, -1].cpu().numpy()}
+        return {"hidden": hidden[:, -1].float().cpu().numpy()}
 
     offered = candidate_items(teacher, teacher.dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
     done = run_rows(
@@ -170,7 +202,8 @@ def seconds(action: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - begin, result
 
 
-def compare(teacher: TeacherModel, index: np.ndarray, rounds: int) -> dict[str, float]:
+def compare(teacher: TeacherModel, index: np.ndarray, rounds: int, plain_batch: int | None = None) -> dict[str, object]:
+    """Times of all sides and what they say; `plain_batch`: of the careful side, None: of the plain ones."""
     rows, kind = teacher.dataset.train, teacher.config.export.candidates
     embeddings = base_embeddings(teacher, teacher.dataset.titles)
     scoring = replace(teacher, config=replace(teacher.config, export=ExportSettings(candidates="retrieval")))
@@ -180,28 +213,45 @@ def compare(teacher: TeacherModel, index: np.ndarray, rounds: int) -> dict[str, 
         return made.items
 
     eos, newline = teacher.builder.tokenizer.eos_token_id, teacher.builder.newline_id
-    sides: dict[str, Callable[[], np.ndarray]] = {
+    plain: dict[str, Callable[[], np.ndarray]] = {
         "plain": lambda: rank_plainly(teacher, index, embeddings, [eos]),
         "plain_newline": lambda: rank_plainly(teacher, index, embeddings, [eos, newline]),
+    }
+    if plain_batch is not None:
+        plain = {"careful": lambda: rank_carefully(teacher, index, embeddings, [eos, newline], plain_batch)}
+    sides = plain | {
         "generate": lambda: ranked_by(teacher, kind),
         "likelihood": lambda: ranked_by(scoring, "retrieval"),
         "prompts_only": lambda: run_prompts(teacher, index),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
+    equal = len(index)
     for _ in range(rounds):
         items = {}
         for name, action in sides.items():
             taken, items[name] = seconds(action)
             times[name].append(taken)
-        for plain in ("plain", "plain_newline"):
-            different = int((items[plain] != items["generate"]).any(1).sum())
-            if different:
-                raise SystemExit(f"{plain}: {different} of {len(index)} rows are ranked differently")
-    result = {f"{name}_rows_s": round(len(index) / min(taken), 1) for name, taken in times.items()}
-    for plain, name in (("plain", "ratio"), ("plain_newline", "ratio_newline")):
-        ratios = [theirs / ours for theirs, ours in zip(times[plain], times["generate"], strict=True)]
-        result[name] = round(statistics.median(ratios), 2)
-    return {**result, "equal_rows": len(index)}
+        for name in plain:
+            different = int((items[name] != items["generate"]).any(1).sum())
+            equal = min(equal, len(index) - different)
+            if different and teacher.lm.lora.llm.dtype == torch.float32:
+                raise SystemExit(f"{name}: {different} of {len(index)} rows are ranked differently")
+    return {**_ratios(times, plain, len(index), tokens_share(teacher, index)), "equal_rows": equal}
+
+
+def _ratios(
+    times: dict[str, list[float]], plain: Collection[str], num_rows: int, tokens_share: float
+) -> dict[str, object]:
+    """Rows a second, and medians of ratios within the rounds."""
+
+    def ratio(one: str, other: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(times[one], times[other], strict=True)), 3)
+
+    result: dict[str, object] = {f"{name}_rows_s": round(num_rows / min(taken), 2) for name, taken in times.items()}
+    names = {"plain": "ratio", "plain_newline": "ratio_newline", "careful": "ratio_careful"}
+    result |= {names[name]: ratio(name, "generate") for name in plain}
+    result["of_prompts"] = {name: ratio("prompts_only", name) for name in ("generate", "likelihood")}
+    return {**result, "of_tokens": round(ratio("prompts_only", "likelihood") / tokens_share, 3)}
 
 
 def moved(teacher: TeacherModel, device: torch.device) -> TeacherModel:
@@ -212,14 +262,24 @@ def moved(teacher: TeacherModel, device: torch.device) -> TeacherModel:
     return replace(teacher, lm=PromptedLM(teacher.lm.lora, teacher.recommender.item_table))
 
 
-def prompt_tokens(teacher: TeacherModel, dataset: SequenceDataset, index: np.ndarray) -> float:
-    offered = candidate_items(teacher, dataset.train, index, seed=SEED, kind=teacher.config.export.candidates)
-    last = teacher.config.max_history
-    lengths = [
-        len(teacher.builder.prompt(dataset.train.history(i)[-last:], c, template=EVALUATION_TEMPLATE, embed=True).ids)
-        for i, c in zip(index, offered, strict=True)
-    ]
-    return round(float(np.mean(lengths)), 1)
+def prompt_lengths(teacher: TeacherModel, index: np.ndarray) -> np.ndarray:
+    """Tokens of each row's prompt, int64 [N]."""
+    rows, last = teacher.dataset.train, teacher.config.max_history
+    offered = candidate_items(teacher, rows, index, seed=SEED, kind=teacher.config.export.candidates)
+    return np.array(
+        [
+            len(teacher.builder.prompt(rows.history(i)[-last:], c, template=EVALUATION_TEMPLATE, embed=True).ids)
+            for i, c in zip(index, offered, strict=True)
+        ]
+    )
+
+
+def tokens_share(teacher: TeacherModel, index: np.ndarray) -> float:
+    """Tokens of the prompts as a share of those that the likelihood reads: the candidates' trees, too."""
+    offered = candidate_items(teacher, teacher.dataset.train, index, seed=SEED, kind="retrieval")
+    trees = build_trees([[teacher.builder.answer(item) for item in row] for row in offered.tolist()])
+    prompts = prompt_lengths(teacher, index).sum()
+    return float(prompts / (prompts + (trees.end > 0).sum().item()))
 
 
 def main() -> None:
@@ -227,14 +287,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--candidates", choices=("retrieval", "none"), default="retrieval")
+    parser.add_argument("--llm", type=Path)
+    parser.add_argument("--train_rows", type=int, default=32)
+    parser.add_argument("--plain_batch", type=int, default=PLAIN_BATCH)
     arguments = parser.parse_args()
+    train_rows, plain_batch = (0, None) if arguments.llm is None else (arguments.train_rows, arguments.plain_batch)
     with tempfile.TemporaryDirectory() as folder:
-        teacher = build_teacher(Path(folder), arguments.candidates)
+        teacher = build_teacher(Path(folder), arguments.candidates, arguments.llm, train_rows)
         index = np.random.default_rng(SEED).choice(len(teacher.dataset.train), arguments.rows, replace=False)
-        result: dict[str, object] = {"prompt_tokens": prompt_tokens(teacher, teacher.dataset, index)}
-        result["cpu"] = compare(teacher, index, arguments.rounds)
+        lengths = prompt_lengths(teacher, index)
+        result: dict[str, object] = {"prompt_tokens": round(float(lengths.mean()), 1)}
+        if arguments.llm is not None:
+            result |= {"llm": arguments.llm.name, "dtype": str(teacher.lm.lora.llm.dtype).removeprefix("torch.")}
+        result["cpu"] = compare(teacher, index, arguments.rounds, plain_batch)
         if torch.cuda.is_available():
-            result["cuda"] = compare(moved(teacher, torch.device("cuda")), index, arguments.rounds)
+            result["cuda"] = compare(moved(teacher, torch.device("cuda")), index, arguments.rounds, plain_batch)
     print(json.dumps({**result, "threads": torch.get_num_threads()}))
 
 

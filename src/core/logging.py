@@ -4,7 +4,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
@@ -269,6 +269,19 @@ def forget_times(*names: str) -> None:
     times = _read_times(_time_file)
     if times.keys() & set(names):
         write_json(_time_file, {name: value for name, value in times.items() if name not in names})
+
+
+def take_times(files: Iterable[Path]) -> None:
+    """Add what other processes have measured into files of their own, and remove these."""
+    files = sorted(files)
+    if _time_file is None or not files:
+        return
+    times = _read_times(_time_file)
+    for name, seconds in (item for file in files for item in _read_times(file).items()):
+        times[name] = round(times.get(name, 0.0) + seconds, 3)
+    write_json(_time_file, times)
+    for file in files:
+        file.unlink()
 
 
 def _read_times(time_file: Path) -> dict[str, float]:

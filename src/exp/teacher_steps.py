@@ -9,9 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src.core.artefacts import Artefact
+from src.core.artefacts import Artefact, locked
 from src.core.errors import UserError
-from src.core.logging import LoggingConfig, forget_times, silent_logger, tensorboard_writer, time_block
+from src.core.logging import (
+    LoggingConfig,
+    forget_times,
+    record_times_in,
+    silent_logger,
+    start_logging,
+    take_times,
+    tensorboard_writer,
+    time_block,
+)
 from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import flat_settings
@@ -41,8 +50,35 @@ def run_steps(cfg: Settings) -> float:
     _require_one_folder()
     if not team.is_main_process:
         return _assist(cfg)
-    value = run_stage(cfg, "teacher", plan)
+    value = run_stage(cfg, "teacher", plan) if cfg.teacher.export.part is None else _run_part(cfg)
     processes.broadcast(_NOTHING)
+    return value
+
+
+def _run_part(cfg: Settings) -> float:
+    """One of several independent jobs that share an export: the first trains, all rank, each its part of the rows.
+
+    They need nothing but the run folder in common. Its lock is held while the adapter is looked for and trained; the
+    ranking writes only shards there, and the time it took beside them.
+    """
+    trained: list[tuple[Stage, ITeacherRecommender]] = []
+
+    def train_alone(stage: Stage) -> list[Step]:
+        trained.append((stage, _build(stage)))
+        return _steps(*trained[0])[:1]
+
+    with locked(run_folder().root, notify=start_logging(cfg.logging).warning):
+        value = run_stage(cfg, "teacher", train_alone)
+    stage, teacher = trained[0]
+    if _export_artefact(stage.folder, teacher_outputs_dir(cfg)).status(teacher.made_from("export", cfg)).is_current:
+        stage.logger.info("the export is complete: no part of it is missing")
+        return value
+    processes.broadcast(_EXPORT)
+    number, parts = cfg.teacher.export.part_of
+    record_times_in(stage.folder.time_file.with_name(f"time_part_{number}_of_{parts}.json"))
+    with time_block(EXPORT_TIME) as add_time:
+        teacher.on_shard = add_time
+        teacher.export_for_dllm2rec(cfg, stage.logger)
     return value
 
 
@@ -57,9 +93,12 @@ def _require_one_folder() -> None:
 
 def plan(stage: Stage) -> list[Step]:
     """Train, export, evaluate; refused here is what could not be trained or exported."""
+    return _steps(stage, _build(stage))
+
+
+def _steps(stage: Stage, teacher: ITeacherRecommender) -> list[Step]:
     cfg, folder, target = stage.settings, stage.folder, teacher_outputs_dir(stage.settings)
     require_free_export(target, _may_replace(stage), _adapter(folder))
-    teacher = _build(stage)
     train = Step(
         artefact=folder.artefact("teacher"),
         made_from=lambda: teacher.made_from("train", cfg),
@@ -137,6 +176,7 @@ def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
 def _export(stage: Stage, teacher: ITeacherRecommender) -> None:
     cfg = stage.settings
     processes.broadcast(_EXPORT)
+    take_times(stage.folder.time_file.parent.glob("time_part_*.json"))
     if not (stage.folder.model_dir("teacher") / "shards").is_dir():  # a killed export leaves them
         forget_times(EXPORT_TIME)
     with time_block(EXPORT_TIME) as add_time:

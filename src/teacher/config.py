@@ -3,6 +3,7 @@
 Fields that do not decide the trained adapter carry metadata that say what they decide (`src/core/settings.py`).
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +61,8 @@ class ExportSettings:
         rows: `all` training rows, or those that the `active` policy chooses from a baseline student before the export.
         student_checkpoint: folder of that student; null: this run's, else the newest finished one's.
         max_rows: of those rows at most so many, drawn once; null: all of them.
+        part: `k/n`: this process ranks the k-th (from 0) of n parts of the rows and ends; independent jobs do one each,
+            and the same command without `part` joins them. null: all rows, and the files.
         rankings: false writes the items' embeddings alone.
         embedding_pooling: `last` takes an item's hidden state at its last token, `mean` averages those at its title's
             own tokens.
@@ -75,6 +78,7 @@ class ExportSettings:
     rows: str = "all"
     student_checkpoint: str | None = None
     max_rows: int | None = None
+    part: str | None = field(default=None, metadata=NOTHING)
     rankings: bool = True
     embedding_pooling: str = "last"
     embedding_layer: int = -1
@@ -93,6 +97,7 @@ class ExportSettings:
         check(pooling in POOLINGS, "teacher.export.embedding_pooling", pooling, _one_of(POOLINGS))
         wording = self.embedding_text
         check(wording.count(TITLE) == 1, "teacher.export.embedding_text", wording, f"a text with {TITLE} in one place")
+        self._check_part()
         allowed = CANDIDATES if self.method == "generate" else CANDIDATES[:2]
         check(
             self.candidates in allowed,
@@ -101,6 +106,19 @@ class ExportSettings:
             f"{_one_of(allowed)} with teacher.export.method={self.method}"
             + ("" if self.method == "generate" else ", which ranks what the prompt offers"),
         )
+
+    def _check_part(self) -> None:
+        allowed = "null, or k/n for part k of n, counted from 0, such as 0/8"
+        number, total = self.part_of
+        check(0 <= number < total, "teacher.export.part", self.part, allowed)
+        alone = "null with teacher.export.rankings=false, which ranks no rows that jobs could share"
+        check(self.part is None or self.rankings, "teacher.export.part", self.part, alone)
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """Number of this part and of all; (0, 0) for what is no part."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", "0/1" if self.part is None else self.part, re.ASCII)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ from src.teacher.recommender import (
 )
 from src.teacher.scoring.answers import Answers, answer_metrics, generate_answers
 from src.teacher.scoring.evaluation import TeacherEvaluation, evaluate_teacher, evaluated_rows
-from src.teacher.scoring.export import Export, run_export
+from src.teacher.scoring.export import Export, run_export, run_part
 from src.teacher.tiny.build import build_tiny_llm
 from src.teacher.training import learnt_rows, rows_with_history, train_adapter
 
@@ -191,6 +191,8 @@ class ILoRATeacher(ITeacherRecommender):
     def export_for_dllm2rec(self, cfg: Settings, logger: logging.Logger) -> None:
         """Rank the training rows and write the files of `src/core/teacher_files.py`; see `scoring/export.py`.
 
+        With `teacher.export.part` a part of the rows is ranked, and nothing written but its shards.
+
         Raises:
             UserError: another teacher's export is there and `general.overwrite` is off, or nothing was trained.
         """
@@ -207,7 +209,11 @@ class ILoRATeacher(ITeacherRecommender):
             rankings=self.config.export.rankings,
             rows=self.rows,
         )
-        self._written["export"] = run_export(export, self._loaded, logger=logger, on_shard=lambda: self.on_shard())
+        part, on_shard = self.config.export.part, lambda: self.on_shard()
+        if part is not None:
+            run_part(export, part, self._loaded, logger=logger, on_shard=on_shard)
+        else:
+            self._written["export"] = run_export(export, self._loaded, logger=logger, on_shard=on_shard)
 
     def evaluate(self, cfg: Settings, logger: logging.Logger) -> None:
         """HR@1 and ValidRatio among fixed candidates, and full ranking the way the export ranks."""

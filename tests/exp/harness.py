@@ -106,10 +106,15 @@ def places(data_dir: Path, result_root: Path, run_dir: Path | None = None) -> li
 
 
 def run_process(module: str, *overrides: str, **environment: str) -> Outcome:
-    """`python -m src.exp.<module>`, one thread: what a shell sees, after the seconds that imports take."""
+    """`python -m src.exp.<module>`: what a shell sees, after the seconds that imports take."""
+    return run_module(f"src.exp.{module}", *overrides, **environment)
+
+
+def run_module(module: str, *arguments: str, **environment: str) -> Outcome:
+    """`python -m <module>`, one thread."""
     clean = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
     done = subprocess.run(
-        [sys.executable, "-m", f"src.exp.{module}", *overrides],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env={**clean, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
         capture_output=True,

@@ -1,9 +1,20 @@
-"""The teacher's stage in two processes, with the environment that `torchrun` gives them."""
+"""The teacher's stage in two processes: of two nodes that `torchrun` brings together, then of one node."""
 
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
-from harness import TINY_STUDENT, TINY_TEACHER, make_data_dir, places, run_here, run_processes, snapshot
+from harness import (
+    TINY_STUDENT,
+    TINY_TEACHER,
+    Outcome,
+    make_data_dir,
+    places,
+    run_here,
+    run_module,
+    run_processes,
+    snapshot,
+)
 
 from src.exp import run_teacher
 
@@ -15,10 +26,26 @@ def settings(folder) -> list[str]:
     return [*TINY_STUDENT, *TINY_TEACHER, ROWS, *places(data_dir, folder / "result", folder / "result" / "run")]
 
 
-def run_two_processes(folder, overrides: list[str]) -> str:
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def run_two_nodes(overrides: list[str]) -> str:
+    """`torchrun` twice, as on two machines with one GPU each, which meet at an address; returns what they say."""
+    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    command = ("torch.distributed.run", *meeting, "--rdzv_id=1", "-m", "src.exp.run_teacher", *overrides)
+
+    def start(node: int) -> Outcome:
+        return run_module(*command, GLOO_SOCKET_IFNAME="lo", PET_NODE_RANK=str(node))
+
+    with ThreadPoolExecutor() as threads:
+        return "".join(outcome.expect_success().err for outcome in threads.map(start, (0, 1)))
+
+
+def run_two_processes(folder, overrides: list[str]) -> str:
+    port = free_port()
     world = {"WORLD_SIZE": ["2", "2"], "LOCAL_WORLD_SIZE": ["2", "2"], "RANK": ["0", "1"], "LOCAL_RANK": ["0", "1"]}
     address = {"MASTER_ADDR": ["127.0.0.1"] * 2, "MASTER_PORT": [port] * 2}
     first, second = run_processes(folder, *2 * [("run_teacher", *overrides)], **world, **address)
@@ -28,7 +55,7 @@ def run_two_processes(folder, overrides: list[str]) -> str:
 
 def test_two_processes_leave_the_files_of_one(tmp_path) -> None:
     overrides = settings(tmp_path / "two")
-    told = run_two_processes(tmp_path / "printed", overrides)
+    told = run_two_nodes(overrides)
     assert "export: 1024/1024 rows" in told and "(1500 rows, 200 items)" in told
     shutil.rmtree(tmp_path / "two" / "data" / "teacher_outputs")
     told = run_two_processes(tmp_path / "printed", overrides)

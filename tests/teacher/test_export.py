@@ -28,6 +28,7 @@ from src.core.teacher_files import (
 from src.teacher.ilora_backend import ILoRATeacher
 from src.teacher.model import TeacherModel
 from src.teacher.scoring.export import require_free_export
+from src.teacher.scoring.shards import shard_folder, wait_for_parts, working_on
 
 LOGGER = logging.getLogger("tests")
 CPU = torch.device("cpu")
@@ -153,6 +154,62 @@ def test_the_export_of_another_adapter_is_refused(make_backend, settings_of, tea
         with pytest.raises(UserError, match=r"holds the export of another teacher .* general\.overwrite=true"):
             require_free_export(outputs, False, other)
         require_free_export(outputs, True, other)
+
+
+# --- several jobs that share an export ----------------------------------------------------------------------
+
+
+def test_parts_of_several_jobs_are_joined_to_the_bytes_of_one(
+    make_backend, settings_of, teacher, with_export, tmp_path, monkeypatch, caplog
+):
+    """Three shards, two jobs; the first shard is lost, and whoever joins makes it again."""
+    make_backend("alone", teacher).export_for_dllm2rec(settings_of(teacher, "whole"), LOGGER)
+    jobs = [with_export(teacher, part=f"{number}/2") for number in (1, 0)]
+    for job in jobs:
+        make_backend("shared", job).export_for_dllm2rec(settings_of(job, "joined"), LOGGER)
+    assert not (tmp_path / "joined").exists()
+    joining, settings = make_backend("shared", teacher), settings_of(teacher, "joined")
+    shards = sorted(path.name for path in joining.paths.shards.glob("*/*.npz"))
+    assert shards == ["00000.npz", "00001.npz", "00002.npz"]
+    next(joining.paths.shards.glob("*/00000.npz")).unlink()
+    asked: list[int] = []
+    original = teacher.lm.candidate_log_probs
+    counted = lambda batch, *rest: (asked.append(len(batch.ids)), original(batch, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(teacher.lm, "candidate_log_probs", counted)
+    with caplog.at_level(logging.INFO, LOGGER.name):
+        joining.export_for_dllm2rec(settings, LOGGER)
+    assert sum(asked) == 10 and "14 of 24 rows are there already" in caplog.text
+    assert written(tmp_path / "joined") == written(tmp_path / "whole")
+    assert not joining.paths.shards.exists()
+
+
+def test_two_jobs_do_not_make_one_part_and_who_joins_waits(make_backend, settings_of, teacher, with_export, tmp_path):
+    job = with_export(teacher, part="0/2")
+    backend, settings = make_backend("shared", job), settings_of(job)
+    folder = shard_folder(backend.paths.shards, backend.made_from("export", settings))
+    fork = multiprocessing.get_context("fork")
+    is_held, may_go = fork.Event(), fork.Event()
+    other = fork.Process(target=work_on, args=(folder, is_held, may_go))
+    other.start()
+    assert is_held.wait(60)
+    try:
+        with pytest.raises(UserError, match=f"part_0_of_2: in use by process {other.pid}"):
+            backend.export_for_dllm2rec(settings, LOGGER)
+        with locked(backend.folder.root):  # which clears away what killed processes have left
+            assert (folder / ".00000.npz.1.part").exists()
+        heard: list[str] = []
+        wait_for_parts(folder, lambda words: (heard.append(words), may_go.set())[0])
+    finally:
+        may_go.set()
+        other.join()
+    assert len(heard) == 1 and heard[0].endswith(": waiting")
+
+
+def work_on(folder: Path, is_held: Event, may_go: Event) -> None:
+    with working_on(folder, "0/2"):
+        (folder / ".00000.npz.1.part").touch()
+        is_held.set()
+        may_go.wait()
 
 
 # --- two exports into one folder ----------------------------------------------------------------------------

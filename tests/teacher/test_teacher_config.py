@@ -60,6 +60,15 @@ def test_generation_may_export_more_than_it_shows():
         (ExportSettings, {"top_n": 0}, "teacher.export.top_n=0"),
         (ExportSettings, {"batch_tokens": 0}, "teacher.export.batch_tokens=0"),
         (ExportSettings, {"max_rows": 0}, r"teacher.export.max_rows=0: must be null \(all\) or an integer >= 1"),
+        *(
+            (ExportSettings, {"part": part}, f"teacher.export.part='{part}': must be null, or k/n for part k of n")
+            for part in ("2/2", "1", "-1/2", "0/0", "a/b", "1/2/3")
+        ),
+        (
+            ExportSettings,
+            {"part": "0/2", "rankings": False},
+            "teacher.export.part='0/2': must be null with teacher.export.rankings=false",
+        ),
         (
             ExportSettings,
             {"embedding_pooling": "max"},

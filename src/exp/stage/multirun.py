@@ -4,13 +4,14 @@ A job is an ordinary run folder: its record (`src.core.artefacts`) says whether 
 it returned, `.hydra/<stage>/overrides.yaml` what was asked of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -126,13 +127,19 @@ def _note_failure(folder: RunFolder, name: str, config: DictConfig, message: str
 
 
 class SweepWatch(Callback):
-    """Where the sweep of this process is; only Hydra's configuration knows."""
+    """Where the sweep of this process is; only Hydra's configuration knows.
+
+    Attributes:
+        lost: what is said of the jobs that a cluster has ended, by the job's number.
+    """
 
     folder: ClassVar[Path | None] = None
+    lost: ClassVar[dict[str, str]] = {}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepWatch.folder = Path(config.hydra.sweep.dir).absolute()
         set_way_on(lambda: f"the same command with {_repeats()}")
+        heed_lost_jobs(config)
 
 
 def run_jobs(entry: Callable[[], None], artefact: str | None) -> None:
@@ -141,41 +148,101 @@ def run_jobs(entry: Callable[[], None], artefact: str | None) -> None:
     Raises:
         UserError: which jobs of the sweep failed, and how to repeat them.
     """
-    SweepWatch.folder = None
+    SweepWatch.folder, SweepWatch.lost = None, {}
     try:
         entry()
     except Exception as error:
-        failed = _failed_jobs(artefact)
-        if not failed:
+        summary, errors = _summary(artefact)
+        if not summary:
             raise
-        if str(error) not in [job.error for job in failed]:  # of the sweeper, such as that no trial has a value
-            raise UserError(
-                f"{_summary(failed, artefact)}; the sweep ended with {type(error).__name__}: {error}"
-            ) from error
-    if failed := _failed_jobs(artefact):
-        raise UserError(_summary(failed, artefact))
+        if str(error) not in errors:  # of the sweeper, such as that no trial has a value
+            raise UserError(f"{summary}; the sweep ended with {type(error).__name__}: {error}") from error
+    summary, _ = _summary(artefact)
+    if summary:
+        raise UserError(summary)
 
 
-def _failed_jobs(artefact: str | None) -> list[SweepJob]:
-    return [job for job in _jobs(artefact) if job.error is not None]
-
-
-def _jobs(artefact: str | None) -> list[SweepJob]:
-    return load_jobs(SweepWatch.folder, (artefact,)) if SweepWatch.folder and artefact else []
-
-
-def _summary(failed: list[SweepJob], artefact: str | None) -> str:
-    """Which jobs failed, those of one error together."""
-    jobs = _jobs(artefact)
+def _summary(artefact: str | None) -> tuple[str, Collection[str]]:
+    """Which jobs failed, those of one error together, and the errors; nothing where none failed."""
+    if SweepWatch.folder is None or artefact is None:
+        return "", ()
+    jobs, by_error, lost = load_jobs(SweepWatch.folder, (artefact,)), dict[str, list[str]](), dict(SweepWatch.lost)
     keys = varying_keys(jobs)
-    by_error: dict[str, list[str]] = {}
-    for job in failed:
-        what = " ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides)
+    for job in jobs:
         name = job.folder.root.name
-        by_error.setdefault(str(job.error), []).append(f"{name} ({what})" if what else name)
+        what = " ".join(f"{key}={job.overrides[key]}" for key in keys if key in job.overrides)
+        if error := lost.pop(name, job.error):
+            by_error.setdefault(error, []).append(f"{name} ({what})" if what else name)
+    for name, error in lost.items():  # before it had begun
+        by_error.setdefault(error, []).append(name)
     reasons = "; ".join(f"{', '.join(names)}: {error}" for error, names in by_error.items())
-    return f"{len(failed)} of {len(jobs)} jobs failed: {reasons}; the same command with {_repeats()}"
+    failed = sum(len(names) for names in by_error.values())
+    summary = f"{failed} of {len(jobs) + len(lost)} jobs failed: {reasons}; the same command with {_repeats()}"
+    return summary if failed else "", by_error
 
 
 def _repeats() -> str:
     return f"hydra.sweep.dir={terminal(str(SweepWatch.folder))} repeats only what is not finished"
+
+
+# --- jobs that a cluster ends -------------------------------------------------------------------------------
+
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+_ASKED_EVERY = 60  # seconds, at most, between two looks at the queue
+_GONE = "no longer in the queue"
+
+
+def heed_lost_jobs(config: DictConfig) -> None:
+    """Let submitit's launcher tell of a job that was killed as of one that failed, and wait for the others.
+
+    Submitit 1.5 asks `sacct`, without whose data base it waits for ever, and hydra-submitit-launcher 1.2 raises at the
+    first job that has left no result while the others are still queued. Hydra's own launchers return such a job as a
+    failed one. To be removed when that does, too.
+    """
+    if "submitit" not in str(config.hydra.launcher._target_):
+        return
+    from submitit import Job  # both are of the optional group
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    mended: list[tuple[Any, str, Any]] = [
+        (SlurmInfoWatcher, "_make_command", _squeue_command),
+        (SlurmInfoWatcher, "read_info", _read_squeue),
+        (SlurmJob, "watcher", SlurmInfoWatcher(delay_s=_ASKED_EVERY)),
+        (Job, "results", _results),
+    ]
+    for owner, name, value in mended:
+        setattr(owner, name, value)
+
+
+def _squeue_command(watcher: Any) -> list[str] | None:
+    """What lists the state of every job of this user that Slurm still knows."""
+    is_waiting = watcher._registered - watcher._finished
+    return ["squeue", "--me", "--states=all", "--array", "--noheader", "--format=%i|%T"] if is_waiting else None
+
+
+def _read_squeue(watcher: Any, printed: bytes) -> dict[str, dict[str, str]]:
+    """State by job, as submitit reads it: what has not ended is running, what Slurm has forgotten has ended."""
+    states = dict(line.split("|", 1) for line in printed.decode().splitlines() if "|" in line)
+    waited_for = watcher._registered - watcher._finished
+    known = {job: states.get(job, _GONE) for job in waited_for}
+    return {job: {"State": state if state in (*_ENDED, _GONE) else "RUNNING"} for job, state in known.items()}
+
+
+def _results(job: Any) -> list[Any]:
+    """What a job has returned; of one that has left nothing, a failure."""
+    from submitit.core.utils import UncompletedJobError
+
+    job.wait()
+    try:
+        outcome, result = job._get_outcome_and_result()
+        if outcome != "error":
+            return [result]
+        reason = result.strip().splitlines()[-1]  # of a trace
+    except UncompletedJobError:
+        reason = job.state
+    overrides, _, number, *_ = job.submission().args
+    log = job.paths.stderr if job.paths.stderr.is_file() else job.paths.folder
+    message = f"job {job.job_id} of the cluster has left no result ({reason}); see {log}"
+    SweepWatch.lost[str(number)] = message
+    terminal_logger().error("job %s failed: %s", number, message)
+    return [JobReturn(overrides=overrides, status=JobStatus.FAILED, _return_value=JobFailed(message))]

@@ -16,7 +16,7 @@ from src.core.paths import RunFolder
 from src.exp import run_distill, run_student_baseline
 from src.exp.settings import parse_settings
 from src.exp.stage.messages import one_line
-from src.exp.stage.multirun import run_job
+from src.exp.stage.multirun import heed_lost_jobs, run_job
 
 _RUNS = {"baseline": run_student_baseline.run, "distill": run_distill.run}
 
@@ -46,6 +46,7 @@ def _launcher(stage: str, folder: RunFolder) -> Launcher:
         run_mode=RunMode.MULTIRUN,
         with_log_configuration=False,
     )
+    heed_lost_jobs(config)
     context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config))
     return Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=partial(run_study_job, stage), config=config

@@ -108,8 +108,8 @@ def _results(stage: Stage, variant: Variant) -> list[Result]:
         folder = variant.folder(stage.folder, seed)
         found = result(variant.stage, folder)
         if found is None:
-            record = folder.artefact(variant.stage).status().record
-            failed.append(f"{variant.subfolder(seed)}: {record.error if record else 'not begun'}")
+            status = folder.artefact(variant.stage).status()
+            failed.append(f"{variant.subfolder(seed)}: {status.why or 'not begun'}")
         else:
             results.append(found)
     if failed:

@@ -2,10 +2,12 @@
 
 The LLM's part takes hours, so it goes through shards that a killed export leaves behind (`shards.py`). The output
 folder is locked from the look at what it holds until the manifest is written: exports of two runs wait for each other.
+Independent jobs may make parts of the shards before (`teacher.export.part`); who writes the files joins them.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,14 @@ from src.teacher import processes
 from src.teacher.model import TeacherModel
 from src.teacher.provenance import ADAPTER
 from src.teacher.scoring.ranking import Scores, base_embeddings, score_rows, to_ranking
-from src.teacher.scoring.shards import read_shards, remove_shards, shard_folder, write_shards
+from src.teacher.scoring.shards import (
+    read_shards,
+    remove_shards,
+    shard_folder,
+    wait_for_parts,
+    working_on,
+    write_shards,
+)
 from src.teacher.training import learnt_rows
 
 
@@ -111,12 +120,34 @@ def run_export(
     return {str(export.folder / name): digest for name, digest in hashes.items()}
 
 
+def run_part(
+    export: Export,
+    part: str,
+    load_teacher: Callable[[], TeacherModel],
+    *,
+    logger: logging.Logger,
+    on_shard: Callable[[], None],
+) -> None:
+    """Make this job's part of the shards and leave them there; a `run_export` afterwards joins them.
+
+    Raises:
+        UserError: another job is making the same part.
+    """
+    is_main, folder = processes.state().is_main_process, shard_folder(export.shards, export.made_with)
+    with working_on(folder, part) if is_main else nullcontext():
+        _score(export, load_teacher(), logger, on_shard)
+    logger.info("part %s is done; once all parts are, the same command without teacher.export.part joins them", part)
+
+
 def _make(
     export: Export, teacher: TeacherModel, logger: logging.Logger, on_shard: Callable[[], None]
 ) -> dict[str, str]:
     """Rank the rows, if they are wanted, and write; returns the files' hashes by name."""
-    num_rows = len(export.index(teacher)) if export.rankings else 0
-    shards = _score(export, teacher, logger, on_shard) if export.rankings else None
+    num_rows, shards = 0, None
+    if export.rankings:
+        num_rows = len(export.index(teacher))
+        wait_for_parts(shard_folder(export.shards, export.made_with), logger.warning)
+        shards = _score(export, teacher, logger, on_shard)
     hashes = _write(export, teacher, read_shards(shards, num_rows) if shards else None)
     if shards:
         remove_shards(shards)
@@ -160,14 +191,15 @@ def _score(export: Export, teacher: TeacherModel, logger: logging.Logger, on_sha
 
     logger.info("exporting %d of %d rows by %s, candidates: %s", len(index), len(train), method, kind)
     folder, process = shard_folder(export.shards, export.made_with), processes.state()
+    part, parts = teacher.config.export.part_of
     write_shards(
         folder,
         len(index),
         score,
         logger=logger,
         on_shard=on_shard,
-        index=process.process_index,
-        count=process.num_processes,
+        index=part * process.num_processes + process.process_index,
+        count=parts * process.num_processes,
     )
     process.wait_for_everyone()
     return folder

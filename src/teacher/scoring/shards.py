@@ -1,4 +1,4 @@
-"""Finished shards of an export, so that a killed one goes on where it stopped.
+"""Finished shards of an export, so that a killed one goes on where it stopped and several jobs can share it.
 
 A folder belongs to one set of settings: its name is their hash. A shard is computed from its own rows alone, so
 it comes out the same in whichever process and order the shards are made.
@@ -9,15 +9,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from src.core.artefacts import locked
 from src.core.errors import UserError
-from src.core.files import write_atomic, write_json
+from src.core.files import LOCK_FILE, write_atomic, write_json
 from src.core.foreign.arrays import read_arrays
 from src.core.logging import row_progress
 
@@ -33,6 +35,29 @@ def shard_folder(parent: Path, settings: dict[str, Any]) -> Path:
     folder = parent / digest[:16]
     write_json(folder / "settings.json", settings)
     return folder
+
+
+@contextmanager
+def working_on(folder: Path, part: str) -> Iterator[None]:
+    """While one of several independent jobs makes its part of the shards.
+
+    Raises:
+        UserError: another process is making the same part.
+    """
+    with locked(_part_folder(folder, part)):
+        (folder / LOCK_FILE).touch()  # so that who locks the run folder leaves alone what is being written here
+        yield
+
+
+def wait_for_parts(folder: Path, notify: Callable[[str], None]) -> None:
+    """Wait until no job makes a part any more; whatever one of them has not made is missing then."""
+    for part in sorted(folder.glob(_part_folder(folder, "*/*").name)):
+        with locked(part, notify=notify):
+            pass
+
+
+def _part_folder(folder: Path, part: str) -> Path:
+    return folder / f"part_{part.replace('/', '_of_')}"
 
 
 def write_shards(

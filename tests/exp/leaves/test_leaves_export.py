@@ -109,6 +109,13 @@ def _max_rows(bench: Bench) -> None:
     assert found == ["7 at random", "random, of them 7 at random"]
 
 
+def _part(bench: Bench) -> None:
+    taught = bench.teach("teacher.export.part=0/2")
+    outputs = taught.export()
+    assert not (outputs / "manifest.json").exists()
+    assert len(list(taught.teacher.paths.shards.glob("*/00000.npz"))) == 1
+
+
 def _rankings_key(bench: Bench) -> None:
     alone = bench.teach("teacher.export.rankings=false").export()
     assert not (alone / "myrank_train.txt").exists() and read_manifest(alone).num_rows == 0
@@ -141,6 +148,7 @@ EFFECTS: dict[str, Effect] = {
     "teacher.export.rows": _rows,
     "teacher.export.student_checkpoint": _student_checkpoint,
     "teacher.export.max_rows": _max_rows,
+    "teacher.export.part": _part,
     "teacher.export.rankings": _rankings_key,
     "teacher.export.embedding_pooling": _embeddings("embedding_pooling", "mean", _WORDING),
     "teacher.export.embedding_layer": _layer,
