@@ -65,10 +65,17 @@ def test_data_processing(printed, raw_dir) -> None:
     assert result["ml-100k"]["train_rows"] > 500 and result["synthetic-ml-1m"]["train_rows"] > 10000
 
 
-def test_epoch(printed, raw_dir, monkeypatch) -> None:
-    monkeypatch.setattr(epoch, "REPEATS", 1)
+def test_epoch(printed, raw_dir, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(epoch, "evaluation_seconds", lambda: 0.0)
-    assert {"packed_s", "rows_s", "evaluate_6040_users_s"} <= printed(epoch, "--raw_dir", raw_dir).keys()
+    arguments = ["dataset=movielens", f"dataset.raw_dir={raw_dir}", f"paths.data_dir={tmp_path}", "student=sasrec_plus"]
+    result = printed(epoch, *arguments, "--repeats", "1")
+    assert {"padded / packed", "before / packed", "rows / packed", "validation_s"} <= result.keys()
+    assert result["filled"]["padded"] < result["filled"]["packed"] <= 1
+
+    small = printed(
+        epoch, *arguments, "student=gru4rec", "student.loss=sampled_softmax", "--steps", "1", "--repeats", "1"
+    )
+    assert "before / packed" not in small and small["steps"] == 1
 
 
 def test_quality(printed, raw_dir, one_epoch) -> None:

@@ -2,10 +2,16 @@
 
 import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from src.core.errors import UserError
+
+# Of PyTorch on a GPU and on a CPU, and of NumPy.
+_ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", re.I)
 
 
 def resolve_device(name: str, logger: logging.Logger) -> torch.device:
@@ -34,3 +40,27 @@ def resolve_device(name: str, logger: logging.Logger) -> torch.device:
             f"use an index from 0 to {count - 1}, or cpu"
         )
     return device
+
+
+@contextmanager
+def within_memory(what: str, advice: str) -> Iterator[None]:
+    """What is done in the block needs memory, of a GPU or of the machine.
+
+    Args:
+        what: the settings and sizes that decide how much; advice: what to lower.
+
+    Raises:
+        UserError: there is not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # a GPU's OutOfMemoryError is a RuntimeError, as that of a CPU
+        asked = _ASKED_FOR.search(str(error))
+        if asked is None and not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+            raise
+        more = f" ({_size(*asked.groups())} more were asked for)" if asked else ""
+        raise UserError(f"{what}: the memory does not suffice{more}; {advice}") from error
+
+
+def _size(number: str, unit: str) -> str:
+    return f"{int(number) / 2**30:,.2f} GiB" if unit == "bytes" else f"{number} {unit}"

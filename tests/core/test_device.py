@@ -2,10 +2,11 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
-from src.core.device import resolve_device
+from src.core.device import resolve_device, within_memory
 from src.core.errors import UserError
 
 
@@ -61,3 +62,30 @@ def test_unsupported_device(logger, cuda):
     cuda(0)
     with pytest.raises(UserError, match="general.device=mps: only cpu and cuda:<index> are supported"):
         resolve_device("mps", logger)
+
+
+def of_a_gpu():
+    raise torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    "allocate, asked",
+    [
+        (of_a_gpu, r"\(2\.50 GiB more were asked for\)"),
+        (lambda: torch.empty(2**50), r"\(4,194,304\.00 GiB more were asked for\)"),
+        (lambda: np.empty(2**50), r"\(8\.00 PiB more were asked for\)"),
+    ],
+)
+def test_too_little_memory(allocate, asked):
+    with (
+        pytest.raises(UserError, match=rf"x=1: the memory does not suffice {asked}; lower x"),
+        within_memory("x=1", "lower x"),
+    ):
+        allocate()
+
+
+def test_other_errors_are_not_taken_for_too_little_memory():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), within_memory("x=1", "lower x"):
+        torch.ones(2, 3) @ torch.ones(2, 3)
