@@ -2,12 +2,12 @@
 
     python -m benchmarks.epoch dataset=beauty dataset.raw_dir=<folder> student=sasrec_plus [--steps 40]
 
-The arguments choose data set and student as in every command. In turn, `--repeats` times, are trained: `packed`, windows
-without padding; `padded`, the same ones, each as wide as the widest; `before`, padded, and cross-entropy from the scores
-of the whole batch (student.loss=ce alone); `rows`, a window for every row, in batches of a quarter. Ratios are medians over
-the repeats; `--steps` takes that many packed steps, or as many targets, in place of the whole epoch. `filled` is the share
-of the places that hold an item. The evaluations rank all items: of the validation rows, and of invented histories of
-ML-1M's size, 6,040 users and 3,416 items.
+The arguments choose data set and student as in every command. In turn, `--repeats` times, are trained: `packed`,
+windows without padding; `padded`, the same ones, each as wide as the widest; `before`, padded, and cross-entropy from
+the scores of the whole batch (student.loss=ce alone); `rows`, a window for every row, in batches of a quarter. Ratios
+are medians over the repeats; `--steps` takes that many packed steps, or as many targets, in place of the whole epoch.
+`filled` is the share of the places that hold an item. The evaluations rank all items: of the validation rows, and of
+invented histories of ML-1M's size, 6,040 users and 3,416 items.
 """
 
 import argparse

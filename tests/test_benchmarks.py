@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    catalogue,
     crash,
     data_processing,
     distillation,
@@ -76,6 +77,12 @@ def test_epoch(printed, raw_dir, monkeypatch, tmp_path) -> None:
         epoch, *arguments, "student=gru4rec", "student.loss=sampled_softmax", "--steps", "1", "--repeats", "1"
     )
     assert "before / packed" not in small and small["steps"] == 1
+
+
+def test_catalogue(printed) -> None:
+    result = printed(catalogue, "--items", "2000", "--width", "8", "--targets", "40")
+    assert {"step_s", "memory_mib"} <= result["ce"].keys() == result["whole"].keys() == result["sampled_softmax"].keys()
+    assert result["ranking"]["million_users_h"] > 0
 
 
 def test_quality(printed, raw_dir, one_epoch) -> None:
