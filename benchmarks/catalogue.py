@@ -1,4 +1,4 @@
-"""Steps of training on an invented catalogue, loss by loss, and a full ranking: seconds, memory; one JSON line.
+"""Steps of training on an invented catalogue, loss by loss, and a full ranking: CPU seconds, memory; a JSON line.
 
     python -m benchmarks.catalogue [--items 300000] [--width 64] [--targets 1024]
 
@@ -95,7 +95,7 @@ def step_cost(case: Case, loss: str) -> dict[str, float]:
     optimizer = torch.optim.Adam(model.parameters())
     seconds = []
     for _ in range(STEPS):
-        begin = time.perf_counter()
+        begin = time.process_time()
         if loss == "whole":
             table = model.shared_table()
             value = F.cross_entropy(model.score(batch.encode(model, table), table), batch.target)
@@ -104,7 +104,7 @@ def step_cost(case: Case, loss: str) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.process_time() - begin)
     beside = _peak() - before - 4 * case.table_mib
     return {"step_s": round(statistics.median(seconds[1:]), 3), "memory_mib": round(beside)}
 
@@ -113,9 +113,9 @@ def ranking_cost(case: Case) -> dict[str, float]:
     torch.set_num_threads(1)
     dataset, before = invented(case), _peak()
     model = built(case)
-    begin = time.perf_counter()
+    begin = time.process_time()
     evaluate_model(model, dataset.test, dataset, [10], CPU)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     beside = _peak() - before - case.table_mib
     return {
         "seconds": round(seconds, 3),

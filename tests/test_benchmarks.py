@@ -76,7 +76,7 @@ def test_epoch(printed, raw_dir, monkeypatch, tmp_path) -> None:
     small = printed(
         epoch, *arguments, "student=gru4rec", "student.loss=sampled_softmax", "--steps", "1", "--repeats", "1"
     )
-    assert "before / packed" not in small and small["steps"] == 1
+    assert "before / packed" not in small and "validation_s" not in small and small["steps"] == 1
 
 
 def test_catalogue(printed) -> None:

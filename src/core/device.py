@@ -5,11 +5,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from src.core.errors import UserError
 
+_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # flags of a processor that multiplies it
+_CPU_INFO = Path("/proc/cpuinfo")
 # Of PyTorch on a GPU and on a CPU, and of NumPy.
 _ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", re.I)
 
@@ -40,6 +43,14 @@ def resolve_device(name: str, logger: logging.Logger) -> torch.device:
             f"use an index from 0 to {count - 1}, or cpu"
         )
     return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; a processor without them takes ten times as long as for float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = _CPU_INFO.read_text(encoding="utf-8", errors="replace").split() if _CPU_INFO.is_file() else []
+    return not _CPU_BFLOAT16.isdisjoint(flags)
 
 
 @contextmanager

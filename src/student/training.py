@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from src.core.data_utils import SequenceDataset, sample_rows
-from src.core.device import within_memory
+from src.core.device import multiplies_bfloat16, within_memory
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.foreign.typed import typed
@@ -23,6 +23,7 @@ from src.core.metrics import MetricsConfig
 from src.core.seed import generator
 from src.student.config import FitSettings, StudentConfig
 from src.student.context import Resume, RunContext, Stateful, diverged
+from src.student.cost import device_name
 from src.student.datamodule import Batch, Loader, build_train_loader, require_full_batch
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
@@ -130,6 +131,11 @@ def train_student(
     Raises:
         UserError: as `fit`, or the device's memory is too small.
     """
+    if settings.mixed_precision and not multiplies_bfloat16(context.device):
+        context.logger.warning(
+            "student.mixed_precision=true: %s has no instructions for bfloat16, which it computes slower than float32",
+            device_name(context.device),
+        )
     what = f"student.batch_size={settings.batch_size} (distill.batch_size when distilling), {dataset.num_items:,} items"
     with within_memory(what, "lower it, student.loss_chunk (of student.loss=ce) or student.emb_size"):
         model.to(context.device)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from src.core import device
 from src.core.data_utils import sample_rows
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
@@ -294,6 +295,17 @@ def test_too_little_memory_says_what_to_lower_and_what_was_asked_for(train, monk
     )
     with pytest.raises(UserError, match=message):
         train("one")
+
+
+@pytest.mark.parametrize("flags, warned", [("flags : avx2", True), ("flags : avx2 avx512_bf16", False)])
+def test_mixed_precision_without_bfloat16_is_warned_of(train, monkeypatch, tmp_path, caplog, flags, warned):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
+    train("one", num_epochs=1, mixed_precision=True)
+    train("two", num_epochs=1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == warned
+    assert all("student.mixed_precision=true: " in text and "no instructions for bfloat16" in text for text in warnings)
 
 
 def test_training_rows_are_learnt(train):
