@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    catalogue,
     crash,
     data_processing,
     distillation,
@@ -76,10 +77,23 @@ def test_data_processing_grows(printed, tmp_path) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_epoch(printed, raw_dir, monkeypatch) -> None:
-    monkeypatch.setattr(epoch, "REPEATS", 1)
+def test_epoch(printed, raw_dir, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(epoch, "evaluation_seconds", lambda: 0.0)
-    assert {"packed_s", "rows_s", "evaluate_6040_users_s"} <= printed(epoch, "--raw_dir", raw_dir).keys()
+    arguments = ["dataset=movielens", f"dataset.raw_dir={raw_dir}", f"paths.data_dir={tmp_path}", "student=sasrec_plus"]
+    result = printed(epoch, *arguments, "--repeats", "1")
+    assert {"padded / packed", "before / packed", "rows / packed", "validation_s"} <= result.keys()
+    assert result["filled"]["padded"] < result["filled"]["packed"] <= 1
+
+    small = printed(
+        epoch, *arguments, "student=gru4rec", "student.loss=sampled_softmax", "--steps", "1", "--repeats", "1"
+    )
+    assert "before / packed" not in small and "validation_s" not in small and small["steps"] == 1
+
+
+def test_catalogue(printed) -> None:
+    result = printed(catalogue, "--items", "2000", "--width", "8", "--targets", "40")
+    assert {"step_s", "memory_mib"} <= result["ce"].keys() == result["whole"].keys() == result["sampled_softmax"].keys()
+    assert result["ranking"]["million_users_h"] > 0
 
 
 def test_quality(printed, raw_dir, one_epoch) -> None:

@@ -3,11 +3,20 @@
 import ctypes
 import logging
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from src.core.errors import UserError
+
+_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # flags of a processor that multiplies it
+_CPU_INFO = Path("/proc/cpuinfo")
+# Of PyTorch on a GPU and on a CPU, and of NumPy.
+_ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTPE]iB)", re.I)
 
 
 def resolve_device(name: str, logger: logging.Logger) -> torch.device:
@@ -57,3 +66,35 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; a processor without them takes ten times as long as for float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    flags = _CPU_INFO.read_text(encoding="utf-8", errors="replace").split() if _CPU_INFO.is_file() else []
+    return not _CPU_BFLOAT16.isdisjoint(flags)
+
+
+@contextmanager
+def within_memory(what: str, advice: str) -> Iterator[None]:
+    """What is done in the block needs memory, of a GPU or of the machine.
+
+    Args:
+        what: the settings and sizes that decide how much; advice: what to lower.
+
+    Raises:
+        UserError: there is not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # a GPU's OutOfMemoryError is a RuntimeError, as that of a CPU
+        asked = _ASKED_FOR.search(str(error))
+        if asked is None and not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+            raise
+        more = f" ({_size(*asked.groups())} more were asked for)" if asked else ""
+        raise UserError(f"{what}: the memory does not suffice{more}; {advice}") from error
+
+
+def _size(number: str, unit: str) -> str:
+    return f"{int(number) / 2**30:,.2f} GiB" if unit == "bytes" else f"{number} {unit}"

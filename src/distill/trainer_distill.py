@@ -33,7 +33,7 @@ from src.student.context import RunContext, Stateful
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
 from src.student.objectives import BaseLoss, Scored
-from src.student.training import FitResult, train_student, validation_on
+from src.student.training import FitResult, train_student, validation_on, watched
 
 
 class Alignment(nn.Module):
@@ -200,7 +200,7 @@ def train_distilled(
             context.seed,
             commit,
             epoch,
-            metrics.description,
+            watched(metrics, student, dataset),
             value,
             distillation.outputs.manifest_sha256,
         )
@@ -211,7 +211,9 @@ def train_distilled(
         model,
         dataset,
         objective,
-        validation=validation_on(dataset, model, metrics=metrics, save_best=save_best, device=context.device),
+        validation=validation_on(
+            dataset, model, student=student, metrics=metrics, save_best=save_best, device=context.device
+        ),
         settings=student.fit_settings(),
         context=context,
     )

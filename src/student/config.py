@@ -107,6 +107,8 @@ class StudentConfig:
         max_seq_len: last items that the model reads; see `fit_window`.
         loss: base loss, one of `LOSSES`; dros_weight, dros_beta: of `bce_dros`; num_negatives, negatives (one of
             `NEGATIVES`): of `sampled_softmax`; loss_chunk: of `ce`, see `LossSettings`.
+        max_valid_rows: validation rows that are ranked after each epoch to find the best one, drawn once, the same for
+            every student of a data set; None: all.
         batch_size, lr, lr_schedule, num_epochs, weight_decay, grad_clip, patience, mixed_precision, save_interval:
             see `FitSettings`.
     """
@@ -142,16 +144,16 @@ class StudentConfig:
     num_negatives: int = 256
     negatives: str = "uniform"
     loss_chunk: int | None = field(default=None, metadata=NOTHING)
+    max_valid_rows: int | None = None
     save_interval: int = field(default=1, metadata=NOTHING)
 
     def __post_init__(self) -> None:
         check(self.name in self.names, "student.name", self.name, f"one of {', '.join(self.names)}")
         for key in self.at_least_one:
             check(getattr(self, key) >= 1, f"student.{key}", getattr(self, key), "an integer >= 1")
-        chunk = self.loss_chunk
-        check(
-            chunk is None or chunk >= 1, "student.loss_chunk", chunk, "null (by the number of items) or an integer >= 1"
-        )
+        for key, meaning in (("loss_chunk", "by the number of items"), ("max_valid_rows", "all")):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"student.{key}", value, f"null ({meaning}) or an integer >= 1")
         check(0 <= self.dropout < 1, "student.dropout", self.dropout, "a number in [0, 1)")
         check(self.lr > 0, "student.lr", self.lr, "a number > 0")
         schedules = f"one of {', '.join(LR_SCHEDULES)}"
@@ -162,6 +164,11 @@ class StudentConfig:
         check(self.dros_weight >= 0, "student.dros_weight", self.dros_weight, "a number >= 0")
         check(self.dros_beta > 0, "student.dros_beta", self.dros_beta, "a number > 0")
         check(self.grad_clip >= 0, "student.grad_clip", self.grad_clip, "a number >= 0 (0 is off)")
+
+    def valid_sample(self, num_rows: int) -> str:
+        """What validation numbers are of, where that is not all of `num_rows` rows; else empty."""
+        count = self.max_valid_rows
+        return "" if count is None or count >= num_rows else f"a fixed sample of {count:,} of {num_rows:,} rows"
 
     def model_config(self, num_items: int) -> ModelConfig:
         return self._as(ModelConfig, num_items=num_items)

@@ -14,7 +14,7 @@ from src.core.files import write_atomic, write_json
 from src.core.metrics import metrics_from_ranks, rank_counts
 from src.student.models import Student
 
-_CHUNK = 512
+_MOST_ROWS, _MOST_SCORES = 512, 1 << 25  # at a time: 128 MiB of scores
 
 ScoreRows = Callable[[np.ndarray], Tensor]
 
@@ -71,19 +71,19 @@ def evaluate_scores(score: ScoreRows, rows: Rows, num_items: int, ks: list[int],
     names = ("better", "equal", "better_masked", "equal_masked")
     counts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     lists: dict[str, list[np.ndarray]] = {"metrics": [], "metrics_masked": []} if top_k else {}
-    for begin in range(0, len(rows), _CHUNK):
-        index = np.arange(begin, min(begin + _CHUNK, len(rows)))
+    for index in _chunks(len(rows), num_items):
         scores = score(index)
         chunk = rows.select(index)
         targets = torch.from_numpy(chunk.targets).to(scores.device)
-        seen = history_mask(chunk, num_items).to(scores.device)
-        for name, value in zip(
-            names, (*rank_counts(scores, targets), *rank_counts(scores, targets, seen)), strict=True
-        ):
+        better, equal = rank_counts(scores, targets)
+        places = _places(chunk)
+        in_history = _counts_in_history(scores, targets, places)
+        for name, value in zip(names, (better, equal, better - in_history[0], equal - in_history[1]), strict=True):
             counts[name].append(value.cpu().numpy())
         if top_k:
             lists["metrics"].append(_best(scores, top_k))
-            lists["metrics_masked"].append(_best(scores.masked_fill(seen, float("-inf")), top_k))
+            seen = tuple(place.to(scores.device) for place in places)
+            lists["metrics_masked"].append(_best(scores.index_put(seen, scores.new_tensor(float("-inf"))), top_k))
     ranks = {name: np.concatenate(chunks) if chunks else np.zeros(0, int) for name, chunks in counts.items()}
     return Evaluation(
         metrics_from_ranks(ranks["better"], ranks["equal"], ks),
@@ -99,14 +99,40 @@ def _best(scores: Tensor, count: int) -> np.ndarray:
     return best.indices.masked_fill(best.values == float("-inf"), -1).cpu().numpy()
 
 
+def _chunks(num_rows: int, num_items: int) -> list[np.ndarray]:
+    """Row numbers of each chunk: so many users that their scores of all items need little memory, one at least.
+
+    Items are not cut: a user's scores of ten million items are 40 MB, and their ranks need them all.
+    """
+    size = min(max(_MOST_SCORES // num_items, 1), _MOST_ROWS)
+    return [np.arange(begin, min(begin + size, num_rows)) for begin in range(0, num_rows, size)]
+
+
+def _counts_in_history(scores: Tensor, targets: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of `rank_counts`, how many of each are other items of the row's history: looked up, not masked out of all."""
+    key = (places[0] * scores.shape[1] + places[1]).unique().to(scores.device)  # an item counts once
+    row, item = key // scores.shape[1], key % scores.shape[1]
+    found, own = scores[row, item], scores.gather(1, targets[:, None])[row, 0]
+    other = item != targets[row]
+    better, equal = (other & (found > own)).long(), (other & (found == own)).long()
+    zero = torch.zeros_like(targets)
+    return zero.index_add(0, row, better), zero.index_add(0, row, equal)
+
+
 def history_mask(rows: Rows, num_items: int) -> Tensor:
     """Bool [N, num_items]: which items stand anywhere in each row's whole history."""
+    mask = torch.zeros(len(rows), num_items, dtype=torch.bool)
+    mask[_places(rows)] = True
+    return mask
+
+
+def _places(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Row and item, int64 [T] each, of all that stands in the rows' whole histories."""
     lengths = rows.pos - rows.start
     row = np.repeat(np.arange(len(rows)), lengths)
     offset = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    mask = torch.zeros(len(rows), num_items, dtype=torch.bool)
-    mask[torch.from_numpy(row), torch.from_numpy(rows.items[np.repeat(rows.start, lengths) + offset]).long()] = True
-    return mask
+    items = rows.items[np.repeat(rows.start, lengths) + offset]
+    return torch.from_numpy(row), torch.from_numpy(items).long()
 
 
 def write_evaluation(path: Path, ranks_path: Path, evaluation: Evaluation, about: dict[str, object]) -> None:

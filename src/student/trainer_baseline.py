@@ -15,7 +15,7 @@ from src.student.context import RunContext, Stateful
 from src.student.datamodule import Batch
 from src.student.models import Student, build_model
 from src.student.objectives import BaseLoss
-from src.student.training import FitResult, train_student, validation_on
+from src.student.training import FitResult, train_student, validation_on, watched
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def train_baseline(
 
     def save_best(epoch: int, value: float) -> None:
         info = CheckpointInfo(
-            dataset.name, dataset.fingerprint, context.seed, commit, epoch, metrics.description, value
+            dataset.name, dataset.fingerprint, context.seed, commit, epoch, watched(metrics, student, dataset), value
         )
         save_checkpoint(folder, model, model.state_dict(), info)
 
@@ -58,7 +58,9 @@ def train_baseline(
         model,
         dataset,
         BaselineObjective(base_loss),
-        validation=validation_on(dataset, model, metrics=metrics, save_best=save_best, device=context.device),
+        validation=validation_on(
+            dataset, model, student=student, metrics=metrics, save_best=save_best, device=context.device
+        ),
         settings=student.fit_settings(),
         context=context,
     )

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from src.core.data_utils import SequenceDataset
+from src.core.data_utils import SequenceDataset, sample_rows
+from src.core.device import multiplies_bfloat16, within_memory
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.foreign.typed import typed
@@ -22,6 +23,7 @@ from src.core.metrics import MetricsConfig
 from src.core.seed import generator
 from src.student.config import FitSettings, StudentConfig
 from src.student.context import Resume, RunContext, Stateful, diverged
+from src.student.cost import device_name
 from src.student.datamodule import Batch, Loader, build_train_loader, require_full_batch
 from src.student.evaluator import evaluate_model
 from src.student.models import Student
@@ -66,17 +68,25 @@ def validation_on(
     dataset: SequenceDataset,
     model: Student,
     *,
+    student: StudentConfig,
     metrics: MetricsConfig,
     save_best: Callable[[int, float], None],
     device: torch.device,
 ) -> Validation:
-    """Validation of `model` on the data set's validation rows."""
+    """Validation of `model` on the data set's validation rows, or `student.max_valid_rows` of them."""
+    rows = dataset.valid if student.max_valid_rows is None else sample_rows(dataset.valid, student.max_valid_rows)
     return Validation(
         monitor=metrics.monitor,
-        evaluate=lambda: evaluate_model(model, dataset.valid, dataset, metrics.ks, device).by(metrics.masked),
+        evaluate=lambda: evaluate_model(model, rows, dataset, metrics.ks, device).by(metrics.masked),
         save_best=save_best,
-        description=metrics.description,
+        description=watched(metrics, student, dataset),
     )
+
+
+def watched(metrics: MetricsConfig, student: StudentConfig, dataset: SequenceDataset) -> str:
+    """What finds the best epoch, for logs and checkpoints: the metric, and the rows where they are a sample."""
+    sample = student.valid_sample(len(dataset.valid))
+    return f"{metrics.description} ({sample})" if sample else metrics.description
 
 
 @dataclass
@@ -116,17 +126,28 @@ def train_student(
     settings: FitSettings,
     context: RunContext,
 ) -> FitResult:
-    """`fit` on the training rows, in an order that follows the seed."""
-    model.to(context.device)
-    loader = build_train_loader(
-        dataset,
-        batching=settings.batching,
-        max_len=model.config.max_seq_len,
-        batch_size=settings.batch_size,
-        device=context.device,
-        generator=generator(context.seed, "shuffle"),
-    )
-    return fit(model, loader, objective, validation=validation, settings=settings, context=context)
+    """`fit` on the training rows, in an order that follows the seed.
+
+    Raises:
+        UserError: as `fit`, or the device's memory is too small.
+    """
+    if settings.mixed_precision and not multiplies_bfloat16(context.device):
+        context.logger.warning(
+            "student.mixed_precision=true: %s has no instructions for bfloat16, which it computes slower than float32",
+            device_name(context.device),
+        )
+    what = f"student.batch_size={settings.batch_size} (distill.batch_size when distilling), {dataset.num_items:,} items"
+    with within_memory(what, "lower it, student.loss_chunk (of student.loss=ce) or student.emb_size"):
+        model.to(context.device)
+        loader = build_train_loader(
+            dataset,
+            batching=settings.batching,
+            max_len=model.config.max_seq_len,
+            batch_size=settings.batch_size,
+            device=context.device,
+            generator=generator(context.seed, "shuffle"),
+        )
+        return fit(model, loader, objective, validation=validation, settings=settings, context=context)
 
 
 def fit(

@@ -4,10 +4,11 @@ import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from src.core.device import keep_freed_memory, resolve_device
+from src.core.device import keep_freed_memory, resolve_device, within_memory
 from src.core.errors import UserError
 
 
@@ -93,3 +94,30 @@ def test_freed_memory_is_used_again_without_a_page_fault() -> None:
 def test_elsewhere_memory_is_left_to_the_system(monkeypatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+def of_a_gpu():
+    raise torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    "allocate, asked",
+    [
+        (of_a_gpu, r"\(2\.50 GiB more were asked for\)"),
+        (lambda: torch.empty(2**50), r"\(4,194,304\.00 GiB more were asked for\)"),
+        (lambda: np.empty(2**50), r"\(8\.00 PiB more were asked for\)"),
+    ],
+)
+def test_too_little_memory(allocate, asked):
+    with (
+        pytest.raises(UserError, match=rf"x=1: the memory does not suffice {asked}; lower x"),
+        within_memory("x=1", "lower x"),
+    ):
+        allocate()
+
+
+def test_other_errors_are_not_taken_for_too_little_memory():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), within_memory("x=1", "lower x"):
+        torch.ones(2, 3) @ torch.ones(2, 3)

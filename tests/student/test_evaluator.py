@@ -79,7 +79,7 @@ def test_history_mask_sees_the_whole_history(make_dataset):
 
 
 def test_chunks_and_an_independent_sort_agree(make_dataset, monkeypatch):
-    monkeypatch.setattr(evaluator, "_CHUNK", 3)
+    monkeypatch.setattr(evaluator, "_MOST_SCORES", 3 * 11 + 5)  # three of 8 users at a time
     num_items = 11
     sequences = [[(user * 2 + place * (1 + user % 3)) % num_items for place in range(6)] for user in range(8)]
     dataset = make_dataset(sequences, num_items)
@@ -109,6 +109,26 @@ def test_chunks_and_an_independent_sort_agree(make_dataset, monkeypatch):
         assert metrics["mrr"] == pytest.approx(np.mean(reciprocal))
     assert result.metrics != result.metrics_masked
     assert result.ranks["user"].tolist() == list(range(8))
+
+
+def test_a_chunk_has_one_user_at_least_and_not_more_scores_than_memory():
+    assert [len(index) for index in evaluator._chunks(700, 100)] == [512, 188]
+    assert [len(index) for index in evaluator._chunks(250, 300_000)] == [111, 111, 28]  # 2^25 / 300,000
+    assert [len(index) for index in evaluator._chunks(2, 10**9)] == [1, 1]
+
+
+def test_an_item_that_stands_twice_in_a_history_is_taken_out_once():
+    # History 0 0 2 1 with target 1: of 0 (better) and 2 (equal to the target) nothing is left.
+    scores = torch.tensor([[0.9, 0.5, 0.5, 0.1]])
+
+    ranks = evaluate_scores(lambda index: scores[index], one_row(0, 0, 2, 1, 1), 4, [1]).ranks
+
+    assert {name: ranks[name].tolist() for name in ("better", "equal", "better_masked", "equal_masked")} == {
+        "better": [1],
+        "equal": [2],
+        "better_masked": [0],
+        "equal_masked": [1],
+    }
 
 
 def test_evaluate_model_turns_dropout_off_and_restores_the_mode(tiny_dataset, fill_with_ramp):

@@ -98,9 +98,24 @@ def test_filters_have_to_fit_a_window_that_is_cut():
         fit_window(CaserConfig(name="caser"), 3)
 
 
-def test_how_often_the_state_is_saved_decides_nothing():
+def test_how_often_the_state_is_saved_and_what_is_held_in_memory_decide_nothing():
     decided = flat_settings(GRU4RecConfig(name="gru4rec"), "student")
-    assert {f"student.{entry.name}" for entry in fields(GRU4RecConfig)} - decided.keys() == {"student.save_interval"}
+    undecided = {f"student.{entry.name}" for entry in fields(GRU4RecConfig)} - decided.keys()
+    assert undecided == {"student.save_interval", "student.loss_chunk"}
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("key, meaning", [("loss_chunk", "by the number of items"), ("max_valid_rows", "all")])
+def test_chunks_and_samples_are_of_one_at_least(key, meaning, value):
+    message = rf"student\.{key}={value}: must be null \({meaning}\) or an integer >= 1"
+    with pytest.raises(UserError, match=message):
+        parse("caser", **{key: value})
+
+
+def test_what_validation_numbers_are_of():
+    student = GRU4RecConfig(name="gru4rec", max_valid_rows=2000)
+    assert student.valid_sample(22363) == "a fixed sample of 2,000 of 22,363 rows"
+    assert student.valid_sample(2000) == GRU4RecConfig(name="gru4rec").valid_sample(22363) == ""
 
 
 COMMON = {
@@ -121,6 +136,8 @@ COMMON = {
     "dros_beta": 1.5,
     "num_negatives": 3,
     "negatives": "popular",
+    "loss_chunk": 11,
+    "max_valid_rows": 13,
     "save_interval": 9,
 }
 COSINE = {"scores": "cosine", "temperature": 0.25}
@@ -161,4 +178,4 @@ def test_every_value_arrives_where_it_is_used(name, own, model, batching):
     assert {entry.name for entry in fields(config)} == {"name", *COMMON, *own}
     assert config.model_config(num_items=9) == ModelConfig(name, 9, 4, 4, 5, 0.25, **model)
     assert config.fit_settings() == FitSettings(**FIT, batching=batching)
-    assert config.loss_settings() == LossSettings("bce_dros", 0.75, 1.5, 3, "popular")
+    assert config.loss_settings() == LossSettings("bce_dros", 0.75, 1.5, 3, "popular", 11)

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from src.core import device
+from src.core.data_utils import sample_rows
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.student.checkpoint import load_checkpoint
 from src.student.config import FitSettings, SASRecConfig
 from src.student.context import GeneratorState, Resume
 from src.student.evaluator import evaluate_model
+from src.student.objectives import BaseLoss
 from src.student.trainer_baseline import train_baseline
 from src.student.training import FitResult, Validation, fit, save_history
 
@@ -260,6 +263,49 @@ def test_train_then_load_gives_the_same_validation_metrics(train, tiny_dataset):
     assert (info.epoch, info.seed, info.monitor) == (result.best_epoch, 7, "ndcg@5")
     assert (info.dataset, info.dataset_fingerprint) == ("tiny", tiny_dataset.fingerprint)
     assert info.teacher_manifest_sha256 is None
+
+
+def test_a_sample_of_the_validation_rows_finds_the_best_epoch(train, tiny_dataset):
+    result, folder = train("one", num_epochs=6, max_valid_rows=3)
+    again, _ = train("two", seed=8, max_valid_rows=3)
+    model, info = load_checkpoint(folder)
+
+    rows = sample_rows(tiny_dataset.valid, 3)
+    assert len(rows) == 3 < len(tiny_dataset.valid)
+    metrics = evaluate_model(model, rows, tiny_dataset, METRICS.ks, CPU).metrics
+    assert metrics["ndcg@5"] == result.best_value
+    assert info.monitor == "ndcg@5 (a fixed sample of 3 of 8 rows)"
+    # Hits among three rows are thirds, with any seed.
+    assert all((3 * record["valid/recall@5"]) % 1 == 0 for record in (*result.history, *again.history))
+
+
+def test_a_sample_of_all_rows_is_all_rows(train, tiny_dataset):
+    whole, _ = train("one")
+    sampled, folder = train("two", max_valid_rows=len(tiny_dataset.valid) + 1)
+    assert sampled.history == whole.history
+    assert load_checkpoint(folder)[1].monitor == "ndcg@5"
+
+
+def test_too_little_memory_says_what_to_lower_and_what_was_asked_for(train, monkeypatch):
+    monkeypatch.setattr(BaseLoss, "__call__", lambda *args: torch.empty(2**50))  # 4 PiB
+    message = (
+        r"student\.batch_size=8 \(distill\.batch_size when distilling\), 12 items: the memory does not suffice "
+        r"\(4,194,304\.00 GiB more were asked for\); lower it, student\.loss_chunk \(of student\.loss=ce\) or "
+        r"student\.emb_size"
+    )
+    with pytest.raises(UserError, match=message):
+        train("one")
+
+
+@pytest.mark.parametrize("flags, warned", [("flags : avx2", True), ("flags : avx2 avx512_bf16", False)])
+def test_mixed_precision_without_bfloat16_is_warned_of(train, monkeypatch, tmp_path, caplog, flags, warned):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
+    train("one", num_epochs=1, mixed_precision=True)
+    train("two", num_epochs=1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == warned
+    assert all("student.mixed_precision=true: " in text and "no instructions for bfloat16" in text for text in warnings)
 
 
 def test_training_rows_are_learnt(train):

@@ -11,6 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from src.core import device
 from src.core.errors import UserError
 from src.teacher.config import ExportSettings
 from src.teacher.llm import load
@@ -301,7 +302,7 @@ def test_dtype(llm_folder):
 def test_dtype_auto_is_what_the_processor_computes(monkeypatch, tmp_path, flags, dtype):
     if flags:
         (tmp_path / "cpuinfo").write_text(flags)
-    monkeypatch.setattr(load, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
     assert load.native_dtype("auto", CPU) == dtype
     assert load.native_dtype("bfloat16", CPU) == "bfloat16"
 

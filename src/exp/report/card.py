@@ -11,6 +11,7 @@ from src.core.teacher_files import MANIFEST_FILE, Manifest, read_manifest
 from src.exp.compare.comparison import CONTROLS, metric_label
 from src.exp.compare.significance import load_ranks, normal_interval, user_metric
 from src.exp.report.pages import Table, write_markdown
+from src.exp.report.tables import valid_sample
 from src.exp.stage.stage import Stage
 from src.student.checkpoint import load_checkpoint
 
@@ -117,6 +118,7 @@ def _data(stage: Stage) -> dict[str, str]:
     return {
         "data set": f"{dataset.name} (source {settings.source}), fingerprint {dataset.fingerprint}",
         "rows": f"{len(dataset.train)} train, {len(dataset.valid)} validation, {len(dataset.test)} test",
+        **valid_sample(stage.settings.student, dataset),
         "split": f"{settings.split.method}; users with fewer than {settings.min_user_inter} interactions left out",
         "protocol": "full ranking of all items, ties at their expected place; no sampled negatives",
     }

@@ -7,12 +7,14 @@ from typing import Any, TypedDict, TypeVar
 import pandas as pd
 import torch
 
+from src.core.data_utils import SequenceDataset
 from src.core.foreign.escape import csv_cell
 from src.core.foreign.typed import read_typed
 from src.exp.compare.comparison import CONTROLS, LABELS, Comparison, metric_label
 from src.exp.compare.provenance import changed_settings
 from src.exp.compare.significance import PairedTest
 from src.exp.report.pages import MISSING, Table
+from src.student.config import StudentConfig
 from src.student.cost import device_name
 
 _MEASURES = {
@@ -180,6 +182,7 @@ def facts(comparison: Comparison) -> dict[str, str]:
     return {
         "dataset": f"{dataset.name}, {dataset.num_items} items; rows: {len(dataset.train)} train, "
         f"{len(dataset.valid)} validation, {len(dataset.test)} test",
+        **valid_sample(student, dataset),
         "dataset fingerprint": dataset.fingerprint[:16],
         "student": f"{student.name}, {student.emb_size} dimensions",
         **({LABELS["markov_titles"]: comparison.titles} if comparison.titles else {}),
@@ -187,6 +190,12 @@ def facts(comparison: Comparison) -> dict[str, str]:
         "hardware": f"{device_name(comparison.device)}, {os.cpu_count()} cores, PyTorch {torch.__version__}",
         **{f"{LABELS[name]} from": _origin(comparison, name) for name in comparison.sources},
     }
+
+
+def valid_sample(student: StudentConfig, dataset: SequenceDataset) -> dict[str, str]:
+    """What validation numbers are of, where that is not all rows."""
+    sample = student.valid_sample(len(dataset.valid))
+    return {"validation on": sample} if sample else {}
 
 
 def _origin(comparison: Comparison, model: str) -> str:

@@ -11,6 +11,7 @@ from src.core.git_info import git_commit
 from src.exp.compare.comparison import LABELS, metric_label
 from src.exp.compare.significance import Ranks
 from src.exp.report.figures import Plot
+from src.exp.report.tables import valid_sample
 from src.exp.stage.stage import Stage
 from src.exp.study.config import BASELINE, StudyConfig
 from src.exp.study.pages import Study, study_page
@@ -60,6 +61,7 @@ def write_study(
         facts={
             "dataset": f"{stage.dataset.name}, {stage.dataset.num_items} items, {len(stage.dataset.test)} test rows",
             "student": stage.settings.student.name,
+            **valid_sample(stage.settings.student, stage.dataset),
             **({LABELS["markov_titles"]: titles} if titles else {}),
             "seeds": ", ".join(map(str, config.seeds)),
             "commit": git_commit(),

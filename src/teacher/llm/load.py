@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from src.core.device import multiplies_bfloat16
 from src.core.errors import UserError
 from src.core.foreign.hub import reason
 from src.core.foreign.tensors import read_tensors
@@ -31,20 +32,13 @@ from src.teacher.prompt.wording import MARKERS, Wording
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # that are adapted
 _TOKENIZER_MODEL = "tokenizer.model"
-_CPU_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # flags of a processor that multiplies it
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def native_dtype(dtype: str, device: torch.device) -> str:
     """`teacher.dtype`; `auto` is bfloat16 where the device computes it natively, else float32."""
     if dtype != "auto":
         return dtype
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        flags = _CPU_INFO.read_text(encoding="utf-8", errors="replace").split() if _CPU_INFO.is_file() else []
-        native = not _CPU_BFLOAT16.isdisjoint(flags)
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def require_4bit(device: torch.device) -> None:

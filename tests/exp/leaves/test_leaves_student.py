@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from leaves_bench import Bench
 from leaves_table import LEAVES, Effect, cases, refused
 
+from src.student import objectives
 from src.student.context import Resume
 
 
@@ -72,6 +74,35 @@ def _save_interval(bench: Bench) -> None:
     assert counts == [4, 2]
 
 
+def _loss_chunk(bench: Bench) -> None:
+    """Of `ce`: the rows whose scores are held at a time, of batches of 64; the losses are the same ones."""
+    sizes: list[int] = []
+    scores_of = objectives._chunk_of_scores
+
+    def counted(hidden: torch.Tensor, *layer: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden))
+        return scores_of(hidden, *layer)
+
+    bench.patch.setattr(objectives, "_chunk_of_scores", counted)
+    common = ["student.loss=ce", "student.batch_size=64"]
+    if bench.file != "student/caser":
+        common.append("student.batching=rows")
+    small = bench.train(*common, "student.loss_chunk=10", fresh=True)
+    assert set(sizes) == {10, 4, 8}  # 64 and, of 200 rows, a last batch of 8
+    sizes.clear()
+    large = bench.train(*common, fresh=True)
+    assert set(sizes) == {64, 8}
+    assert small.losses == pytest.approx(large.losses, rel=1e-2)
+
+
+def _max_valid_rows(bench: Bench) -> None:
+    sampled, whole = (bench.train(f"student.max_valid_rows={rows}") for rows in (3, "null"))
+    assert sampled.losses == whole.losses  # it is no training row
+    assert sampled.result.best_value != whole.result.best_value
+    assert " (a fixed sample of 3 of " in sampled.description["info"]["monitor"]
+    assert "sample" not in whole.description["info"]["monitor"]
+
+
 EFFECTS: dict[str, Effect] = {
     "student.name": refused("student.name=other", "student.name='other': must be one of"),
     "student.emb_size": _other_shapes("student.emb_size"),
@@ -98,6 +129,8 @@ EFFECTS: dict[str, Effect] = {
     "student.tied_output": _two_trainings("student.tied_output=true", "student.tied_output=false"),
     "student.batching": _two_trainings("student.batching=packed", "student.batching=rows"),
     "student.mixed_precision": _other_training("student.mixed_precision=true"),
+    "student.loss_chunk": _loss_chunk,
+    "student.max_valid_rows": _max_valid_rows,
     "student.save_interval": _save_interval,
     "student.num_filters": _other_shapes("student.num_filters"),
     "student.filter_sizes": _other_training("student.filter_sizes=[2,5]"),

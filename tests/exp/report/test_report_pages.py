@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness import leave_plots_empty, refusal
@@ -14,6 +15,8 @@ from src.core.files import write_text
 from src.core.paths import RunFolder
 from src.exp.report.pages import Table, markdown_table
 from src.exp.report.run_report import write_report
+from src.exp.report.tables import valid_sample
+from src.student.config import GRU4RecConfig
 
 NASTY = '<script>alert(1)</script> | [/b] \x1b[31m\n# ![x](/etc/passwd) src="../secret.txt" `$(rm)`'
 FIRST, LATE = ranks([0] * 8), ranks([5] * 8)
@@ -174,3 +177,11 @@ def test_a_report_of_the_history_removed_says_so_and_that_the_original_program_h
         assert "Recall@1, history shown" not in text.replace("Recall, history shown", "")
     for text in pages(evaluations={**ranked, "dllm2rec_upstream": program}):
         assert "History shown (this decides):" in text and "It has no number" not in text
+
+
+def test_reports_say_what_validation_numbers_are_of():
+    dataset = SimpleNamespace(valid=range(8))
+    assert valid_sample(GRU4RecConfig(name="gru4rec", max_valid_rows=3), dataset) == {
+        "validation on": "a fixed sample of 3 of 8 rows"
+    }
+    assert valid_sample(GRU4RecConfig(name="gru4rec"), dataset) == {}
