@@ -48,9 +48,9 @@ class Columns:
         nothing = Ids.of(np.array([], dtype=object))
         self._parts: dict[str, list[Ids | np.ndarray]] = {key: [nothing] for key in layout.names}
 
-    def add(self, key: str, part: Ids | np.ndarray) -> None:
-        """int64 [n] for times that are written as the integers are: only then they can become text again."""
-        self._parts[key].append(part)
+    def add(self, key: str, texts: "pa.ChunkedArray") -> None:
+        """Only what is written as an integer is can become text again, where times of another part are none."""
+        self._parts[key].append(_integers(texts) if key == "timestamp" and _are_integers(texts) else ids_of(texts))
 
     def joined(self) -> dict[str, Ids | np.ndarray]:
         """Ids, or int64 [N] where all are integers."""
@@ -72,6 +72,8 @@ def read_sound_text(path: Path, layout: Layout) -> dict[str, Ids | np.ndarray] |
     Doubtful is what is damaged or no text, rows of another length than the header, quotes other than round whole
     fields within a line. Who reads such a file with care says what is wrong, or what was meant.
     """
+    import pyarrow as pa
+
     if not layout.separator.isascii():  # pyarrow takes one byte
         return None
     columns, header = Columns(layout), layout.header
@@ -81,8 +83,10 @@ def read_sound_text(path: Path, layout: Layout) -> dict[str, Ids | np.ndarray] |
             header = _header(piece, layout) if header is None else header
             if piece.startswith(codecs.BOM_UTF8) or not _is_soundly_quoted(piece, layout):  # pyarrow drops the mark
                 return None
-            _add(columns, _parse(piece, layout, header, skip=skip), layout)
-    except (UserError, ValueError, OSError, *DAMAGED):  # pyarrow's errors are ValueErrors
+            table = _parse(piece, layout, header, skip=skip)
+            for key, name in layout.names.items():
+                columns.add(key, table.column(name))
+    except (UserError, ValueError, OSError, csv.Error, pa.ArrowException, *DAMAGED):
         return None
     return columns.joined() if header else None
 
@@ -121,12 +125,6 @@ def _parse(piece: bytes, layout: Layout, header: Iterable[str], *, skip: bool) -
         arrow.ParseOptions(delimiter=layout.separator, quote_char=False if layout.quoting == "none" else '"'),
         arrow.ConvertOptions(include_columns=names, column_types=dict.fromkeys(names, pa.string())),
     )
-
-
-def _add(columns: Columns, table: "pa.Table", layout: Layout) -> None:
-    for key, name in layout.names.items():
-        texts = table.column(name)
-        columns.add(key, _integers(texts) if key == "timestamp" and _are_integers(texts) else ids_of(texts))
 
 
 def ids_of(texts: "pa.ChunkedArray") -> Ids:

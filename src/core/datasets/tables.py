@@ -133,6 +133,7 @@ def _read_text(path: Path, layout: Layout) -> Table:
 
 def _read_doubtful_text(path: Path, layout: Layout) -> dict[str, Ids | np.ndarray]:
     import pandas as pd  # a second that only a log costs, not what was processed before
+    import pyarrow as pa
 
     text = read_text(path)
     header, rows = _rows(path, text, layout)
@@ -141,7 +142,7 @@ def _read_doubtful_text(path: Path, layout: Layout) -> dict[str, Ids | np.ndarra
     try:
         for frame in _frames(text, header, layout):
             for key, name in layout.names.items():
-                columns.add(key, Ids.of(frame[header.index(name)].to_numpy()))
+                columns.add(key, pa.chunked_array([pa.array(frame[header.index(name)], pa.string())]))
     except (ValueError, pd.errors.ParserWarning) as error:
         _require_closed_quotes(path, text, layout, len(header))
         for _ in rows:  # which names the line

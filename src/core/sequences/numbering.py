@@ -167,10 +167,8 @@ def _blocks_of_users(user: np.ndarray, num_users: int) -> Iterator[np.ndarray]:
     from scipy import sparse
 
     # One 1 in each row, at its user: as columns they lie by user. That counts and copies, and sorts nothing.
-    ones = sparse.csr_matrix(
-        (np.ones(len(user), dtype=np.int8), user, np.arange(len(user) + 1)), (len(user), num_users)
-    )
-    by_user = ones.tocsc()
+    ones, rows = np.ones(len(user), dtype=np.int8), np.arange(len(user) + 1, dtype=_place_type(len(user)))
+    by_user = sparse.csr_matrix((ones, user, rows), (len(user), num_users)).tocsc()
     ends = by_user.indptr[np.searchsorted(by_user.indptr, np.arange(_BLOCK, len(user), _BLOCK))]
     yield from np.split(by_user.indices, np.unique(ends))
 
@@ -203,7 +201,11 @@ def _split_temporal(log: _Log) -> tuple[Rows, Rows, Rows]:
 
 
 def _rows(log: _Log, pos: np.ndarray) -> Rows:
-    return Rows(log.items, log.bounds, pos.astype(np.int32 if len(log.items) < 2**31 else np.int64))
+    return Rows(log.items, log.bounds, pos.astype(_place_type(len(log.items)), copy=False))
+
+
+def _place_type(num_places: int) -> type[np.signedinteger]:
+    return np.int32 if num_places < 2**31 else np.int64
 
 
 # --- windows ------------------------------------------------------------------------------------------------

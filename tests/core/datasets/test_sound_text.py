@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from src.core.datasets import sound_text, tables
@@ -147,9 +148,9 @@ def test_a_log_with_a_doubtful_last_line_is_refused_by_its_number(tmp_path, monk
 
 def test_parts_with_other_ids_and_times_of_other_kinds_become_one_column():
     columns = Columns(Layout(names=NAMES))
-    for users, times in ((["b", "a"], [5, 60]), (["c", "b"], ["1.5", "5"])):
-        columns.add("user", Ids.of(np.array(users, dtype=object)))
-        columns.add("timestamp", np.array(times) if times[0] == 5 else Ids.of(np.array(times, dtype=object)))
+    for users, times in ((["b", "a"], ["5", "60"]), (["c", "b"], ["1.5", "5"])):
+        columns.add("user", pa.chunked_array([users]))
+        columns.add("timestamp", pa.chunked_array([times]))
     found = columns.joined()
     assert found["user"].tolist() == ["b", "a", "c", "b"] and found["user"].values.tolist() == ["b", "a", "c"]
     assert found["timestamp"].tolist() == ["5", "60", "1.5", "5"]
