@@ -21,6 +21,7 @@ from benchmarks import (
     distillation,
     embeddings,
     epoch,
+    full_size,
     fuzz,
     kd_step,
     peers,
@@ -29,7 +30,10 @@ from benchmarks import (
     teacher_export,
     teacher_step,
 )
+from src.core.data_utils import load_dataset
+from src.core.datasets.sample import SampleConfig
 from src.student.evaluator import evaluate_scores
+from src.teacher.config import TeacherConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "data" / "raw" / "sample" / "interactions.csv"
@@ -246,6 +250,49 @@ def test_teacher_export(printed, monkeypatch) -> None:
 def test_teacher_step(printed, monkeypatch, ilora_folder) -> None:
     monkeypatch.setattr(teacher_step, "STEPS", 5)
     assert printed(teacher_step)["loss_difference"] < 1e-5
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory) -> str:
+    """A LLaMA in several shards, as the full one is."""
+    folder = tmp_path_factory.mktemp("llm")
+    dataset = load_dataset(SampleConfig(max_seq_len=50, raw_dir=str(SAMPLE.parent)), folder / "data", full_size.LOGGER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(full_size, "SHARD_BYTES", 700_000)
+        full_size.build_llm(folder / "llm", full_size.SHAPES["tiny"], dataset, TeacherConfig(name="ilora_tiny"))
+    assert len(list((folder / "llm").glob("*.safetensors"))) > 1
+    return str(folder / "llm")
+
+
+def test_a_benchmark_takes_an_llm(printed, llm, monkeypatch, ilora_folder) -> None:
+    monkeypatch.setattr(teacher_step, "STEPS", 2)
+    step = printed(teacher_step, "--llm", llm, "--batch_size", "1")
+    assert step["loss_difference"] < 1e-4 and step["most_possible"] > 0
+    result = printed(teacher_export, "--llm", llm, "--rows", "5", "--rounds", "1", "--train_rows", "8")
+    assert result["cpu"]["equal_rows"] == 5 or result["dtype"] == "bfloat16"
+    assert 0 < result["cpu"]["of_prompts"]["likelihood"] < result["cpu"]["of_tokens"]
+
+
+def test_full_size(printed, tmp_path) -> None:
+    sizes = ("--train_rows", "2", "--rows", "3", "--plain_rows", "2", "--max_history", "3", "--num_candidates", "5")
+    where = ("--folder", str(tmp_path), "--device", "cpu", "--dtype", "float32", "--peak_tflops", "1e-3")
+    result = printed(full_size, "--shape", "tiny", *sizes, *where)
+    assert (result["plain_rows"], result["equal_rankings"], result["equal_first"]) == (2, 2, 2)
+    assert result["largest_difference"] < 1e-4
+    assert result["train_flops_share"] == pytest.approx(1e3 * result["train_tflops"], abs=0.6)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_size_counts_the_products() -> None:
+    """Of a LLaMA 4 wide, one head: q, k, v, o of 4 x 4, three of 4 x 8; each token sees 3 of 6 on average."""
+    shape = full_size.Shape(width=4, inner=8, layers=2, heads=1, kv_heads=1)
+    assert full_size.flops_a_token(shape, 6) == 2 * 2 * (4 * 16 + 3 * 32) + 2 * (2 * 4 * 3 + 2 * 4 * 3)
+
+
+def test_full_size_trains_students(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(full_size, "TEACHER_WIDTH", 16)
+    found = full_size.student_epochs(tmp_path, torch.device("cpu"), 660)
+    assert found["student_train_rows"] > 500 and min(found.values()) > 0
 
 
 def test_kd_step(printed, monkeypatch, dllm2rec_folder) -> None:

@@ -1,5 +1,7 @@
 """Equal seeds give equal results; a sweep gives one folder per job and guesses nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from harness import TINY_STUDENT, places, read, record, run_here, run_processes
@@ -7,6 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from src.exp import run_distill, run_eval_all, run_student_baseline
+from src.exp.stage.multirun import JobFailed, SweepWatch, _read_squeue, _results, _squeue_command
 
 
 def outcome_of(folder, stage: str = "baseline") -> tuple[dict, dict[str, torch.Tensor]]:
@@ -126,3 +129,44 @@ def test_entry_points_return_their_best_validation_value(pipeline, tmp_path) -> 
     assert run_here(stage, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
     info = read(tmp_path / "run" / "models" / "baseline" / "config.json")["info"]
     assert values == [info["valid_value"]]
+
+
+# --- jobs of a cluster --------------------------------------------------------------------------------------
+
+
+def test_what_slurm_says_of_jobs() -> None:
+    """Of those still waited for: what has not ended, however Slurm calls it, runs; what it forgot has ended."""
+    watcher = SimpleNamespace(_registered={"7_0", "7_1", "7_2", "7_3", "7_4"}, _finished={"7_0"})
+    assert _squeue_command(watcher)[:2] == ["squeue", "--me"]
+    printed = b"7_0|COMPLETED\n7_1|CANCELLED\n7_2|CONFIGURING\n7_3|PENDING\n9_1|RUNNING\n"
+    states = {job: info["State"] for job, info in _read_squeue(watcher, printed).items()}
+    assert states == {"7_1": "CANCELLED", "7_2": "RUNNING", "7_3": "RUNNING", "7_4": "no longer in the queue"}
+    watcher._finished = watcher._registered
+    assert _squeue_command(watcher) is None
+
+
+@pytest.mark.parametrize("left", [None, ("error", "Traceback ...\n  line\nMemoryError: all of it\n")])
+def test_a_job_that_left_no_result_is_a_failed_one_and_no_exception(left, tmp_path, monkeypatch, capsys) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(SweepWatch, "lost", {})
+
+    def outcome() -> tuple[str, str]:
+        if left is None:
+            raise submitit.core.utils.UncompletedJobError("no output")
+        return left
+
+    (tmp_path / "log.err").touch()
+    job = SimpleNamespace(
+        job_id="7_2",
+        state="TIMEOUT",
+        wait=lambda: None,
+        _get_outcome_and_result=outcome,
+        submission=lambda: SimpleNamespace(args=(["general.seed=3"], "hydra.sweep.dir", 2, "id", {})),
+        paths=SimpleNamespace(stderr=tmp_path / "log.err", folder=tmp_path),
+    )
+    (returned,) = _results(job)
+    reason = "TIMEOUT" if left is None else "MemoryError: all of it"
+    said = f"job 7_2 of the cluster has left no result ({reason}); see {tmp_path / 'log.err'}"
+    assert SweepWatch.lost == {"2": said} and said in capsys.readouterr().err
+    with pytest.raises(JobFailed, match="job 7_2 of the cluster"):
+        _ = returned.return_value

@@ -318,6 +318,24 @@ def test_the_adapter_works_again_after_embedding(teacher):
 # --- the frozen recommender ---------------------------------------------------------------------------------
 
 
+def test_a_large_catalogues_candidates_are_found_for_few_rows_at_a_time(teacher, dataset, monkeypatch):
+    """Room for the scores of two rows, or of less than one."""
+    rows, index = dataset.train, np.arange(5)
+    whole = candidate_items(teacher, rows, index, seed=SEED, kind="retrieval")
+    original, asked = FrozenRecommender.retrieve, []
+
+    def counted(self, rows, chunk, count):
+        asked.append(len(chunk))
+        return original(self, rows, chunk, count)
+
+    monkeypatch.setattr(FrozenRecommender, "retrieve", counted)
+    for room, expected in ((2.5, [2, 2, 1]), (0.5, [1] * 5)):
+        monkeypatch.setattr("src.teacher.scoring.inference._SCORES_AT_ONCE", int(room * dataset.num_items))
+        assert candidate_items(teacher, rows, index, seed=SEED, kind="retrieval").tolist() == whole.tolist()
+        assert asked == expected
+        asked.clear()
+
+
 def test_retrieval_is_the_best_items_outside_the_history(recommender, dataset):
     rows = dataset.test
     history, length, _ = rows.windows(6, 24)

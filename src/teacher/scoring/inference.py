@@ -14,7 +14,8 @@ from src.teacher.prompt.builder import Prompt, PromptBatch
 from src.teacher.prompt.candidates import fixed_candidates
 
 EVALUATION_TEMPLATE = 0
-CHUNK_ROWS = 1024  # whose prompts, and scores of all items, are in memory at once
+CHUNK_ROWS = 1024  # whose prompts are in memory at once
+_SCORES_AT_ONCE = 1 << 28  # of rows and items, 1 GiB: of large catalogues fewer rows' scores are
 
 Work = Callable[[PromptBatch, Tensor, np.ndarray], dict[str, np.ndarray]]
 
@@ -30,7 +31,8 @@ def candidate_items(teacher: TeacherModel, rows: Rows, index: np.ndarray, *, see
         return np.empty((len(index), 0), dtype=np.int64)
     if kind == "sampled":
         return fixed_candidates(seed, rows, index, num_items=teacher.dataset.num_items, count=count)
-    best = np.concatenate([teacher.recommender.retrieve(rows, chunk, count) for chunk in _chunks(index)])
+    chunks = _chunks(index, max(1, _SCORES_AT_ONCE // teacher.dataset.num_items))
+    best = np.concatenate([teacher.recommender.retrieve(rows, chunk, count) for chunk in chunks])
     return np.stack([np.random.default_rng([seed, int(i)]).permutation(c) for i, c in zip(index, best, strict=True)])
 
 
@@ -102,5 +104,6 @@ def candidate_log_probs(
     return total.cpu().numpy(), mean.cpu().numpy()
 
 
-def _chunks(index: np.ndarray) -> list[np.ndarray]:
-    return [index[begin : begin + CHUNK_ROWS] for begin in range(0, len(index), CHUNK_ROWS)]
+def _chunks(index: np.ndarray, most: int = CHUNK_ROWS) -> list[np.ndarray]:
+    step = min(most, CHUNK_ROWS)
+    return [index[begin : begin + step] for begin in range(0, len(index), step)]
