@@ -110,7 +110,7 @@ MOST_MODULES = 12  # of a folder, besides its `__init__`
 MOST_LEVELS = 6
 # Wings of a layer: each may import itself and those before it.
 WINGS = {
-    "core": [{"foreign"}, {"datasets"}],
+    "core": [{"foreign"}, {"datasets"}, {"tracking"}],
     "teacher": [{"prompt"}, {"llm"}, {"tiny"}, {"scoring"}, {"adapter"}],
     "exp": [{"stage"}, {"compare"}, {"report"}, {"study"}],
 }
