@@ -112,7 +112,7 @@ MOST_LEVELS = 6
 WINGS = {
     "core": [{"foreign"}, {"datasets"}, {"tracking"}],
     "teacher": [{"prompt"}, {"llm"}, {"tiny"}, {"scoring"}, {"adapter"}],
-    "exp": [{"stage"}, {"compare"}, {"report"}, {"study"}],
+    "exp": [{"search"}, {"stage"}, {"compare"}, {"report"}, {"study"}],
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ LOGGER_NAME = "anyo"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _console = Console(stderr=True)
 _show_progress = True
+_prefix = ""
 _time_file: Path | None = None
 
 
@@ -69,10 +71,25 @@ class _LineFormatter(logging.Formatter):
         return "\n".join(terminal(line) for line in super().formatException(ei).split("\n"))
 
 
+def begin_lines_with(prefix: str) -> None:
+    """What the lines on the terminal begin with from here on."""
+    global _prefix
+    _prefix = prefix
+
+
+class _TerminalFormatter(_LineFormatter):
+    """Lines on the terminal say which job of a sweep they are of; a log file is of one job."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(logging.makeLogRecord({**vars(record), "message": _prefix + record.message}))
+
+
 def start_logging(settings: LoggingConfig) -> logging.Logger:
     """The run's logger: readable lines on the terminal, kept for the file that `open_log` may open."""
     global _show_progress
-    _show_progress = settings.progress
+    _show_progress = (
+        settings.progress and parent_process() is None
+    )  # bars of jobs side by side would overwrite each other
     logger = terminal_logger()
     logger.addHandler(MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False))
     logger.setLevel(settings.level)
@@ -110,10 +127,10 @@ def _terminal_handler() -> logging.Handler:
     """Rich on a terminal, where it shares the screen with progress bars; plain unwrapped lines elsewhere."""
     if _console.is_terminal:
         on_screen = RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=NullHighlighter())
-        on_screen.setFormatter(_LineFormatter("%(message)s"))
+        on_screen.setFormatter(_TerminalFormatter("%(message)s"))
         return on_screen
     handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
     return handler
 
 

@@ -4,7 +4,7 @@ import io
 import shutil
 
 import pytest
-from harness import compose_config, read, run_here
+from harness import compose_config, read, refusal, run_here
 from leaves_bench import Bench
 from leaves_table import Effect, cases, refused
 from raw_files import write_raw_files
@@ -197,7 +197,10 @@ def _of_tracker(name: str, **values: str) -> Effect:
         found = parse_settings(compose_config(f"logging={name}", *words)).logging
         assert {key: getattr(found, key) for key in values} == values
         for key, value in values.items():
-            refused(f"+logging.{key}={value}", f"logging.{key}: unknown key")(bench)
+            message = refusal(
+                lambda word=f"+logging.{key}={value}": parse_settings(compose_config("logging=csv", word))
+            )
+            assert message.startswith(f"logging.{key}: unknown key")
 
     return effect
 
