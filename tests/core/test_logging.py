@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -180,6 +181,17 @@ def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     assert not progress_bar().disable
     start_logging(LoggingConfig(progress=False))
     assert progress_bar().disable
+
+
+def test_a_bar_of_a_distillation_fits_80_columns(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(run_logging, "_console", Console(file=screen, force_terminal=True, color_system=None, width=80))
+    info = "15.415: ce 14.2 ranking 12.4, valid 0.0400"
+    with progress_bar() as bar:
+        bar.add_task("training", total=9876, completed=1234, info=info)
+    line = max(screen.getvalue().replace("\r", "\n").splitlines(), key=len)
+    assert "1234/9876" in line and info in line
+    assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) <= 80
 
 
 def test_a_log_that_cannot_be_written_is_an_error_that_names_it(tmp_path, capsys):
