@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
-from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
 from src.core.settings import parse_choice
+from src.core.tracking.base import Untracked
 from src.student.checkpoint import load_checkpoint
 from src.student.config import SCHEMAS, StudentConfig
 from src.student.context import RunContext
@@ -39,9 +39,8 @@ def student_settings(name: str) -> StudentConfig:
 
 
 def quiet_context(seed: int) -> RunContext:
-    """On the CPU, without TensorBoard."""
-    writer = tensorboard_writer(Path(), LoggingConfig(tensorboard=False))
-    return RunContext(seed=seed, device=CPU, logger=logging.getLogger("benchmarks"), writer=writer)
+    """On the CPU, untracked."""
+    return RunContext(seed=seed, device=CPU, logger=logging.getLogger("benchmarks"), writer=Untracked())
 
 
 def train_and_test(name: str, dataset: SequenceDataset, seed: int) -> Evaluation:

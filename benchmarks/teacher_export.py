@@ -36,9 +36,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.sample import SampleConfig
-from src.core.logging import LoggingConfig
-from src.core.logging import tensorboard_writer as make_writer
 from src.core.metrics import MetricsConfig
+from src.core.tracking.base import Untracked
 from src.student.config import SASRecConfig
 from src.student.context import RunContext
 from src.teacher.adapter.moe_lora import GatedLora, add_gated_lora
@@ -75,8 +74,7 @@ def build_teacher(folder: Path, candidates: str, llm: Path | None = None, train_
         export=ExportSettings(method="generate", candidates=candidates),
         tiny=TinySettings(hidden_size=96, pretrain_steps=PRETRAIN_STEPS),
     )
-    writer = make_writer(folder / "tb", LoggingConfig(tensorboard=False, progress=False))
-    context = RunContext(seed=SEED, device=torch.device("cpu"), logger=LOGGER, writer=writer)
+    context = RunContext(seed=SEED, device=torch.device("cpu"), logger=LOGGER, writer=Untracked())
     student = recommender_config(config, dataset)
     train_recommender(student, dataset, MetricsConfig(), folder=folder / "recommender", context=context)
     recommender = load_recommender(folder / "recommender", dataset, context.device)

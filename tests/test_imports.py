@@ -110,9 +110,9 @@ MOST_MODULES = 12  # of a folder, besides its `__init__`
 MOST_LEVELS = 6
 # Wings of a layer: each may import itself and those before it.
 WINGS = {
-    "core": [{"foreign"}, {"datasets"}, {"sequences"}],
+    "core": [{"foreign"}, {"datasets"}, {"sequences"}, {"tracking"}],
     "teacher": [{"prompt"}, {"llm"}, {"tiny"}, {"scoring"}, {"adapter"}],
-    "exp": [{"stage"}, {"compare"}, {"report"}, {"study"}],
+    "exp": [{"search"}, {"stage"}, {"compare"}, {"report"}, {"study"}],
 }
 
 

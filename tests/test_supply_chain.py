@@ -131,3 +131,15 @@ def test_an_llms_configuration_names_no_others(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"configuration_files": ["config." * 32_000]}))
     with pytest.raises(UserError, match=r"config\.json names other configurations \(configuration_files\)"):
         check_llm_folder(tmp_path)
+
+
+def test_the_latest_version_is_the_same_wherever_it_is_told() -> None:
+    """The first section of CHANGELOG.md with a number, pyproject.toml and CITATION.cff."""
+    sections = re.findall(r"^## (\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], str(citation["date-released"])) == sections[0]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == sections[0][0]
+    assert (
+        "## Unreleased" in (ROOT / "CHANGELOG.md").read_text()
+        and "`v<version>`" in (ROOT / "CONTRIBUTING.md").read_text()
+    )

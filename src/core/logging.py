@@ -1,15 +1,15 @@
-"""Log lines, TensorBoard and wall-clock times of a run."""
+"""Log lines, progress bars and wall-clock times of a run."""
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import MemoryHandler
+from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
@@ -19,9 +19,9 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from src.core.errors import UserError, check
 from src.core.files import write_json, writing
@@ -29,85 +29,22 @@ from src.core.foreign.escape import terminal
 from src.core.foreign.typed import read_typed
 
 LOGGER_NAME = "anyo"
-TEST_TAG = "test/"  # begins the tags of what is measured once a training is over
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _console = Console(stderr=True)
 _show_progress = True
+_prefix = ""
 _time_file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """`conf/logging`: what is shown and kept while a stage runs."""
+    """The part of `conf/logging` that is about the terminal and the log file."""
 
     level: str = "INFO"
-    tensorboard: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
         check(self.level in _LEVELS, "logging.level", self.level, f"one of {', '.join(_LEVELS)}")
-
-
-class TensorBoardWriter(Protocol):
-    """The part of `SummaryWriter` that training loops use."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _NoWriter:
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Writer:
-    """A `SummaryWriter` that says where it cannot write."""
-
-    def __init__(self, folder: Path) -> None:
-        # Imported here: it costs two seconds that the other commands need not pay.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        _leave_errors_to_the_main_thread()
-        self._folder = folder
-        with writing(folder):
-            self._writer = SummaryWriter(str(folder))
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        with writing(self._folder):
-            self._writer.add_scalar(tag, scalar_value, global_step)
-
-    def add_event(self, event: Any) -> None:
-        with writing(self._folder):
-            self._writer.file_writer.add_event(event, event.step, event.wall_time)
-
-    def flush(self) -> None:
-        with writing(self._folder):
-            self._writer.flush()
-
-    def close(self) -> None:
-        with writing(self._folder):
-            self._writer.close()
-
-
-def _leave_errors_to_the_main_thread() -> None:
-    """TensorBoard's thread gives its error to the next call of the writer, and shows a stack trace of it besides."""
-    show = threading.excepthook
-
-    def show_others(arguments: Any) -> None:
-        if type(arguments.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
-            show(arguments)
-
-    if show is threading.__excepthook__:
-        threading.excepthook = show_others
 
 
 class _LogFile(logging.FileHandler):
@@ -134,10 +71,25 @@ class _LineFormatter(logging.Formatter):
         return "\n".join(terminal(line) for line in super().formatException(ei).split("\n"))
 
 
+def begin_lines_with(prefix: str) -> None:
+    """What the lines on the terminal begin with from here on."""
+    global _prefix
+    _prefix = prefix
+
+
+class _TerminalFormatter(_LineFormatter):
+    """Lines on the terminal say which job of a sweep they are of; a log file is of one job."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(logging.makeLogRecord({**vars(record), "message": _prefix + record.message}))
+
+
 def start_logging(settings: LoggingConfig) -> logging.Logger:
     """The run's logger: readable lines on the terminal, kept for the file that `open_log` may open."""
     global _show_progress
-    _show_progress = settings.progress
+    _show_progress = (
+        settings.progress and parent_process() is None
+    )  # bars of jobs side by side would overwrite each other
     logger = terminal_logger()
     logger.addHandler(MemoryHandler(capacity=sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False))
     logger.setLevel(settings.level)
@@ -175,10 +127,10 @@ def _terminal_handler() -> logging.Handler:
     """Rich on a terminal, where it shares the screen with progress bars; plain unwrapped lines elsewhere."""
     if _console.is_terminal:
         on_screen = RichHandler(console=_console, show_path=False, log_time_format="%X", highlighter=NullHighlighter())
-        on_screen.setFormatter(_LineFormatter("%(message)s"))
+        on_screen.setFormatter(_TerminalFormatter("%(message)s"))
         return on_screen
     handler = logging.StreamHandler()
-    handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)-7s %(message)s", "%X"))
     return handler
 
 
@@ -189,42 +141,6 @@ def silent_logger() -> logging.Logger:
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.ERROR)
     return logger
-
-
-def tensorboard_writer(folder: Path, settings: LoggingConfig, *, keep_until: int | None = None) -> TensorBoardWriter:
-    """A TensorBoard writer for `folder`, or one that does nothing if `logging.tensorboard` is off.
-
-    Args:
-        keep_until: the step after which an interrupted training goes on. Points of earlier processes up to there are
-            kept, later ones and those of its test, which will be written again, are removed; None or 0 removes all.
-    """
-    if not settings.tensorboard:
-        return _NoWriter()
-    earlier = sorted(folder.glob("events.out.tfevents.*"))
-    kept = _points(earlier, keep_until) if keep_until else []
-    writer = _Writer(folder)
-    for event in kept:
-        writer.add_event(event)
-    writer.flush()
-    for file in earlier:
-        file.unlink()
-    return writer
-
-
-def _points(files: list[Path], last_step: int) -> list[Any]:
-    """The events of scalars up to a step, in the order they were written; of the same tag and step the latest.
-
-    A record that a killed process has not written whole ends its file.
-    """
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    points = {}
-    for file in files:
-        for event in LegacyEventFileLoader(str(file)).Load():
-            tags = tuple(value.tag for value in event.summary.value)
-            if tags and event.step <= last_step and not tags[0].startswith(TEST_TAG):
-                points[tags, event.step] = event
-    return list(points.values())
 
 
 def record_times_in(time_file: Path | None) -> None:
@@ -313,15 +229,18 @@ def row_progress(name: str, total: int | None, done: int = 0) -> Iterator[Callab
 
 
 def progress_bar() -> Progress:
-    """A progress bar with count, time used, time left and a free text field `info`; use as a context."""
+    """A progress bar with count, time left and a free text field `info`; use as a context.
+
+    In a terminal of 80 columns 40 are left for `info`, which alone is cut where there are fewer: numbers cut short
+    would be other numbers.
+    """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[info]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        expand=True,
         console=_console,
         disable=not (_show_progress and _console.is_terminal),
         transient=True,

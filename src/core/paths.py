@@ -76,6 +76,10 @@ class RunFolder:
     def tensorboard_dir(self, stage: str) -> Path:
         return self.root / "tb" / stage
 
+    def tracking_dir(self, tracker: str, name: str) -> Path:
+        """What a tracker other than TensorBoard keeps here."""
+        return self.root / "tracking" / tracker / name
+
     def eval_file(self, stage: str) -> Path:
         return self.root / "metrics" / f"eval_{stage}.json"
 

@@ -1,4 +1,4 @@
-"""What a policy chose, epoch by epoch: for TensorBoard, and as a file of row numbers."""
+"""What a policy chose, epoch by epoch: for the tracker, and as a file of row numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.foreign.arrays import read_arrays
-from src.core.logging import TensorBoardWriter
+from src.core.tracking.base import ScalarWriter
 from src.distill.selection_policy import SelectionPolicy, StudentInfo, TeacherInfo
 from src.student.datamodule import Batch
 
@@ -26,7 +26,7 @@ class LoggedPolicy(SelectionPolicy):
     training rows that have the same target, weighted by w.
     """
 
-    def __init__(self, inner: SelectionPolicy, writer: TensorBoardWriter) -> None:
+    def __init__(self, inner: SelectionPolicy, writer: ScalarWriter) -> None:
         super().__init__()
         self.inner, self.writer, self.reads_scores = inner, writer, inner.reads_scores
 

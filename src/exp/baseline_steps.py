@@ -4,7 +4,7 @@ from src.exp.report.card import write_student_card
 from src.exp.stage.inputs import student_inputs
 from src.exp.stage.stage import Stage, Step
 from src.exp.stage.students import finish, student_step
-from src.exp.stage.training import training
+from src.exp.stage.training import tracked, training
 from src.student.trainer_baseline import train_baseline
 from src.student.training import require_enough_data
 
@@ -19,14 +19,15 @@ def plan(stage: Stage) -> list[Step]:
 def _train(stage: Stage) -> float:
     """Train and test the student; returns the best validation value."""
     cfg = stage.settings
-    with training(stage, "student_baseline_train_time") as context:
-        result = train_baseline(
-            cfg.student,
-            stage.dataset,
-            metrics=cfg.metrics,
-            folder=stage.folder.model_dir("baseline"),
-            context=context,
-        )
-    value = finish(stage, result, context.writer)
-    write_student_card(stage)
+    with tracked(stage) as tracker:
+        with training(stage, "student_baseline_train_time", tracker) as context:
+            result = train_baseline(
+                cfg.student,
+                stage.dataset,
+                metrics=cfg.metrics,
+                folder=stage.folder.model_dir("baseline"),
+                context=context,
+            )
+        value = finish(stage, result, tracker)
+        tracker.add_files([write_student_card(stage)])
     return value

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from src.core.errors import UserError
 from src.core.files import Sighting, write_json
-from src.core.logging import TensorBoardWriter, forget_times, time_block
+from src.core.logging import forget_times, time_block
 from src.core.paths import project_path, teacher_outputs_dir
 from src.core.teacher_files import ROWS_FILE
+from src.core.tracking.base import ScalarWriter, Tracker
 from src.distill.config import DistillConfig
 from src.distill.control_teachers import (
     random_teacher,
@@ -34,7 +35,7 @@ from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weight
 from src.exp.stage.lookup import baseline_folder, recommender_folder
 from src.exp.stage.stage import Stage, Step
 from src.exp.stage.students import about, finish, student_step
-from src.exp.stage.training import training
+from src.exp.stage.training import tracked, training
 from src.student.checkpoint import load_checkpoint_of
 from src.student.datamodule import require_full_batch
 from src.student.references import Vectors
@@ -187,9 +188,17 @@ def _is_partial(folder: Path) -> bool:
 
 def _train(stage: Stage, sources: _Sources, teacher: _Read, before: Sighting) -> float:
     """Train and test the student with the teacher's files; returns the best validation value."""
-    cfg = stage.settings
     outputs = _asked_for(stage, _teach(stage, sources, teacher), sources)
-    with training(stage, "distill_student_train_time") as context:
+    with tracked(stage) as tracker:
+        result = _distil(stage, sources, outputs, before, tracker)
+        value = finish(stage, result, tracker)
+        tracker.add_files([write_student_card(stage)])
+    return value
+
+
+def _distil(stage: Stage, sources: _Sources, outputs: TeacherOutputs, before: Sighting, tracker: Tracker) -> FitResult:
+    cfg = stage.settings
+    with training(stage, "distill_student_train_time", tracker) as context:
         policy = _policy(stage, outputs, context.writer)
         distillation = Distillation(
             settings=_after_reading(cfg.distill),
@@ -208,9 +217,7 @@ def _train(stage: Stage, sources: _Sources, teacher: _Read, before: Sighting) ->
         )
     if isinstance(policy, LoggedPolicy):
         policy.save(stage.folder.selection_file)
-    value = finish(stage, result, context.writer)
-    write_student_card(stage)
-    return value
+    return result
 
 
 def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:
@@ -282,7 +289,7 @@ def _asked_for(stage: Stage, outputs: TeacherOutputs, sources: _Sources) -> Teac
     return outputs.restricted_to(rows, len(dataset.train))
 
 
-def _policy(stage: Stage, outputs: TeacherOutputs, writer: TensorBoardWriter) -> SelectionPolicy:
+def _policy(stage: Stage, outputs: TeacherOutputs, writer: ScalarWriter) -> SelectionPolicy:
     """The policy of `active`, logged; one that chose rows before the export has nothing left to choose."""
     cfg = stage.settings
     if cfg.active.strategy == "all" or _chooses_rows(cfg):

@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 from src.core.datasets import sources
 from src.core.datasets.base import DatasetConfig
 from src.core.errors import UserError, check
-from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
 from src.core.settings import parse_choice, parse_section
+from src.core.tracking import choices as trackers
+from src.core.tracking.base import TrackingConfig
 from src.distill import active_config as policies
 from src.distill.active_config import ActiveConfig
 from src.distill.config import DistillConfig
@@ -63,7 +64,7 @@ class Settings:
     distill: DistillConfig
     active: ActiveConfig
     paths: PathsConfig
-    logging: LoggingConfig
+    logging: TrackingConfig
     metrics: MetricsConfig
     eval: EvalConfig
     recommend: RecommendConfig
@@ -80,6 +81,7 @@ _CHOICES: dict[str, tuple[dict[str, type], tuple[str, ...]]] = {
     "dataset": (sources.SCHEMAS, ("source", "name")),
     "student": (students.SCHEMAS, ("name",)),
     "active": (policies.SCHEMAS, ("strategy",)),
+    "logging": (trackers.SCHEMAS, ("tracker",)),
 }
 
 

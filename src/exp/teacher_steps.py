@@ -11,26 +11,18 @@ import torch
 
 from src.core.artefacts import Artefact, locked
 from src.core.errors import UserError
-from src.core.logging import (
-    LoggingConfig,
-    forget_times,
-    record_times_in,
-    silent_logger,
-    start_logging,
-    take_times,
-    tensorboard_writer,
-    time_block,
-)
+from src.core.logging import forget_times, record_times_in, silent_logger, start_logging, take_times, time_block
 from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.settings import flat_settings
 from src.core.teacher_files import ChosenRows, read_manifest
+from src.core.tracking.base import BEST_TAG, Untracked
 from src.distill.row_selection import select_rows
 from src.exp.report.card import write_adapter_card, write_export_card
 from src.exp.settings import Settings
 from src.exp.stage.lookup import baseline_folder
 from src.exp.stage.stage import Stage, Step, look, run_folder, run_stage
-from src.exp.stage.training import training
+from src.exp.stage.training import tracked, training
 from src.student.checkpoint import load_checkpoint_of
 from src.teacher import processes
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS
@@ -163,13 +155,14 @@ def _build(stage: Stage) -> ITeacherRecommender:
 
 def _train(stage: Stage, teacher: ITeacherRecommender) -> float:
     processes.broadcast(_TRAIN)
-    with training(stage, TRAIN_TIME) as context:
-        assert context.resume is not None
-        teacher.on_save = context.resume.on_save
-        value = teacher.train(stage.settings, stage.logger, context.writer)
-    context.writer.close()
-    if _adapter(stage.folder).is_file():
-        write_adapter_card(stage, teacher.base_model, teacher.base_model_license)
+    with tracked(stage) as tracker:
+        with training(stage, TRAIN_TIME, tracker) as context:
+            assert context.resume is not None
+            teacher.on_save = context.resume.on_save
+            value = teacher.train(stage.settings, stage.logger, tracker)
+        tracker.conclude({f"{BEST_TAG}validation": value}, 0)
+        if _adapter(stage.folder).is_file():
+            tracker.add_files([write_adapter_card(stage, teacher.base_model, teacher.base_model_license)])
     return value
 
 
@@ -192,10 +185,9 @@ def _assist(cfg: Settings) -> float:
     stage, value = look(cfg, "teacher", logger=silent_logger()), 0.0
     set_seed(cfg.general.seed)
     teacher = _build(stage)
-    writer = tensorboard_writer(stage.folder.tensorboard_dir("teacher"), LoggingConfig(tensorboard=False))
     while task := processes.receive():
         if task == _TRAIN:
-            value = teacher.train(cfg, stage.logger, writer)
+            value = teacher.train(cfg, stage.logger, Untracked())
         else:
             teacher.export_for_dllm2rec(cfg, stage.logger)
     return value

@@ -13,8 +13,8 @@ from torch import Tensor
 from src.core.errors import UserError
 from src.core.files import write_atomic
 from src.core.foreign.tensors import read_tensors
-from src.core.logging import TensorBoardWriter
 from src.core.seed import random_state, restore_random_state
+from src.core.tracking.base import ScalarWriter
 
 
 class Stateful(Protocol):
@@ -58,7 +58,7 @@ class Resume:
         """Write `progress`, the state of every component, and the process's random generators.
 
         Args:
-            progress: plain values, among them `step`: how many steps of its TensorBoard points the training has done.
+            progress: plain values, among them `step`: how many steps of its points the training has done.
         """
         states = {name: component.state_dict() for name, component in components.items()}
         content = {"progress": progress, "components": states, "random": random_state()}
@@ -89,7 +89,7 @@ class Resume:
             raise self._unusable(error) from error
 
     def steps_done(self) -> int:
-        """`step` of the last save, 0 where nothing was saved: what later TensorBoard points come from is lost.
+        """`step` of the last save, 0 where nothing was saved: what later points come from is lost.
 
         Raises:
             UserError: the file is damaged.
@@ -161,7 +161,7 @@ class RunContext:
     seed: int
     device: torch.device
     logger: logging.Logger
-    writer: TensorBoardWriter
+    writer: ScalarWriter
     resume: Resume | None = None
 
 

@@ -203,12 +203,23 @@ def fit(
                 context.writer.flush()  # the points up to here are not made again
                 resume.save({"step": epoch, "result": asdict(result)}, components)
             info = f"loss {losses['loss']:.4f}, {watched} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
-            bar.update(task, info=info)
+            bar.update(task, info=_in_short(losses, metrics[monitor]))
             logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
     if len(result.history) < settings.num_epochs:
         logger.info("no better %s for %d epochs: stopping", watched, settings.patience)
     logger.info("best epoch %d: validation %s %.4f", result.best_epoch, watched, result.best_value)
     return result
+
+
+def _in_short(losses: dict[str, float], value: float) -> str:
+    """An epoch beside a progress bar: its loss, the terms where there are several, and the validation value.
+
+    >>> _in_short({"loss": 5.41483, "loss_ce": 4.2, "loss_ranking": 2.43}, 0.04)
+    '5.415: ce 4.2 ranking 2.43, valid 0.0400'
+    """
+    terms = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in losses.items() if name != "loss"]
+    shown = f"{losses['loss']:.4g}: {' '.join(terms)}" if len(terms) > 1 else f"loss {losses['loss']:.4g}"
+    return f"{shown}, valid {value:.4f}"
 
 
 def _evaluate(validation: Validation, epoch: int, context: RunContext) -> dict[str, float]:

@@ -17,10 +17,11 @@ from src.core.data_utils import Rows, SequenceDataset
 from src.core.errors import UserError
 from src.core.files import Sighting, sha256_file, write_text
 from src.core.git_info import git_commit
-from src.core.logging import LOGGER_NAME, TensorBoardWriter, tensorboard_writer
+from src.core.logging import LOGGER_NAME
 from src.core.paths import RunFolder, teacher_outputs_dir
 from src.core.seed import set_seed
 from src.core.teacher_files import ChosenRows
+from src.core.tracking.base import ScalarWriter, TrackedRun, tracking
 from src.student.context import Resume, RunContext
 from src.student.cost import record_cost
 from src.student.evaluator import write_evaluation
@@ -105,7 +106,7 @@ class ILoRATeacher(ITeacherRecommender):
 
     # --- train ----------------------------------------------------------------------------------------------
 
-    def train(self, cfg: Settings, logger: logging.Logger, tb_writer: TensorBoardWriter) -> float:
+    def train(self, cfg: Settings, logger: logging.Logger, tb_writer: ScalarWriter) -> float:
         """Train the recommender and the tiny LLM where they are not given, then the adapter.
 
         Returns:
@@ -153,7 +154,7 @@ class ILoRATeacher(ITeacherRecommender):
             return
         artefact.begin(made_from)
         config = recommender_config(self.config, self.dataset)
-        with self._own_curves(cfg, context, "recommender") as own_context:
+        with self._own_curves(cfg, context, "recommender", made_from) as own_context:
             train_recommender(config, self.dataset, cfg.metrics, folder=folder, context=own_context)
         artefact.complete(files=self._hashes(_files_in(folder)))
         self.on_save()
@@ -164,17 +165,19 @@ class ILoRATeacher(ITeacherRecommender):
         if _is_made(artefact, made_from, context.logger):
             return
         artefact.begin(made_from)
-        with self._own_curves(cfg, context, "tiny_llm") as own_context:
+        with self._own_curves(cfg, context, "tiny_llm", made_from) as own_context:
             build_tiny_llm(self.config, self.dataset, folder=folder, context=own_context)
         artefact.complete(files=self._hashes(_files_in(folder)))
         self.on_save()
 
     @contextmanager
-    def _own_curves(self, cfg: Settings, context: RunContext, name: str) -> Iterator[RunContext]:
+    def _own_curves(
+        self, cfg: Settings, context: RunContext, name: str, made_from: dict[str, Any]
+    ) -> Iterator[RunContext]:
         """For a training before the adapter's: its scalars count steps of their own, and it is not resumed."""
-        writer = tensorboard_writer(self.folder.tensorboard_dir("teacher") / name, cfg.logging)
-        yield replace(context, writer=writer, resume=None)
-        writer.close()
+        run = TrackedRun(folder=self.folder, name=f"teacher/{name}", hparams=made_from)
+        with tracking(cfg.logging, run) as tracker:
+            yield replace(context, writer=tracker, resume=None)
 
     def _artefact(self, name: str, key: str) -> Artefact:
         root = self.folder.root

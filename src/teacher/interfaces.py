@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from src.core.datasets.base import DatasetConfig
-from src.core.logging import LoggingConfig, TensorBoardWriter
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
+from src.core.tracking.base import ScalarWriter, TrackingConfig
 from src.teacher.config import TeacherConfig
 
 Step = Literal["train", "export", "evaluate"]
@@ -43,7 +43,7 @@ class Settings(Protocol):
     def paths(self) -> PathsConfig: ...
 
     @property
-    def logging(self) -> LoggingConfig: ...
+    def logging(self) -> TrackingConfig: ...
 
 
 class ITeacherExporter(ABC):
@@ -70,7 +70,7 @@ class ITeacherRecommender(ITeacherExporter):
     on_shard: Callable[[], None]
 
     @abstractmethod
-    def train(self, cfg: Settings, logger: logging.Logger, tb_writer: TensorBoardWriter) -> float:
+    def train(self, cfg: Settings, logger: logging.Logger, tb_writer: ScalarWriter) -> float:
         """Train, save under the run folder, and return the best validation value (higher is better)."""
 
     @abstractmethod

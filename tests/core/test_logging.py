@@ -1,14 +1,11 @@
-"""Log lines, the writer that may be off, and times that add up."""
+"""Log lines, and times that add up."""
 
-import errno
 import io
 import logging
-import threading
+import re
 
 import pytest
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from src.core import logging as run_logging
 from src.core.errors import UserError
@@ -20,7 +17,6 @@ from src.core.logging import (
     progress_bar,
     record_times_in,
     start_logging,
-    tensorboard_writer,
     time_block,
 )
 
@@ -176,96 +172,6 @@ def test_unknown_level():
         LoggingConfig(level="LOUD")
 
 
-def test_tensorboard_off_writes_nothing(tmp_path):
-    writer = tensorboard_writer(tmp_path / "tb", LoggingConfig(tensorboard=False))
-    writer.add_scalar("loss", 1.0, 1)
-    writer.close()
-
-    assert not (tmp_path / "tb").exists()
-
-
-def test_tensorboard_on_writes_an_event_file(tmp_path):
-    writer = tensorboard_writer(tmp_path / "tb", LoggingConfig())
-    writer.add_scalar("loss", 1.0, 1)
-    writer.close()
-
-    assert [path.name for path in (tmp_path / "tb").iterdir() if "tfevents" in path.name]
-
-
-def write_points(folder, steps, value=0.0, **options):
-    """A process that writes a point of `loss` and of `valid` at each step."""
-    writer = tensorboard_writer(folder, LoggingConfig(), **options)
-    for step in steps:
-        for tag in ("loss", "valid"):
-            writer.add_scalar(tag, value, step)
-    writer.close()
-
-
-def points(folder) -> list[tuple[str, int, float]]:
-    """Every point of every event file, as TensorBoard reads them."""
-    return sorted(
-        (value.tag, event.step, value.simple_value)
-        for file in folder.iterdir()
-        for event in LegacyEventFileLoader(str(file)).Load()
-        for value in event.summary.value
-    )
-
-
-def test_a_resumed_run_has_every_point_once(tmp_path):
-    write_points(tmp_path, [1, 2, 3], value=0.5)
-    write_points(tmp_path, [3, 4], value=0.25, keep_until=2)
-    write_points(tmp_path, [5], value=0.125, keep_until=4)
-
-    values = {1: 0.5, 2: 0.5, 3: 0.25, 4: 0.25, 5: 0.125}
-    assert points(tmp_path) == [(tag, step, value) for tag in ("loss", "valid") for step, value in values.items()]
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_kept_points_keep_their_time(tmp_path):
-    write_points(tmp_path, [1])
-    (file,) = tmp_path.iterdir()
-    before = [event.wall_time for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
-    write_points(tmp_path, [2], keep_until=1)
-    (file,) = tmp_path.iterdir()
-    after = [event.wall_time for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
-
-    assert after[:2] == before
-
-
-@pytest.mark.parametrize("keep_until", [None, 0])
-def test_a_fresh_run_removes_the_points_of_an_earlier_one(tmp_path, keep_until):
-    (tmp_path / "notes.txt").write_text("mine")
-    write_points(tmp_path, [1, 2])
-    write_points(tmp_path, [1], value=0.5, keep_until=keep_until)
-
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    (tmp_path / "notes.txt").unlink()
-    assert points(tmp_path) == [("loss", 1, 0.5), ("valid", 1, 0.5)]
-
-
-def test_a_half_written_point_is_left_behind(tmp_path):
-    write_points(tmp_path, [1, 2])
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-5])
-    write_points(tmp_path, [3], keep_until=2)
-
-    assert [(tag, step) for tag, step, _ in points(tmp_path)] == [
-        *[("loss", step) for step in (1, 2, 3)],
-        *[("valid", step) for step in (1, 3)],
-    ]
-
-
-def test_a_process_that_was_killed_while_it_copied_leaves_no_double(tmp_path):
-    write_points(tmp_path, [1, 2])
-    (file,) = tmp_path.iterdir()
-    copy = file.read_bytes()
-    write_points(tmp_path, [], keep_until=2)
-    file.write_bytes(copy)  # as if the old file had not been deleted yet
-    write_points(tmp_path, [3], keep_until=2)
-
-    assert [(tag, step) for tag, step, _ in points(tmp_path)] == [(t, s) for t in ("loss", "valid") for s in (1, 2, 3)]
-
-
 def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     class Terminal:
         is_terminal = True
@@ -277,15 +183,15 @@ def test_progress_bar_is_off_where_nobody_watches(tmp_path, monkeypatch):
     assert progress_bar().disable
 
 
-def test_points_of_a_test_are_made_again_by_a_resumed_run(tmp_path):
-    """A run that was killed after its test, before it was complete, tests once more."""
-    for value in (0.25, 0.5):
-        writer = tensorboard_writer(tmp_path, LoggingConfig(), keep_until=9)
-        writer.add_scalar("test/ndcg@10", value, 3)
-        writer.close()
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(point.step, point.value) for point in events.Scalars("test/ndcg@10")] == [(3, 0.5)]
+def test_a_bar_of_a_distillation_fits_80_columns(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(run_logging, "_console", Console(file=screen, force_terminal=True, color_system=None, width=80))
+    info = "15.415: ce 14.2 ranking 12.4, valid 0.0400"
+    with progress_bar() as bar:
+        bar.add_task("training", total=9876, completed=1234, info=info)
+    line = max(screen.getvalue().replace("\r", "\n").splitlines(), key=len)
+    assert "1234/9876" in line and info in line
+    assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) <= 80
 
 
 def test_a_log_that_cannot_be_written_is_an_error_that_names_it(tmp_path, capsys):
@@ -296,22 +202,6 @@ def test_a_log_that_cannot_be_written_is_an_error_that_names_it(tmp_path, capsys
         open_log(tmp_path / "a.log")
         logger.info("second")
     logger.info("third")  # the log is given up
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_points_that_cannot_be_written_are_an_error_that_names_the_folder(tmp_path, capsys, monkeypatch):
-    """TensorBoard writes them in a thread of its own."""
-
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
-    writer = tensorboard_writer(tmp_path / "tb", LoggingConfig())
-    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    with pytest.raises(UserError, match=r"tb: cannot be written \(No space left on device\)"):
-        for step in range(100):
-            writer.add_scalar("loss", 1.0, step)
-        writer.flush()
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Sweeps: launchers, failures, going on after an interruption, and the table over seeds."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from harness import CONF, compose_config, places, run_here
 from hydra.utils import instantiate
 from matplotlib import image
+from omegaconf import OmegaConf
 
 from src.core.artefacts import Artefact
 from src.core.errors import UserError
@@ -156,6 +158,48 @@ def test_an_interrupted_search_tries_the_same_and_skips_what_is_finished(sweep, 
     assert sweep(tmp_path, *search, "hydra.sweeper.n_trials=3", run=stage) == 0
     assert len(tried) == len(set(tried)) == 3
     assert [job.record.made_from["student.dropout"] for job in load_jobs(tmp_path)] == tried
+
+
+@installed
+def test_a_named_study_goes_on_with_other_trials(sweep, tmp_path, capfd) -> None:
+    tried: list[float] = []
+
+    def stage(cfg) -> float:
+        tried.append(cfg.student.dropout)
+        return -abs(tried[-1] - 0.2)
+
+    study = ("hydra/sweeper=tune", "hydra.sweeper.study_name=lr", "student.dropout=interval(0,0.5)")
+    for folder, trials in (("first", 3), ("second", 2)):
+        assert sweep(tmp_path / folder, *study, f"hydra.sweeper.n_trials={trials}", run=stage) == 0
+
+    file = tmp_path / "results" / "searches" / "lr.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["params"]["student.dropout"] for line in lines] == tried and len(set(tried)) == 5
+    assert [line["value"] for line in lines] == [-abs(value - 0.2) for value in tried]
+    best = OmegaConf.load(tmp_path / "second" / "optimization_results.yaml")
+    assert best.best_value == max(line["value"] for line in lines)
+    assert "study lr goes on after 3 trials" in capfd.readouterr().err
+
+    (tmp_path / "first" / "0" / "records").mkdir(parents=True)
+    assert sweep(tmp_path / "first", *study, run=stage) == 1
+    (error,) = error_lines(capfd)
+    assert f"first: holds jobs of an earlier start, whose 5 trials are known from {file}; leave hydra" in error
+    file.write_text(file.read_text() + '{"value": 1}\n')
+    assert sweep(tmp_path / "third", *study, run=stage) == 1
+    (error,) = error_lines(capfd)
+    assert f"{file}:6: no trial of a study" in error and len(tried) == 5
+
+
+def test_the_lines_of_a_job_say_which_it_is(sweep, tmp_path, capfd) -> None:
+    assert sweep(tmp_path, "general.seed=1,2") == 1
+    lines = [
+        line.split(None, 2)[2] for line in capfd.readouterr().err.splitlines() if " INFO " in line or " ERROR " in line
+    ]
+    jobs = [line for line in lines if line.startswith("job ")]
+    assert "job 1: failed: two is unlucky" in jobs
+    assert {line[:6] for line in jobs if "stage baseline in" in line} == {"job 0:", "job 1:"}
+    logs = [RunFolder(tmp_path / str(job)).log_file("baseline").read_text() for job in (0, 1)]
+    assert not any("job 0:" in log or "job 1:" in log for log in logs)
 
 
 def finished(folder: Path, artefact: str, overrides: dict[str, str], **made_from: object) -> Artefact:

@@ -9,9 +9,11 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from src.core.errors import UserError
-from src.core.logging import LoggingConfig, tensorboard_writer
 from src.core.metrics import MetricsConfig
+from src.core.paths import RunFolder
 from src.core.seed import random_state, restore_random_state, set_seed
+from src.core.tracking.base import TrackedRun, tracking
+from src.core.tracking.tensorboard_events import TensorBoardConfig
 from src.student.config import SCHEMAS
 from src.student.context import GeneratorState, Resume
 from src.student.trainer_baseline import train_baseline
@@ -120,15 +122,13 @@ def test_a_training_cut_between_points_and_save_has_every_point_once(
 ) -> None:
     """The second epoch's points are written, its state is not; then the training goes on."""
     student = SCHEMAS["sasrec"](name="sasrec", emb_size=8, hidden_size=8, max_seq_len=5, batch_size=8, num_epochs=4)
-    resume, tb = Resume(tmp_path / "last_state.pt"), tmp_path / "tb"
+    resume, tb = Resume(tmp_path / "last_state.pt"), tmp_path / "tb" / "baseline"
 
     def train() -> None:
-        writer = tensorboard_writer(tb, LoggingConfig(), keep_until=resume.steps_done())
-        resuming = replace(context, writer=writer, resume=resume)
-        try:
+        run = TrackedRun(folder=RunFolder(tmp_path), name="baseline", keep_until=resume.steps_done())
+        with tracking(TensorBoardConfig(), run) as tracker:
+            resuming = replace(context, writer=tracker, resume=resume)
             train_baseline(student, tiny_dataset, metrics=METRICS, folder=tmp_path / "model", context=resuming)
-        finally:
-            writer.close()
 
     with monkeypatch.context() as patch, pytest.raises(CutOff):
         save = Resume.save

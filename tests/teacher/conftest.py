@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from src.core.data_utils import DatasetConfig, SequenceDataset
-from src.core.logging import LoggingConfig
 from src.core.metrics import MetricsConfig
 from src.core.paths import PathsConfig
+from src.core.tracking.base import TrackingConfig, Untracked
+from src.core.tracking.tensorboard_events import TensorBoardConfig
 from src.student.config import ModelConfig, SASRecConfig
 from src.student.context import RunContext
 from src.student.models import build_model
@@ -64,21 +65,10 @@ def config() -> TeacherConfig:
     return make_config()
 
 
-class _NoWriter:
-    def flush(self) -> None:
-        pass
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture(scope="session")
 def build_llm(dataset) -> Callable[..., None]:
     def build(config: TeacherConfig, folder: Path, seed: int, dataset: SequenceDataset = dataset) -> None:
-        context = RunContext(seed=seed, device=CPU, logger=logging.getLogger("tests"), writer=_NoWriter())
+        context = RunContext(seed=seed, device=CPU, logger=logging.getLogger("tests"), writer=Untracked())
         build_tiny_llm(config, dataset, folder=folder, context=context)
 
     return build
@@ -154,7 +144,7 @@ class AllSettings:
     teacher: TeacherConfig
     metrics: MetricsConfig
     paths: PathsConfig
-    logging: LoggingConfig
+    logging: TrackingConfig
 
 
 @pytest.fixture
@@ -170,7 +160,7 @@ def make_settings(config, tmp_path) -> Callable[..., AllSettings]:
             replace(config, **{"recommender": student, **rows, **changes}),
             MetricsConfig(ks=[1, 5], monitor="ndcg@5"),
             PathsConfig(data_dir="data", result_root="result", teacher_outputs_dir=str(tmp_path / outputs)),
-            LoggingConfig(),
+            TensorBoardConfig(),
         )
 
     return make

@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing
 
 from src.core.data_utils import SequenceDataset
-from src.core.logging import LoggingConfig, tensorboard_writer
+from src.core.tracking.base import Untracked
 from src.student.config import ModelConfig
 from src.student.context import Resume, RunContext
 from src.student.models import build_model
@@ -48,9 +48,8 @@ def train(folder: Path, dataset: SequenceDataset, config: TeacherConfig, llm: Pa
         return 0.5
 
     logger = logging.getLogger("tests")
-    writer = tensorboard_writer(folder, LoggingConfig(tensorboard=False))
     resume = Resume(folder / "last_state.pt")
-    context = RunContext(seed=7, device=CPU, logger=logger, writer=writer, resume=resume)
+    context = RunContext(seed=7, device=CPU, logger=logger, writer=Untracked(), resume=resume)
     rows = training_rows(dataset, None, 7)
     train_adapter(teacher, rows, validate=validate, save_best=lambda: None, context=context)
     torch.save({"weights": lora.state(), "gathered": gathered}, folder / "end.pt")

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.data_utils import SequenceDataset
-from src.exp.compare.significance import PairedTest, Ranks, paired_tests, row_metric
+from src.exp.compare.significance import PairedTest, Ranks, half_width, paired_tests, row_metric
 
 
 def row_groups(dataset: SequenceDataset) -> dict[str, np.ndarray]:
@@ -48,6 +48,21 @@ def breakdown(
     return pd.DataFrame(columns)
 
 
+def spreads(
+    models: dict[str, list[Ranks]], masks: dict[str, np.ndarray], metric: str, masked: bool = False
+) -> pd.DataFrame:
+    """Half of the 95 % interval of each mean of `breakdown`, over the users of the group; lines and columns alike."""
+    columns = {
+        model: {name: half_width(_within(runs, mask), metric, masked) for name, mask in masks.items()}
+        for model, runs in models.items()
+    }
+    return pd.DataFrame(columns, index=list(masks))
+
+
+def _within(runs: list[Ranks], mask: np.ndarray) -> list[Ranks]:
+    return [{name: values[mask] for name, values in run.items()} for run in runs]
+
+
 def group_differences(
     pair: tuple[list[Ranks], list[Ranks]], masks: dict[str, np.ndarray], metric: str, masked: bool = False
 ) -> dict[str, PairedTest]:
@@ -57,10 +72,6 @@ def group_differences(
         pair: the runs of two models, all of the same test rows.
         masks: bool [N] by group; masked: as in `breakdown`.
     """
-
-    def within(runs: list[Ranks], mask: np.ndarray) -> list[Ranks]:
-        return [{name: values[mask] for name, values in run.items()} for run in runs]
-
     one, other = pair
-    pairs = {name: (within(one, mask), within(other, mask)) for name, mask in masks.items()}
+    pairs = {name: (_within(one, mask), _within(other, mask)) for name, mask in masks.items()}
     return paired_tests(pairs, metric, masked)

@@ -146,6 +146,12 @@ def normal_interval(values: np.ndarray) -> tuple[float, float]:
     return mean - 1.96 * error, mean + 1.96 * error
 
 
+def half_width(runs: list[Ranks], metric: str, masked: bool = False) -> float:
+    """Half of the `normal_interval` of a metric over the users, as in `user_metric`."""
+    low, high = normal_interval(user_metric(runs, metric, masked)[1])
+    return (high - low) / 2
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down correction: the i-th smallest of n is multiplied by n - i, and none falls below a smaller one.
 

@@ -1,5 +1,6 @@
 """Model cards, `README.md` in the form of the Hugging Face hub: of a student, of a teacher's files, of an adapter."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,8 +34,8 @@ _FILES = {
 # --- students -----------------------------------------------------------------------------------------------
 
 
-def write_student_card(stage: Stage) -> None:
-    """Write the card of a student that was trained and tested beside its weights."""
+def write_student_card(stage: Stage) -> Path:
+    """Write the card of a student that was trained and tested beside its weights; returns its file."""
     folder = stage.folder.model_dir(stage.name)
     model, info = load_checkpoint(folder)
     record = stage.folder.artefact(stage.name).status().record
@@ -69,6 +70,7 @@ def write_student_card(stage: Stage) -> None:
         "info": info,
     }
     write_markdown("student_card", folder / CARD_FILE, context)
+    return folder / CARD_FILE
 
 
 def _is_distilled(stage: Stage) -> bool:
@@ -166,8 +168,8 @@ def write_export_card(stage: Stage) -> None:
     write_markdown("export_card", folder / CARD_FILE, context)
 
 
-def write_adapter_card(stage: Stage, base_model: str, licence: str | None) -> None:
-    """Write the card of a trained adapter beside its weights.
+def write_adapter_card(stage: Stage, base_model: str, licence: str | None) -> Path:
+    """Write the card of a trained adapter beside its weights; returns its file.
 
     Args:
         base_model: a name of the LM for people; licence: as its own card gives it.
@@ -187,6 +189,7 @@ def write_adapter_card(stage: Stage, base_model: str, licence: str | None) -> No
         },
     }
     write_markdown("adapter_card", folder / CARD_FILE, context)
+    return folder / CARD_FILE
 
 
 def _teacher_facts(manifest: Manifest) -> dict[str, str]:

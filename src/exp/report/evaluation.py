@@ -2,7 +2,7 @@
 
 import shutil
 from functools import partial
-from math import isnan
+from math import isfinite, isnan
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from src.core.files import write_atomic
 from src.core.foreign.escape import rich_text
 from src.core.git_info import git_commit
 from src.core.paths import RunFolder, project_path
+from src.core.tracking.base import TEST_TAG
 from src.exp.compare.comparison import STUDENTS, Comparison, read_evaluation, summary_table
 from src.exp.compare.references import evaluate_references
 from src.exp.compare.significance import Ranks, load_ranks
@@ -22,6 +23,7 @@ from src.exp.report.run_report import write_report
 from src.exp.stage.inputs import weights_hash
 from src.exp.stage.lookup import Found
 from src.exp.stage.stage import Stage, open_stage
+from src.exp.stage.training import tracked
 from src.student.checkpoint import load_checkpoint
 from src.student.cost import answer_latency, parameter_counts, record_cost
 from src.student.evaluator import write_evaluation
@@ -37,12 +39,26 @@ def evaluate(stage: Stage, sources: Sources) -> float:
     open_stage(stage)
     artefact = stage.folder.artefact("eval")
     artefact.begin({f"the {name}": _weights(run, name) for name, run in sources.runs.items()})
-    comparison = _compare(stage, sources)
-    files = write_report(comparison)
+    with tracked(stage) as tracker:
+        comparison = _compare(stage, sources)
+        files = write_report(comparison)
+        tracker.conclude(_final_metrics(comparison), 0)
+        tracker.add_files(files)
     value = comparison.value("distill" if "distill" in comparison.seeds else "baseline")
     artefact.complete(value, stage.hashes(*files))
     _print(comparison)
     return value
+
+
+def _final_metrics(comparison: Comparison) -> dict[str, float]:
+    """By tag, such as `test/distill/ndcg@10`; what a model has no number of is left out."""
+    part = comparison.settings.metrics.part
+    return {
+        f"{TEST_TAG}{model}/{name}": value
+        for model, evaluation in comparison.evaluations.items()
+        for name, value in evaluation.get(part, {}).items()
+        if isinstance(value, float) and isfinite(value)
+    }
 
 
 def _weights(run: Found, name: str) -> str | None:

@@ -1,6 +1,6 @@
 """The plots of a run's report."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from math import nan
 from pathlib import Path
@@ -11,44 +11,62 @@ from matplotlib.axes import Axes
 
 from src.core.errors import UserError
 from src.exp.compare.comparison import DIFFERENCE, LABELS, metric_label
-from src.exp.compare.significance import PairedTest
+from src.exp.compare.significance import PairedTest, Ranks, half_width
 from src.exp.report.figures import Panel, Plot, colour, draw_difference, frame_differences
 
 _BASE_LOSSES = ("loss_ce", "loss_bce", "loss_sampled_softmax")  # columns of a training history, one of them
 _LINE_STYLES = {"baseline": "--", "distill": "-"}
 
 
-def plot_comparison(evaluations: dict[str, dict], ks: list[int]) -> Plot:
-    """Bars of Recall@K and NDCG@K per model, with the history's items left in and taken out."""
+def plot_comparison(evaluations: dict[str, dict], ks: list[int], ranks: Mapping[str, list[Ranks]]) -> Plot:
+    """Bars of Recall@K and NDCG@K per model, with the history's items left in and taken out, and 95 % intervals.
+
+    Args:
+        ranks: the runs of each model whose intervals can be drawn.
+    """
     panels = []
     found = [e[part] for e in evaluations.values() for part in ("metrics", "metrics_masked")]
-    top = 1.05 * max(values.get(f"recall@{k}", 0.0) for values in found for k in ks)  # no NDCG is above its recall
+    widest = max((half_width(runs, f"recall@{max(ks)}", False) for runs in ranks.values()), default=0.0)
+    top = 1.02 * max(values.get(f"recall@{k}", 0.0) for values in found for k in ks) + widest  # above all NDCG, too
     for part, history in (("metrics", "history shown"), ("metrics_masked", "history removed")):
         for metric in ("recall", "ndcg"):
             # The teacher has the cut-offs of its own run.
             values = {name: [e[part].get(f"{metric}@{k}", nan) for k in ks] for name, e in evaluations.items()}
             title = f"{metric_label(metric)}, {history}"
+            spreads = {
+                name: [half_width(runs, f"{metric}@{k}", part == "metrics_masked") for k in ks]
+                for name, runs in ranks.items()
+                if name in evaluations
+            }
             groups = [f"@{k}" for k in ks]
-            alt = f"{title}: {_values_in_words(values, groups)}."
-            panels.append(Panel(title=title, alt=alt, draw=partial(_bars, values=values, groups=groups, top=top)))
+            alt = f"{title}: {_values_in_words(values, groups)}.{_widest_in_words(spreads)}"
+            draw = partial(_bars, values=values, spreads=spreads, groups=groups, top=top)
+            panels.append(Panel(title=title, alt=alt, draw=draw))
     return Plot(name="comparison", title="Recall and NDCG by cut-off", panels=panels, legend=_legend(evaluations))
 
 
-def plot_breakdown(tables: dict[str, pd.DataFrame], differences: dict[str, dict[str, PairedTest]], metric: str) -> Plot:
+def plot_breakdown(
+    tables: dict[str, pd.DataFrame],
+    spreads: dict[str, pd.DataFrame],
+    differences: dict[str, dict[str, PairedTest]],
+    metric: str,
+) -> Plot:
     """Bars of a metric per group and model, one panel for each table of `src.exp.compare.breakdown`.
 
     Args:
+        spreads: half of their 95 % intervals, by the tables' titles.
         differences: what distillation changed in each group, by the tables' titles; none where it is not compared.
         metric: its name for people, here and below.
     """
     panels, models = [], []
-    top = max(table.drop(columns="rows").max().max() for table in tables.values())
+    top = max((table.drop(columns="rows") + spreads[title]).max().max() for title, table in tables.items())
     for title, table in tables.items():
         groups = [f"{group}\n({rows} rows)" for group, rows in table["rows"].items()]
         models = list(table.columns.drop("rows"))
         values = {name: table[name].tolist() for name in models}
-        alt = f"Test {metric}, by {title}: {_values_in_words(values, list(table.index))}."
-        draw = partial(_bars, values=values, groups=groups, top=1.05 * top)
+        halves = {name: spreads[title][name].tolist() for name in models}
+        alt = f"Test {metric}, by {title}: {_values_in_words(values, list(table.index))}.{_widest_in_words(halves)}"
+        draw = partial(_bars, values=values, spreads=halves, groups=groups, top=1.05 * top)
         panels.append(Panel(title=f"{metric}, by {title}", alt=alt, draw=draw))
     panels += [difference_panel(tests, metric, f"{DIFFERENCE}, by {title}") for title, tests in differences.items()]
     return Plot(name="breakdown", title="Where it helps", panels=panels, legend=_legend(models))
@@ -180,12 +198,17 @@ def _curve_panel(values: dict[str, pd.Series], title: str, mark_best: bool = Fal
     return Panel(title=title, alt=f"{title} by epoch: {'; '.join(found) or 'nothing recorded'}.", draw=draw)
 
 
-def _bars(axis: Axes, values: dict[str, list[float]], groups: list[str], top: float) -> None:
-    """Bars of models side by side in each group."""
+def _bars(
+    axis: Axes, values: dict[str, list[float]], spreads: dict[str, list[float]], groups: list[str], top: float
+) -> None:
+    """Bars of models side by side in each group, with their intervals where they are known."""
     width = 0.8 / len(values)
     for i, (name, heights) in enumerate(values.items()):
         places = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
         axis.bar(places, heights, 0.92 * width, color=colour(name))
+        if name in spreads:
+            half = np.array([np.minimum(spreads[name], heights), spreads[name]])  # no metric is below 0
+            axis.errorbar(places, heights, yerr=half, fmt="none", ecolor=colour("ink"), elinewidth=1, capsize=1.5)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylim(0, top)
     axis.grid(visible=False, axis="x")
@@ -193,6 +216,12 @@ def _bars(axis: Axes, values: dict[str, list[float]], groups: list[str], top: fl
 
 def _legend(models: Iterable[str]) -> dict[str, str]:
     return {name: LABELS[name] for name in models}
+
+
+def _widest_in_words(spreads: dict[str, list[float]]) -> str:
+    """How far the intervals reach: each of them would be read for minutes."""
+    widest = max((half for halves in spreads.values() for half in halves), default=nan)
+    return "" if widest != widest else f" 95 % intervals reach up to {widest:.3f} to either side."
 
 
 def _values_in_words(values: dict[str, list[float]], groups: list[str]) -> str:

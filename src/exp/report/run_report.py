@@ -8,7 +8,7 @@ import numpy as np
 from src.core.files import write_text
 from src.core.foreign.escape import markdown
 from src.exp.compare.beyond import popularity_shift
-from src.exp.compare.breakdown import breakdown, group_differences, row_groups, thirds
+from src.exp.compare.breakdown import breakdown, group_differences, row_groups, spreads, thirds
 from src.exp.compare.comparison import (
     DIFFERENCE,
     LABELS,
@@ -88,6 +88,7 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
     models = {name: runs for name, runs in comparison.ranks.items() if name in (*comparison.references, *STUDENTS)}
     groups = {title: thirds(values) for title, values in row_groups(comparison.dataset).items()}
     tables = {title: breakdown(models, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()}
+    halves = {title: spreads(models, masks, metrics.monitor, metrics.masked) for title, masks in groups.items()}
     differences = {}
     if DIFFERENCE in tests:
         pair = (comparison.ranks["distill"], comparison.ranks["baseline"])
@@ -96,9 +97,9 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
         }
     histories = {name: source.history_file(name) for name, source in comparison.sources.items()}
     return [
-        plot_comparison(comparison.evaluations, sorted(metrics.ks)),
+        plot_comparison(comparison.evaluations, sorted(metrics.ks), comparison.ranks),
         plot_intervals(means, tests, metric),
-        plot_breakdown(tables, differences, metric),
+        plot_breakdown(tables, halves, differences, metric),
         plot_learning_curves(histories, metrics.monitor, metric),
     ]
 

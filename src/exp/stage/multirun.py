@@ -20,7 +20,7 @@ from src.core.artefacts import Record, State
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.foreign.escape import terminal
-from src.core.logging import terminal_logger
+from src.core.logging import begin_lines_with, terminal_logger
 from src.core.paths import RunFolder
 from src.exp.stage.signals import set_way_on
 from src.exp.stage.snapshot import saved_overrides
@@ -103,16 +103,18 @@ def run_job(
     Raises:
         JobFailed: the error, once it is in the record and in the log.
     """
+    begin_lines_with(f"job {HydraConfig.get().job.num}: ")
     try:
         return job()
     except Exception as error:
         message = explain(error)
-        number = HydraConfig.get().job.num
-        terminal_logger().error("job %s failed: %s", number, message, exc_info=wants_trace)
+        terminal_logger().error("failed: %s", message, exc_info=wants_trace)
         if artefact is not None:
             with suppress(UserError):  # of a full disk: the first error says more
                 _note_failure(RunFolder(Path(HydraConfig.get().runtime.output_dir)), artefact, config, message)
         raise JobFailed(message) from None
+    finally:
+        begin_lines_with("")
 
 
 def _note_failure(folder: RunFolder, name: str, config: DictConfig, message: str) -> None:
@@ -140,6 +142,21 @@ class SweepWatch(Callback):
         SweepWatch.folder = Path(config.hydra.sweep.dir).absolute()
         set_way_on(lambda: f"the same command with {_repeats()}")
         heed_lost_jobs(config)
+        _draw_other_trials(config.hydra.sweeper)
+
+
+def _draw_other_trials(sweeper: DictConfig) -> None:
+    """Let the sampler of a kept study go on: from its seed it would draw the trials of the earlier starts again."""
+    if sweeper.get("study_name") is None or sweeper.sampler.get("seed") is None:
+        return
+    from src.exp.search.study_file import kept_trials, study_file  # Optuna, which only a search needs
+
+    known = 0
+    with suppress(UserError):  # which Hydra would show as a warning; the storage says it once more
+        known = len(kept_trials(study_file(sweeper.storage.folder, sweeper.study_name)))
+    sweeper.sampler.seed += known
+    if known:
+        terminal_logger().info("study %s goes on after %d trials", sweeper.study_name, known)
 
 
 def run_jobs(entry: Callable[[], None], artefact: str | None) -> None:

@@ -132,8 +132,14 @@ def _forget_errors(steps: list[Step]) -> None:
 
 
 def look(cfg: Settings, name: str, *, logger: logging.Logger | None = None) -> Stage:
-    """The stage; nothing in its folder is touched."""
-    logger = logger or start_logging(cfg.logging)
+    """The stage; nothing in its folder is touched.
+
+    Raises:
+        UserError: the tracker or the data set cannot be used.
+    """
+    if logger is None:  # of the main process, the only one that tracks
+        logger = start_logging(cfg.logging)
+        cfg.logging.require()
     dataset = load_dataset(cfg.dataset, data_dir(cfg), logger)
     return Stage(name=name, settings=cfg, folder=run_folder(), dataset=dataset, logger=logger)
 

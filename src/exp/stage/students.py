@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from src.core.logging import TEST_TAG, TensorBoardWriter
 from src.core.paths import CONFIG_FILE, ITEMS_FILE, WEIGHTS_FILE
+from src.core.tracking.base import BEST_TAG, TEST_TAG, Tracker
 from src.exp.stage.stage import Stage, Step
 from src.student.checkpoint import Catalogue, load_checkpoint, save_catalogue
 from src.student.evaluator import Evaluation, write_evaluation
@@ -36,15 +36,14 @@ def student_step(
     )
 
 
-def finish(stage: Stage, result: FitResult, writer: TensorBoardWriter) -> float:
+def finish(stage: Stage, result: FitResult, tracker: Tracker) -> float:
     """Test the best epoch as it was saved, write items, history, ranks and metrics, and return the validation value."""
     folder, metrics = stage.folder, stage.settings.metrics
     save_catalogue(folder.model_dir(stage.name), Catalogue(stage.dataset.item_ids, stage.dataset.titles))
     save_history(result, folder.history_file(stage.name))
     evaluation = _test_saved(stage)
-    for name, value in evaluation.by(metrics.masked).items():
-        writer.add_scalar(f"{TEST_TAG}{name}", value, result.best_epoch)
-    writer.close()
+    tested = {f"{TEST_TAG}{name}": value for name, value in evaluation.by(metrics.masked).items()}
+    tracker.conclude({f"{BEST_TAG}{metrics.monitor}": result.best_value, **tested}, result.best_epoch)
     write_evaluation(
         folder.eval_file(stage.name),
         folder.ranks_file(stage.name),

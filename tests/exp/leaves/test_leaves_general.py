@@ -4,7 +4,7 @@ import io
 import shutil
 
 import pytest
-from harness import compose_config, read, run_here
+from harness import compose_config, read, refusal, run_here
 from leaves_bench import Bench
 from leaves_table import Effect, cases, refused
 from raw_files import write_raw_files
@@ -178,10 +178,31 @@ def _level(bench: Bench) -> None:
     assert RunFolder(quiet).log_file("baseline").read_text() == ""
 
 
-def _tensorboard(bench: Bench) -> None:
-    on, off = (bench.stage(run_student_baseline.run, f"logging.tensorboard={value}") for value in ("true", "false"))
-    assert len(list((on / "tb" / "baseline").iterdir())) == 1
-    assert not (off / "tb").exists()
+def _tracker(bench: Bench) -> None:
+    folders = {
+        name: bench.stage(run_student_baseline.run, f"logging={name}") for name in ("tensorboard", "csv", "none")
+    }
+    kept = {name: sorted({"tb", "tracking"} & {p.name for p in folder.iterdir()}) for name, folder in folders.items()}
+    assert kept == {"tensorboard": ["tb"], "csv": ["tracking"], "none": []}
+    assert len(list((folders["tensorboard"] / "tb" / "baseline").iterdir())) == 1
+    assert (folders["csv"] / "tracking" / "csv" / "baseline" / "summary.json").is_file()
+    refused("logging.tracker=paper", "logging.tracker='paper': must be one of tensorboard, csv, wandb, mlflow")(bench)
+
+
+def _of_tracker(name: str, **values: str) -> Effect:
+    """The keys of a tracker's own choice: read where they are, refused where another tracker has no such key."""
+
+    def effect(bench: Bench) -> None:
+        words = [f"logging.{key}={value}" for key, value in values.items()]
+        found = parse_settings(compose_config(f"logging={name}", *words)).logging
+        assert {key: getattr(found, key) for key in values} == values
+        for key, value in values.items():
+            message = refusal(
+                lambda word=f"+logging.{key}={value}": parse_settings(compose_config("logging=csv", word))
+            )
+            assert message.startswith(f"logging.{key}: unknown key")
+
+    return effect
 
 
 def _progress(bench: Bench) -> None:
@@ -250,7 +271,11 @@ EFFECTS: dict[str, Effect] = {
     "paths.result_root": _result_root,
     "paths.teacher_outputs_dir": _teacher_outputs_dir,
     "logging.level": _level,
-    "logging.tensorboard": _tensorboard,
+    "logging.tracker": _tracker,
+    "logging.project": _of_tracker("wandb", project="p"),
+    "logging.mode": _of_tracker("wandb", mode="offline"),
+    "logging.experiment": _of_tracker("mlflow", experiment="e"),
+    "logging.uri": _of_tracker("mlflow", uri="http://server"),
     "logging.progress": _progress,
     "metrics.ks": _ks,
     "metrics.monitor": _monitor,

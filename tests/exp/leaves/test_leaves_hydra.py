@@ -1,6 +1,7 @@
 """`conf/hydra`: where jobs run, how a sweep ends, and what launchers and the sweeper are given."""
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,36 @@ def _sampler_seed(bench: Bench) -> None:
     assert _tuned(bench) == _tuned(bench) != _tuned(bench, "hydra.sweeper.sampler.seed=1")
 
 
+def _kept_study(bench: Bench) -> None:
+    """A named study is kept in a folder, and goes on with other trials; one without a name begins anew."""
+    folder = bench.tmp / "searches"
+    kept = ("hydra.sweeper.study_name=s", f"hydra.sweeper.storage.folder={folder}")
+    first, second = (_tuned(bench, *kept) for _ in range(2))
+    lines = [json.loads(line) for line in (folder / "s.jsonl").read_text().splitlines()]
+    assert [line["params"]["student.dropout"] for line in lines] == [*first, *second]
+    assert len({*first, *second}) == 4 and _tuned(bench) == first
+
+
+def _storage_target(bench: Bench) -> None:
+    assert _tuned(bench, "hydra.sweeper.storage=null") == _tuned(bench)
+
+
+def _storage_of_study(bench: Bench) -> None:
+    """What the storage reads of the sweep: under another name it keeps another file."""
+    folder = bench.tmp / "others"
+    given = (f"hydra.sweeper.storage.folder={folder}", "hydra.sweeper.storage.study_name=t")
+    _tuned(bench, *given)
+    assert [path.name for path in folder.iterdir()] == ["t.jsonl"]
+
+
+def _storage_sweep_dir(bench: Bench) -> None:
+    (bench.tmp / "before" / "0" / "records").mkdir(parents=True)
+    given = ("hydra.sweeper.study_name=u", f"hydra.sweeper.storage.folder={bench.tmp / 'u'}")
+    _tuned(bench, *given)
+    words = ("-m", "hydra/sweeper=tune", "student.dropout=interval(0,0.5)", "hydra.sweeper.n_trials=1", *given)
+    assert run_here(lambda cfg: 0.0, *words, f"hydra.sweeper.storage.sweep_dir={bench.tmp / 'before'}") == 1
+
+
 EFFECTS: dict[str, Effect] = {
     "hydra.run.dir": _run_dir,
     "hydra.sweep.dir": _sweep_dir,
@@ -179,6 +210,11 @@ EFFECTS: dict[str, Effect] = {
     "hydra.sweeper.n_jobs": _trials_at_a_time,
     "hydra.sweeper.max_failure_rate": _max_failure_rate,
     "hydra.sweeper.sampler.seed": _sampler_seed,
+    "hydra.sweeper.study_name": _kept_study,
+    "hydra.sweeper.storage.folder": _kept_study,
+    "hydra.sweeper.storage._target_": _storage_target,
+    "hydra.sweeper.storage.study_name": _storage_of_study,
+    "hydra.sweeper.storage.sweep_dir": _storage_sweep_dir,
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from src.core.errors import UserError
 from src.core.git_info import PROJECT_ROOT
 from src.core.paths import RunFolder
-from src.exp.compare.breakdown import breakdown, group_differences, thirds
+from src.exp.compare.breakdown import breakdown, group_differences, spreads, thirds
 from src.exp.compare.comparison import read_evaluation
 from src.exp.compare.provenance import changed_settings, repeat_command
 from src.exp.report.plots import plot_learning_curves
@@ -35,6 +35,14 @@ def test_a_breakdown_averages_rows_of_a_group_and_runs() -> None:
     table = breakdown({"distill": [ranks([0, 9, 0, 0]), ranks([9, 9, 0, 9])]}, masks, "recall@1")
     assert table["rows"].tolist() == [2, 2]
     assert table["distill"].tolist() == [(0.5 + 0) / 2, (1 + 0.5) / 2]
+
+
+def test_the_spread_of_a_group_is_that_of_its_users() -> None:
+    """Of four users, two a group: one is hit in the first (mean 1/2, deviation sqrt(1/2)), both in the second."""
+    runs = [{"user": np.arange(4), "target": np.arange(4), "better": np.array([0, 9, 0, 0]), "equal": np.ones(4, int)}]
+    masks = {"few": np.array([True, True, False, False]), "many": np.array([False, False, True, True])}
+    table = spreads({"distill": runs}, masks, "recall@1")
+    assert table["distill"].to_dict() == {"few": pytest.approx(1.96 * 0.5), "many": 0}
 
 
 def test_a_difference_within_a_group_is_that_of_its_rows_alone() -> None:

@@ -1,0 +1,1 @@
+"""A search (Optuna) that another start goes on with."""
