@@ -129,7 +129,7 @@ def plot(results: list[dict[str, float]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, unit, label in zip(axes, ("s", "gib"), ("seconds", "peak memory, GiB"), strict=True):
+    for axis, unit, label in zip(axes, ("cpu_s", "gib"), ("processor seconds", "peak memory, GiB"), strict=True):
         for step in STEPS:
             axis.plot(
                 *([r[key] for r in results] for key in ("interactions", f"{step}_{unit}")), marker="o", label=step
