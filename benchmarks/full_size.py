@@ -395,6 +395,10 @@ def main() -> None:
     parser.add_argument("--students", action="store_true")
     parser.add_argument("--interactions", type=int, default=1_000_000)
     arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(
+            f"--device {arguments.device}: PyTorch sees no GPU here; --device cpu --shape 1b takes minutes"
+        )
     device = torch.device(arguments.device)
     with a_folder(arguments.folder) as folder:
         result = measure(arguments, folder, device)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from src.core.errors import UserError
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.ilora_submodule import add_submodule_lora, find_code
 from src.teacher.adapter.moe_lora import add_gated_lora
@@ -46,7 +47,10 @@ def make_llm() -> PreTrainedModel:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    return load_llm(folder, native_dtype("auto", DEVICE), DEVICE)[1]
+    try:
+        return load_llm(folder, native_dtype("auto", DEVICE), DEVICE)[1]
+    except UserError as error:
+        raise SystemExit(f"--llm {folder}: {error}") from None
 
 
 def make_batch(batch_size: int) -> PromptBatch:

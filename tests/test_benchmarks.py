@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -204,6 +205,17 @@ def test_full_size(printed, tmp_path) -> None:
     assert result["largest_difference"] < 1e-4
     assert result["train_flops_share"] == pytest.approx(1e3 * result["train_tflops"], abs=0.6)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_benchmark_says_what_it_lacks(printed, tmp_path, monkeypatch) -> None:
+    with pytest.raises(SystemExit, match=f"--llm {tmp_path}: teacher.llm_path={tmp_path}: "):
+        teacher_step.load(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cuda: PyTorch sees no GPU here"):
+        printed(full_size, "--device", "cuda")
+    monkeypatch.setattr(full_size.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(SystemExit, match="the weights want 14 GiB; give --folder where there are, or --shape 1b"):
+        printed(full_size, "--device", "cpu")
 
 
 def test_full_size_counts_the_products() -> None:
