@@ -73,7 +73,7 @@ PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 409
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of a LLaMA: width, feed-forward width, layers, heads, heads of keys and values."""
+    """Of a LLaMA: width, feed-forward width, layers, heads, heads of keys and values, tokens (0: its tokenizer's)."""
 
     width: int
     inner: int
@@ -99,7 +99,7 @@ class Shape:
 SHAPES = {
     "7b": Shape(width=4096, inner=11008, layers=32, heads=32, kv_heads=32),
     "1b": Shape(width=2048, inner=5632, layers=22, heads=32, kv_heads=4),
-    "tiny": Shape(width=64, inner=128, layers=3, heads=4, kv_heads=2, vocab=4000),
+    "tiny": Shape(width=64, inner=128, layers=3, heads=4, kv_heads=2, vocab=0),
 }
 
 
@@ -113,6 +113,7 @@ def build_llm(folder: Path, shape: Shape, dataset: SequenceDataset, config: Teac
     small = replace(config, tiny=TinySettings(hidden_size=16, pretrain_steps=1, pretrain_batch_size=1))
     build_tiny_llm(small, words_only, folder=folder, context=quiet(torch.device("cpu")))
     (folder / "model.safetensors").unlink()
+    shape = replace(shape, vocab=shape.vocab or LlamaConfig.from_pretrained(folder).vocab_size)
     shape.config().save_pretrained(folder)
     sizes = _sizes(shape)
     torch.manual_seed(SEED)
@@ -395,6 +396,10 @@ def main() -> None:
     parser.add_argument("--students", action="store_true")
     parser.add_argument("--interactions", type=int, default=1_000_000)
     arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(
+            f"--device {arguments.device}: PyTorch sees no GPU here; --device cpu --shape 1b takes minutes"
+        )
     device = torch.device(arguments.device)
     with a_folder(arguments.folder) as folder:
         result = measure(arguments, folder, device)

@@ -36,6 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.sample import SampleConfig
+from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.core.tracking.base import Untracked
 from src.student.config import SASRecConfig
@@ -81,7 +82,10 @@ def build_teacher(folder: Path, candidates: str, llm: Path | None = None, train_
     if llm is None:
         tokenizer, model = _pretrained(config, dataset, folder / "llm", context)
     else:
-        tokenizer, model = load_llm(llm, native_dtype("auto", CPU), context.device)
+        try:
+            tokenizer, model = load_llm(llm, native_dtype("auto", CPU), context.device)
+        except UserError as error:
+            raise SystemExit(f"--llm {llm}: {error}") from None
     builder = PromptBuilder(tokenizer, dataset.titles, config.wording)
     lora = add_gated_lora(model, config.lora, recommender.model.config.emb_size)
     lm = PromptedLM(lora, recommender.item_table)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from src.core.errors import UserError
 from src.teacher.adapter.adapted_lm import AdaptedLM
 from src.teacher.adapter.ilora_submodule import add_submodule_lora, find_code
 from src.teacher.adapter.moe_lora import add_gated_lora
@@ -46,11 +47,14 @@ def make_llm() -> PreTrainedModel:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    return load_llm(folder, native_dtype("auto", DEVICE), DEVICE)[1]
+    try:
+        return load_llm(folder, native_dtype("auto", DEVICE), DEVICE)[1]
+    except UserError as error:
+        raise SystemExit(f"--llm {folder}: {error}") from None
 
 
-def make_batch(batch_size: int) -> PromptBatch:
-    ids = torch.randint(VOCAB, (batch_size, LENGTH))
+def make_batch(batch_size: int, vocab: int) -> PromptBatch:
+    ids = torch.randint(vocab, (batch_size, LENGTH))
     labels = torch.full_like(ids, IGNORED)
     labels[:, -ANSWER:] = ids[:, -ANSWER:]
     is_marker = torch.zeros_like(ids, dtype=torch.bool)
@@ -146,7 +150,7 @@ def main() -> None:
         raise SystemExit("set ILORA_DIR to a checkout of AkaliKong/iLoRA@28e4737")
     llm = make_llm() if arguments.llm is None else load(arguments.llm)
     size, settings = arguments.batch_size, LoraSettings(r=8, alpha=32, dropout=0.1, num_experts=4)
-    batch = make_batch(size)
+    batch = make_batch(size, min(VOCAB, llm.config.vocab_size))
     users, items = torch.randn(size, REC_SIZE, device=DEVICE), torch.randn(100, REC_SIZE, device=DEVICE)
     native = add_gated_lora(copy.deepcopy(llm), settings, REC_SIZE)
     submodule = add_submodule_lora(llm, settings, REC_SIZE)

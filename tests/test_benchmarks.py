@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -258,7 +259,7 @@ def llm(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("llm")
     dataset = load_dataset(SampleConfig(max_seq_len=50, raw_dir=str(SAMPLE.parent)), folder / "data", full_size.LOGGER)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(full_size, "SHARD_BYTES", 700_000)
+        patch.setattr(full_size, "SHARD_BYTES", 200_000)
         full_size.build_llm(folder / "llm", full_size.SHAPES["tiny"], dataset, TeacherConfig(name="ilora_tiny"))
     assert len(list((folder / "llm").glob("*.safetensors"))) > 1
     return str(folder / "llm")
@@ -283,6 +284,17 @@ def test_full_size(printed, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_benchmark_says_what_it_lacks(printed, tmp_path, monkeypatch) -> None:
+    with pytest.raises(SystemExit, match=f"--llm {tmp_path}: teacher.llm_path={tmp_path}: "):
+        teacher_step.load(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cuda: PyTorch sees no GPU here"):
+        printed(full_size, "--device", "cuda")
+    monkeypatch.setattr(full_size.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(SystemExit, match="the weights want 14 GiB; give --folder where there are, or --shape 1b"):
+        printed(full_size, "--device", "cpu")
+
+
 def test_full_size_counts_the_products() -> None:
     """Of a LLaMA 4 wide, one head: q, k, v, o of 4 x 4, three of 4 x 8; each token sees 3 of 6 on average."""
     shape = full_size.Shape(width=4, inner=8, layers=2, heads=1, kv_heads=1)
@@ -291,8 +303,8 @@ def test_full_size_counts_the_products() -> None:
 
 def test_full_size_trains_students(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(full_size, "TEACHER_WIDTH", 16)
-    found = full_size.student_epochs(tmp_path, torch.device("cpu"), 660)
-    assert found["student_train_rows"] > 500 and min(found.values()) > 0
+    found = full_size.student_epochs(tmp_path, torch.device("cpu"), 1200)
+    assert found["student_train_rows"] > 1024 and min(found.values()) > 0
 
 
 def test_kd_step(printed, monkeypatch, dllm2rec_folder) -> None:

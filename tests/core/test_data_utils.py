@@ -228,6 +228,11 @@ def test_ids_are_ordered_by_value_when_all_are_numbers():
     assert codes.tolist() == [1, 0, 1, 2]
 
 
+def test_ids_may_have_more_digits_than_python_makes_a_number_of():
+    large, larger = "1" + 5000 * "0", "2" + 5000 * "0"
+    assert Ids.of(np.array([larger, "0009", large, "9"], dtype=object)).in_order()[1] == ["0009", "9", large, larger]
+
+
 def test_ids_are_ordered_as_text_otherwise():
     codes, ids = Ids.of(np.array(["b2", "10", "9"], dtype=object)).in_order()
     assert ids == ["10", "9", "b2"]

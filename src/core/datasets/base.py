@@ -75,10 +75,20 @@ class Ids:
         occurring = np.flatnonzero(np.bincount(self.codes, minlength=len(self.values)))
         ids = [str(value) for value in self.values[occurring]]
         numeric = all(value.isascii() and value.isdecimal() for value in ids)
-        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]) if numeric else 0, ids[i]))
+        order = sorted(range(len(ids)), key=lambda i: (*_value_of(ids[i]), ids[i]) if numeric else (ids[i],))
         rank = np.empty(len(self.values), dtype=np.int32)
         rank[occurring[order]] = np.arange(len(ids))
         return rank[self.codes], [ids[i] for i in order]
+
+
+def _value_of(digits: str) -> tuple[int, str]:
+    """Sorts as the number does; Python makes no integer of more than 4,300 digits.
+
+    >>> sorted(["10", "9", "009", "0"], key=_value_of)
+    ['0', '9', '009', '10']
+    """
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 @dataclass(frozen=True, kw_only=True)

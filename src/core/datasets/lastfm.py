@@ -85,12 +85,15 @@ def read_lastfm(folder: Path) -> WindowSplits:
     )
 
 
+_MOST_DIGITS = 18  # of an id; Python makes no integer of more than 4,300
+
+
 def _read_id2name(path: Path) -> list[str]:
     """The name of each artist 0..n-1."""
     titles: dict[int, str] = {}
     for number, line in numbered_lines(path):
         item, separator, title = line.partition("::")
-        if not separator or not item.isdecimal():
+        if not separator or not item.isdecimal() or len(item) > _MOST_DIGITS:
             raise UserError(f"{path}:{number}: expected id::name, got {shorten(line, 60)!r}")
         if int(item) in titles:
             raise UserError(f"{path}:{number}: item {item} occurs twice; remove one of its lines")

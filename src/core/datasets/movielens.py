@@ -158,7 +158,7 @@ def _read_titles(path: Path, separator: str) -> tuple[dict[str, str], int]:
         if len(fields) < 3:
             raise UserError(f"{path}:{number}: has {len(fields)} fields, expected id{separator}title and more")
         item = fields[0].strip()
-        item = str(int(item)) if item.isdecimal() else item  # as the ratings' ids are read
+        item = item.lstrip("0") or "0" if item.isascii() and item.isdecimal() else item  # as the ratings' ids are read
         if item in titles:
             raise UserError(f"{path}:{number}: item {item!r} occurs twice; remove one of its lines")
         titles[item] = clean_movie_title(fields[1])

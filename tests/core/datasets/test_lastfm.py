@@ -50,6 +50,7 @@ def test_missing_column_of_windows(tmp_path):
     ("names", "message"),
     [
         ("0::a\nb\n", r"id2name\.txt:2: expected id::name, got 'b'"),
+        (f"0::a\n{5000 * '1'}::b\n", r"id2name\.txt:2: expected id::name, got '1111"),
         ("0::a\n0::b\n", r"id2name\.txt:2: item 0 occurs twice"),
         ("0::a\n2::b\n", r"id2name\.txt: ids must be 0 to 1 without a gap, but 1 is missing"),
     ],

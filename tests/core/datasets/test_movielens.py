@@ -79,6 +79,11 @@ def test_fields_missing_here_and_left_over_there(tmp_path):
         read_movielens(folder, RELEASES["100k"])
 
 
+def test_a_movie_that_nobody_rated_may_have_any_number(tmp_path):
+    movies = MOVIES_100K + 5000 * "1" + "|Film (1999)|x\n"
+    assert read_movielens(write(tmp_path, u__data=RATINGS_100K, u__item=movies), RELEASES["100k"]).titles[5000 * "1"]
+
+
 def test_malformed_movies(tmp_path):
     with pytest.raises(UserError, match=r"u\.item:1: has 1 fields, expected"):
         read_movielens(write(tmp_path, u__data=RATINGS_100K, u__item="10\n"), RELEASES["100k"])
