@@ -33,6 +33,7 @@ TOP_K, BATCH, ROUNDS = 10, 1024, 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--histories", type=int, default=100_000)
     parser.add_argument("--blocks", type=int, default=0)
     parser.add_argument("--peers", type=Path)
     arguments = parser.parse_args()
