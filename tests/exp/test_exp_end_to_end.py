@@ -56,7 +56,7 @@ def test_the_run_folder_holds_what_the_specification_lists_and_nothing_else(pipe
     made = {"recommender", "tiny_llm", "teacher_export", "teacher_evaluation", "eval", *STAGES}
     assert {path.stem for path in (pipeline.folder / "records").iterdir()} == made
     assert {path.name for path in (pipeline.folder / "models").iterdir()} == set(STAGES)
-    assert {path.name for path in (pipeline.folder / "tb").iterdir()} == set(STAGES)
+    assert {path.name for path in (pipeline.folder / "tb").iterdir()} == {*STAGES, "eval"}
     assert {path.name for path in (pipeline.folder / "metrics").iterdir()} == {
         *(f"eval_{stage}.json" for stage in STAGES),
         *(f"ranks_{stage}.npz" for stage in STAGES),
@@ -150,7 +150,8 @@ def test_tensorboard_has_the_curves_of_every_stage(pipeline) -> None:
         "teacher": {"train/loss", "valid/hr@1_all"},
         "teacher/recommender": {"loss", "valid/ndcg@10"},
         "baseline": {"loss", "loss_ce", "valid/ndcg@10", "test/ndcg@10"},
-        "distill": {"loss", "loss_ce", "loss_ranking", "selected", "valid/ndcg@10", "test/ndcg@10"},
+        "distill": {"loss", "loss_ce", "loss_ranking", "selected", "valid/ndcg@10", "test/ndcg@10", "best/ndcg@10"},
+        "eval": {"test/baseline/ndcg@10", "test/distill/ndcg@10", "test/popular/recall@10"},
     }
     for stage, tags in expected.items():
         events = EventAccumulator(str(pipeline.folder / "tb" / stage))

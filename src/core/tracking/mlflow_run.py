@@ -55,10 +55,9 @@ class MlflowConfig(TrackingConfig):
         if "://" in self.uri:
             return _refused_as_ours(lambda: self._store(self.uri, None), self.uri)
         file = project_path(self.uri)
-        with locked(file.parent, notify=logging.getLogger(LOGGER_NAME).info):  # a sweep's jobs would make it at once
-            return _refused_as_ours(
-                lambda: self._store(f"sqlite:///{file}", (file.parent / "mlflow_files").as_uri()), self.uri
-            )
+        kept = file.with_name(f"{file.stem}_files")  # what runs are given as files; its lock is the database's, too
+        with locked(kept, notify=logging.getLogger(LOGGER_NAME).info):  # a sweep's jobs would make both at once
+            return _refused_as_ours(lambda: self._store(f"sqlite:///{file}", kept.as_uri()), self.uri)
 
     def _store(self, uri: str, files: str | None) -> tuple[Any, str]:
         client = _library()(tracking_uri=uri)

@@ -1,5 +1,6 @@
 """What `run_eval_all` does with the runs that it has found: evaluate their checkpoints, compare, report."""
 
+import re
 import shutil
 from functools import partial
 from math import isfinite, isnan
@@ -31,6 +32,7 @@ from src.student.lists import ListMetrics, evaluate_test
 from src.student.models import Student
 
 _TIMED_USERS = 200
+_METRIC = re.compile(r"[a-z_]+(@\d+)?")  # another program names its metrics as it likes
 _UPSTREAM = "dllm2rec_upstream"
 
 
@@ -57,7 +59,7 @@ def _final_metrics(comparison: Comparison) -> dict[str, float]:
         f"{TEST_TAG}{model}/{name}": value
         for model, evaluation in comparison.evaluations.items()
         for name, value in evaluation.get(part, {}).items()
-        if isinstance(value, float) and isfinite(value)
+        if isinstance(value, float) and isfinite(value) and _METRIC.fullmatch(name)
     }
 
 

@@ -1,7 +1,8 @@
 """The page of a study: what its variants did, as a table for programs, a plot, and a page for people."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,21 @@ def study_page(study: Study, folder: Path) -> list[Path]:
     """
     files = [folder / f"{study.name}.csv", folder / f"{study.name}.png"]
     write_text(files[0], for_spreadsheets(study.table).to_csv(float_format="%.6g"))
-    plot = study.plot or variants_plot(study.table, metric=study.metric, name=study.name)
+    shown = replace(study, table=study.table.rename(index=_in_words))
+    plot = study.plot or variants_plot(shown.table, metric=study.metric, name=study.name)
     write_png(plot, files[1])
-    pages = write_pages("study", folder / study.name, _context(study, plot))
+    pages = write_pages("study", folder / study.name, _context(shown, plot))
     return [files[0], *pages, files[1]]
+
+
+def _in_words(name: object) -> str:
+    """A variant's key as words; the name of a sweep's variant consists of settings, which stay as they are typed.
+
+    >>> _in_words("random_teaches"), _in_words("distill student.num_blocks=2")
+    ('random teaches', 'distill student.num_blocks=2')
+    """
+    text = str(name)
+    return text.replace("_", " ") if re.fullmatch(r"\w+", text) else text
 
 
 def _context(study: Study, plot: Plot) -> dict[str, Any]:

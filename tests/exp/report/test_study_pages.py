@@ -41,6 +41,17 @@ def test_validation_is_averaged_where_it_is_given() -> None:
     assert "validation" not in study_table(given, metric="mrr", reference="a")
 
 
+def test_a_page_names_variants_in_words_and_the_table_for_programs_by_their_keys(tmp_path) -> None:
+    table = study_table(
+        {"baseline": [NONE_FIRST], "ranking_only": [EIGHT_FIRST]}, metric="recall@1", reference="baseline"
+    )
+    files = study_page(Study(name="s", title="S", metric="recall@1", table=table, reference="baseline"), tmp_path)
+    texts = {file.suffix: file.read_text(encoding="utf-8") for file in files if file.suffix != ".png"}
+    assert "ranking_only" in texts[".csv"]
+    for page in (texts[".md"], texts[".html"]):
+        assert "ranking only" in page and "ranking_only" not in page
+
+
 def test_p_values_are_corrected_over_the_variants_that_are_tested() -> None:
     """Eight differences of one sign: 2 / 2**8, twice that where two variants are tested."""
     given = {"baseline": [NONE_FIRST], "a": [EIGHT_FIRST], "b": [EIGHT_FIRST]}
