@@ -43,7 +43,7 @@ from benchmarks.teacher_export import peft_layers
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
 from src.core.datasets.sample import SampleConfig
-from src.core.logging import LoggingConfig, tensorboard_writer
+from src.core.tracking.base import Untracked
 from src.core.metrics import MetricsConfig
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
@@ -143,8 +143,7 @@ def _weights(name: str, size: torch.Size) -> torch.Tensor:
 
 
 def quiet(device: torch.device) -> RunContext:
-    writer = tensorboard_writer(Path(), LoggingConfig(tensorboard=False))
-    return RunContext(seed=SEED, device=device, logger=LOGGER, writer=writer)
+    return RunContext(seed=SEED, device=device, logger=LOGGER, writer=Untracked())
 
 
 def build_teacher(
