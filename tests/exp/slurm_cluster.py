@@ -1,6 +1,6 @@
 """A Slurm of this machine's own: one node with two slots, started and stopped by whoever needs one.
 
-    SLURM_CONF is set to what `python tests/exp/slurm_cluster.py <an empty folder>` prints; it stops at Ctrl-C or SIGTERM.
+    SLURM_CONF is set to what `python tests/exp/slurm_cluster.py <an empty folder>` prints, until Ctrl-C or SIGTERM.
 
 Debian's `slurm-wlm` as it is, all of its files in one folder, no accounting: what a small cluster has.
 """
