@@ -24,7 +24,9 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -295,9 +297,13 @@ def student_epochs(folder: Path, device: torch.device, interactions: int) -> dic
 
 @contextmanager
 def a_folder(given: Path | None) -> Iterator[Path]:
-    """A folder below the given one, or a temporary one, that is taken away with the weights."""
-    with tempfile.TemporaryDirectory(dir=given) as folder:
-        yield Path(folder)
+    """A folder below the given one, or a temporary one, that is taken away with the weights, on SIGTERM, too."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with tempfile.TemporaryDirectory(dir=given) as folder:
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def measure(arguments: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """A Slurm of this machine's own: one node with two slots, started and stopped by whoever needs one.
 
-    SLURM_CONF is set to what `python tests/exp/slurm_cluster.py <an empty folder>` prints; it stops at Ctrl-C.
+    SLURM_CONF is set to what `python tests/exp/slurm_cluster.py <an empty folder>` prints, until Ctrl-C or SIGTERM.
 
 Debian's `slurm-wlm` as it is, all of its files in one folder, no accounting: what a small cluster has.
 """
@@ -123,6 +123,7 @@ def _wait_for_node(environment: dict[str, str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with its daemons
     with slurm_cluster(Path(sys.argv[1]).absolute()) as environment:
         print(environment["SLURM_CONF"], flush=True)
         signal.pause()
