@@ -45,8 +45,8 @@ from benchmarks.teacher_export import peft_layers
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.datasets.movielens import MovielensConfig
 from src.core.datasets.sample import SampleConfig
-from src.core.tracking.base import Untracked
 from src.core.metrics import MetricsConfig
+from src.core.tracking.base import Untracked
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.distill.trainer_distill import Distillation, train_distilled
