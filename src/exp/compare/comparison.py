@@ -9,6 +9,7 @@ from src.core.errors import UserError
 from src.core.foreign.typed import read_typed
 from src.core.paths import RunFolder
 from src.exp.compare.significance import PairedTest, Ranks, paired_tests
+from src.exp.compare.studies import StudyResult
 from src.exp.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Comparison:
         controls: the distilled student against those of control teachers, by their key in `CONTROLS`, as far as they
             were trained; None where its own teacher is one.
         titles: how the reference that reads titles was set; empty where there is none.
-        extra_plots: title and file of plots that other commands have put into the run folder; the report links them.
+        studies: of this data, by the metric that decides here.
     """
 
     settings: Settings
@@ -81,7 +82,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     controls: dict[str, PairedTest] | None = None
     titles: str = ""
-    extra_plots: list[tuple[str, Path]] = field(default_factory=list)
+    studies: list[StudyResult] = field(default_factory=list)
 
     @property
     def monitor(self) -> str:

@@ -20,6 +20,7 @@ from src.exp.compare.comparison import STUDENTS, Comparison, read_evaluation, su
 from src.exp.compare.references import evaluate_references
 from src.exp.compare.significance import Ranks, load_ranks
 from src.exp.compare.sources import Sources, control_tests, differ_besides_seed
+from src.exp.compare.studies import studies_of
 from src.exp.report.run_report import write_report
 from src.exp.stage.inputs import weights_hash
 from src.exp.stage.lookup import Found
@@ -100,6 +101,7 @@ def _compare(stage: Stage, sources: Sources) -> Comparison:
         notes=sources.notes,
         controls=control_tests(stage, runs["distill"]) if "distill" in runs else None,
         titles=references.titles,
+        studies=studies_of(stage),
     )
 
 

@@ -16,7 +16,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from tabulate import tabulate
 
-from src.core.errors import UserError
 from src.core.files import write_text
 from src.core.foreign.escape import markdown, markdown_block, markdown_code, terminal
 from src.exp.report.figures import BACKGROUND, COLOURS, Plot, css_name, svg
@@ -64,20 +63,6 @@ def write_markdown(name: str, file: Path, context: Mapping[str, Any]) -> None:
     """Write one page of Markdown from the template `<name>.md.j2`."""
     text = _ENVIRONMENTS["md"].get_template(f"{name}.md.j2").render(context)
     write_text(file, text.strip() + "\n")
-
-
-def relative_links(plots: list[tuple[str, Path]], folder: Path) -> list[tuple[str, str]]:
-    """Titles and paths, relative to a page in `folder`, of plots that other commands have made.
-
-    Raises:
-        UserError: a plot that lies elsewhere: a page that is moved with its folder would lose it.
-    """
-    links = []
-    for title, path in plots:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path}: a plot outside {folder}; a report links what lies in its own folder")
-        links.append((title, path.resolve().relative_to(folder.resolve()).as_posix()))
-    return links
 
 
 def _html_value(value: object) -> object:

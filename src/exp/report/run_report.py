@@ -21,9 +21,10 @@ from src.exp.compare.comparison import (
 )
 from src.exp.compare.provenance import repeat_command
 from src.exp.compare.significance import PairedTest, bootstrap_interval, user_metric
+from src.exp.compare.studies import StudyResult
 from src.exp.compare.verdict import verdict
 from src.exp.report.figures import Plot, write_png
-from src.exp.report.pages import MISSING, relative_links, write_pages
+from src.exp.report.pages import MISSING, write_pages
 from src.exp.report.plots import (
     main_difference_panel,
     plot_breakdown,
@@ -31,6 +32,7 @@ from src.exp.report.plots import (
     plot_intervals,
     plot_learning_curves,
 )
+from src.exp.report.studies import study_table_shown, variants_plot
 from src.exp.report.tables import (
     controls_table,
     cost_table,
@@ -51,7 +53,7 @@ _SECTIONS = {
     "breakdown": "Where it helps",
     "beyond": "Beyond accuracy",
     "training": "Training",
-    "studies": "Plots of studies",
+    "studies": "Studies",
     "teacher": "Teacher",
     "cost": "Cost",
     "run": "What was run",
@@ -101,14 +103,15 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
         plot_intervals(means, tests, metric),
         plot_breakdown(tables, halves, differences, metric),
         plot_learning_curves(histories, metrics.monitor, metric),
+        *(_study_plot(study, metric) for study in comparison.studies),
     ]
 
 
 def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, Any]:
     """What `templates/report_body.j2` names, but for the plots."""
-    teacher, links = _teacher(comparison), relative_links(comparison.extra_plots, comparison.folder.root)
-    lists = lists_table(comparison)
-    absent = {name for name, content in (("teacher", teacher), ("studies", links), ("beyond", lists)) if not content}
+    teacher, lists = _teacher(comparison), lists_table(comparison)
+    parts = {"teacher": teacher, "studies": comparison.studies, "beyond": lists}
+    absent = {name for name, content in parts.items() if not content}
     return {
         "title": f"{comparison.settings.general.experiment_name}: {comparison.dataset.name}",
         "sections": {name: title for name, title in _SECTIONS.items() if name not in absent},
@@ -137,8 +140,23 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
         "changed": settings_table(comparison),
         "commit": comparison.commit,
         "command": repeat_command(comparison.sources),
-        "links": links,
+        "studies": [_study(study, comparison.metric) for study in comparison.studies],
     }
+
+
+def _study(study: StudyResult, metric: str) -> dict[str, Any]:
+    plot = _study_plot(study, metric)
+    return {
+        "title": study.name.replace("_", " ").capitalize(),
+        "folder": study.folder,
+        "table": study_table_shown(study.table, metric),
+        "plot": plot,
+        "file": f"plots/{plot.name}.png",
+    }
+
+
+def _study_plot(study: StudyResult, metric: str) -> Plot:
+    return variants_plot(study.table, metric=metric, name=f"study_{study.name}")
 
 
 def _teacher(comparison: Comparison) -> dict[str, Any] | None:

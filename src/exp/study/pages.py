@@ -9,28 +9,13 @@ from typing import Any
 import pandas as pd
 
 from src.core.files import write_text
-from src.exp.compare.comparison import history_label
 from src.exp.report.figures import Plot, write_png
-from src.exp.report.pages import MISSING, Table, write_pages
+from src.exp.report.pages import write_pages
+from src.exp.report.studies import NOT_COMPARABLE, study_table_shown, variants_plot
 from src.exp.report.tables import for_spreadsheets
-from src.exp.study.plots import variants_plot
-from src.exp.study.table import NOT_COMPARABLE, OTHER_RANKINGS
 
 _SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}
 _TONES = ("better", "worse", "cannot tell")
-_OWN_COLUMNS = (
-    "seeds",
-    "users",
-    "validation",
-    "mean",
-    "std",
-    *OTHER_RANKINGS.values(),
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "verdict",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +82,7 @@ def _context(study: Study, plot: Plot) -> dict[str, Any]:
         "tone": _tone(study.table),
         "headline": _headline(study),
         "readings": _readings(study.table),
-        "table": _shown(study.table, study.metric),
+        "table": study_table_shown(study.table, study.metric),
         "num_tests": int(study.table["difference"].notna().sum()),
         "plot": plot,
         "plot_file": f"{study.name}.png",
@@ -137,34 +122,3 @@ def _readings(table: pd.DataFrame) -> list[str]:
     ]
     unlike = table[NOT_COMPARABLE][table[NOT_COMPARABLE] != ""]
     return [*lines, *(f"{NOT_COMPARABLE}: {name}: {words}" for name, words in unlike.items())]
-
-
-def _shown(table: pd.DataFrame, metric: str) -> Table:
-    """The table as text, what matters most on the left, where a narrow page shows it first."""
-    further = [column for column in table.columns if column not in (*_OWN_COLUMNS, NOT_COMPARABLE)]
-    frame = pd.DataFrame({"variant": [str(name) for name in table.index]})
-    for column in further:
-        frame[column] = _texts(table[column])
-    deviations = ["" if pd.isna(value) else f" ± {value:.4f}" for value in table["std"]]
-    means = _texts(table["mean"], "{:.4f}")
-    frame[f"test {metric}"] = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-    frame["verdict"] = _texts(table["verdict"])
-    frame["difference"] = _texts(table["difference"], "{:+.4f}")
-    bounds = zip(_texts(table["low"], "{:+.4f}"), _texts(table["high"], "{:+.4f}"), strict=True)
-    frame["95 % interval"] = [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
-    frame["p"] = _texts(table["p_value"], "{:.3g}")
-    for masked, column in OTHER_RANKINGS.items():
-        if column in table:
-            frame[history_label(not masked)] = _texts(table[column], "{:.4f}")
-    if "validation" in table:
-        frame["validation"] = _texts(table["validation"], "{:.4f}")
-    frame["seeds"], frame["users"] = _texts(table["seeds"]), _texts(table["users"])
-    if (table[NOT_COMPARABLE] != "").any():
-        frame[NOT_COMPARABLE] = [words or MISSING for words in table[NOT_COMPARABLE]]
-    text = {"variant", "verdict", NOT_COMPARABLE, *(column for column in further if table[column].dtype == object)}
-    numbers = [column for column in frame.columns if column not in text]
-    return Table(columns=list(frame.columns), rows=frame.to_numpy().tolist(), numbers=numbers)
-
-
-def _texts(column: pd.Series, form: str = "{}") -> list[str]:
-    return [MISSING if pd.isna(value) else form.format(value) for value in column]

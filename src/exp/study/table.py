@@ -7,9 +7,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.exp.compare.significance import PairedTest, Ranks, paired_tests, user_metric
-
-NOT_COMPARABLE = "not comparable"
-OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
+from src.exp.report.studies import NOT_COMPARABLE, OTHER_RANKINGS
 
 _Line = dict[str, float | str | None]  # by column
 

@@ -11,12 +11,12 @@ from src.core.git_info import git_commit
 from src.exp.compare.comparison import LABELS, metric_label
 from src.exp.compare.significance import Ranks
 from src.exp.report.figures import Plot
+from src.exp.report.studies import curve_plot
 from src.exp.report.tables import valid_sample
 from src.exp.stage.stage import Stage
 from src.exp.study.config import BASELINE, StudyConfig
 from src.exp.study.pages import Study, study_page
 from src.exp.study.plan import Variant
-from src.exp.study.plots import curve_plot
 from src.exp.study.results import Result, compared_with, require_metric
 from src.exp.study.table import study_table
 

@@ -7,13 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
-from harness import leave_plots_empty, refusal
+from harness import leave_plots_empty
 from invented import comparison, evaluation, ranks, settings
 
 from src.core.files import write_text
 from src.core.paths import RunFolder
 from src.exp.compare.significance import half_width
+from src.exp.compare.studies import StudyResult
 from src.exp.report.pages import Table, markdown_table
 from src.exp.report.run_report import write_report
 from src.exp.report.tables import valid_sample
@@ -117,13 +120,32 @@ def test_only_plots_of_this_report_are_shown(pages, tmp_path) -> None:
     assert not [text for text in pages() if "leftover" in text]
 
 
-def test_plots_of_studies_are_linked_where_the_caller_names_them(pages, tmp_path) -> None:
-    path = tmp_path / "run" / "plots" / "a curve (1).png"
-    markdown, html = pages(extra_plots=[("Selection | curve", path)])
-    assert r"- [Selection \| curve](plots/a%20curve%20%281%29.png)" in markdown
-    assert '<li><a href="plots/a%20curve%20%281%29.png">Selection | curve</a></li>' in html
-    message = refusal(lambda: pages(extra_plots=[("secret", tmp_path / "secret.txt")]))
-    assert message.startswith(f"{tmp_path / 'secret.txt'}: a plot outside {tmp_path / 'run'}")
+def test_a_study_of_the_data_has_its_table_and_its_plot(pages) -> None:
+    table = pd.DataFrame(
+        {
+            "seeds": [3, 3],
+            "users": [9, 9],
+            "validation": [0.2, 0.3],
+            "mean": [0.1, 0.25],
+            "std": [0.01, 0.02],
+            "difference": [np.nan, 0.15],
+            "low": [np.nan, 0.1],
+            "high": [np.nan, 0.2],
+            "p_value": [np.nan, 0.01],
+            "verdict": [None, "better"],
+            "not comparable": ["", ""],
+        },
+        index=["baseline", "random teaches"],
+    )
+    markdown, html = pages(drawn=True, studies=[StudyResult(name="controls", folder="result_1", table=table)])
+    assert "| random teaches |" in markdown and "](plots/study_controls.png)" in markdown
+    section = html.split('id="studies"')[1].split("<h2")[0]
+    assert "+0.1500" in section and "+0.1000 to +0.2000" in section and "<svg" in section
+    assert "baseline 0.1000 ± 0.0100; random teaches 0.2500 ± 0.0200" in section  # for those who do not see the plot
+
+
+def test_without_studies_there_is_no_section_of_them(pages) -> None:
+    assert not [text for text in pages() if "Studies" in text]
 
 
 def test_unlike_students_get_no_difference_on_the_page(pages) -> None:

@@ -12,10 +12,10 @@ from markdown_it import MarkdownIt
 from matplotlib import image
 
 from src.core.foreign.escape import csv_cell, terminal
+from src.exp.report.studies import curve_plot, plot_curve, plot_study, variants_plot
 from src.exp.study.config import StudyConfig
 from src.exp.study.pages import Study, study_page
 from src.exp.study.plan import variants
-from src.exp.study.plots import curve_plot, plot_curve, plot_study, variants_plot
 from src.exp.study.table import study_table
 
 EIGHT_FIRST, NONE_FIRST = ranks([0] * 8), ranks([5] * 8)

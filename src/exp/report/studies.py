@@ -1,4 +1,4 @@
-"""The plots of a study: variants beside each other, or a metric against a number that was varied."""
+"""What a study found, for its own page and for reports: the table as text, and its plots."""
 
 from functools import partial
 from itertools import cycle
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from src.exp.compare.comparison import history_label
 from src.exp.report.figures import (
     MARKERS,
     SERIES,
@@ -19,6 +20,55 @@ from src.exp.report.figures import (
     label,
     write_png,
 )
+from src.exp.report.pages import MISSING, Table
+
+NOT_COMPARABLE = "not comparable"
+OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
+_OWN_COLUMNS = (
+    "seeds",
+    "users",
+    "validation",
+    "mean",
+    "std",
+    *OTHER_RANKINGS.values(),
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "verdict",
+)
+
+
+def study_table_shown(table: pd.DataFrame, metric: str) -> Table:
+    """The table of a study as text, what matters most on the left, where a narrow page shows it first."""
+    further = [column for column in table.columns if column not in (*_OWN_COLUMNS, NOT_COMPARABLE)]
+    frame = pd.DataFrame({"variant": [str(name) for name in table.index]})
+    for column in further:
+        frame[column] = _texts(table[column])
+    deviations = ["" if pd.isna(value) else f" ± {value:.4f}" for value in table["std"]]
+    means = _texts(table["mean"], "{:.4f}")
+    frame[f"test {metric}"] = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+    frame["verdict"] = _texts(table["verdict"])
+    frame["difference"] = _texts(table["difference"], "{:+.4f}")
+    bounds = zip(_texts(table["low"], "{:+.4f}"), _texts(table["high"], "{:+.4f}"), strict=True)
+    frame["95 % interval"] = [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
+    frame["p"] = _texts(table["p_value"], "{:.3g}")
+    for masked, column in OTHER_RANKINGS.items():
+        if column in table:
+            frame[history_label(not masked)] = _texts(table[column], "{:.4f}")
+    if "validation" in table:
+        frame["validation"] = _texts(table["validation"], "{:.4f}")
+    frame["seeds"], frame["users"] = _texts(table["seeds"]), _texts(table["users"])
+    if (table[NOT_COMPARABLE] != "").any():
+        frame[NOT_COMPARABLE] = [words or MISSING for words in table[NOT_COMPARABLE]]
+    text = {"variant", "verdict", NOT_COMPARABLE, *(column for column in further if table[column].dtype == object)}
+    numbers = [column for column in frame.columns if column not in text]
+    return Table(columns=list(frame.columns), rows=frame.to_numpy().tolist(), numbers=numbers)
+
+
+def _texts(column: pd.Series, form: str = "{}") -> list[str]:
+    return [MISSING if pd.isna(value) else form.format(value) for value in column]
+
 
 _LINE_HEIGHT = 0.46  # inches a variant, its name above its point
 
