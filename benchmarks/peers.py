@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks.peer_programs.common import TOP_K, Clock, is_looked_at
+from benchmarks.peer_programs.common import CLOCKS, TOP_K, Clock, is_looked_at
 from benchmarks.quality import CPU, quiet_context, student_settings
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.device import keep_freed_memory
@@ -112,32 +112,32 @@ class _Over(Exception):
     """The time is over."""
 
 
-def our_curve(student: StudentConfig, dataset: SequenceDataset, seed: int, seconds: float) -> Curve:
+def our_curve(student: StudentConfig, dataset: SequenceDataset, *, seed: int, seconds: float, clock: str) -> Curve:
     """NDCG@10 of our student against the seconds that it has trained."""
     keep_freed_memory()  # as our commands do
     set_seed(seed)
-    model, curve, clock = build_model(student.model_config(dataset.num_items)), [], Clock(seconds)
+    model, curve = build_model(student.model_config(dataset.num_items)), []
     loss = BaseLoss(student.loss_settings(), dataset, max_seq_len=student.max_seq_len, seed=seed, device=CPU)
-    epochs = 0
+    watch, epochs = Clock(seconds, clock), 0
 
     def evaluate() -> dict[str, float]:
         nonlocal epochs
-        clock.stop()
+        watch.stop()
         epochs += 1
-        is_last = clock.is_over or epochs == student.num_epochs
+        is_last = watch.is_over or epochs == student.num_epochs
         if is_looked_at(epochs) or is_last:
-            point = {"epoch": epochs, "seconds": clock.seconds}
+            point = {"epoch": epochs, "seconds": watch.seconds}
             for part, rows in (("valid", dataset.valid), ("test", dataset.test)):
                 point[part] = evaluate_model(model, rows, dataset, [TOP_K], CPU).metrics_masked[METRIC]
             curve.append(point)
         if is_last:
             raise _Over
-        clock.start()
+        watch.start()
         return {METRIC: float(epochs)}  # no patience: all train for the same time
 
     objective = BaselineObjective(loss)
     validation = Validation(monitor=METRIC, evaluate=evaluate, save_best=lambda epoch, value: None)
-    clock.start()
+    watch.start()
     try:
         train_student(
             model,
@@ -180,6 +180,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True, help="folder of their virtual environments")
     parser.add_argument("--only", nargs="+", choices=[*PEERS, "equal", "ours"], default=[*PEERS, "equal", "ours"])
     parser.add_argument("--seconds", type=float, default=300.0, help="of training, for each")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that does other work as well"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("overrides", nargs="*")
@@ -201,15 +204,17 @@ def main() -> None:
         "batch_rows": BATCH_ROWS,
         "seconds": arguments.seconds,
         "seed": arguments.seed,
+        "clock": arguments.clock,
     }
+    limits = {key: given[key] for key in ("seed", "seconds", "clock")}
 
     def peer(name: str) -> Callable[[], Curve]:
         return lambda: peer_curve(name, environment_of(name, arguments.peers.resolve()), dataset, given)
 
     ways: dict[str, Callable[[], Curve]] = {
         **{name: peer(name) for name in PEERS},
-        "equal": lambda: our_curve(equal, dataset, arguments.seed, arguments.seconds),
-        "ours": lambda: our_curve(student, dataset, arguments.seed, arguments.seconds),
+        "equal": lambda: our_curve(equal, dataset, **limits),
+        "ours": lambda: our_curve(student, dataset, **limits),
     }
     curves = {}
     for name in arguments.only:
@@ -218,7 +223,7 @@ def main() -> None:
     if arguments.plot:
         draw(curves, f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items", arguments.plot)
     result = {name: summary(curve) for name, curve in curves.items()}
-    about = {"metric": METRIC, "rows": len(dataset.train), "seconds": arguments.seconds}
+    about = {"metric": METRIC, "rows": len(dataset.train), "seconds": arguments.seconds, "clock": arguments.clock}
     print(json.dumps({**about, "threads": torch.get_num_threads(), **result, "curves": curves}))
 
 

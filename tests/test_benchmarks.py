@@ -197,7 +197,7 @@ sys.path.insert(0, {programs!r})
 from common import Clock, read, report
 folder = Path(sys.argv[1])
 settings, log = read(folder)
-clock = Clock(settings["seconds"])
+clock = Clock(settings["seconds"], settings["clock"])
 
 def lists(part):
     seen = [set(log["item"][(log["user"] == user) & (log["part"] < part)]) for user in range(log["user"].max() + 1)]

@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
         model.train()
         return np.concatenate(result)
 
-    clock, epoch = Clock(settings["seconds"]), 0
+    clock, epoch = Clock(settings["seconds"], settings["clock"]), 0
     while not clock.is_over:
         clock.start()
         trainer._train_epoch(train, epoch)

@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     frame[Columns.Datetime] = pd.to_datetime(np.arange(len(frame)), unit="s")
     users = np.unique(log["user"])
     before = {part: Dataset.construct(frame[log["part"] < part]) for part in (1, 2)}
-    clock = Clock(settings["seconds"])
+    clock = Clock(settings["seconds"], settings["clock"])
 
     def lists(part: int) -> np.ndarray:
         found = model.recommend(users, before[part], k=TOP_K, filter_viewed=True, on_unsupported_targets="ignore")
