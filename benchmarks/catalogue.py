@@ -51,8 +51,8 @@ def invented(case: Case) -> SequenceDataset:
     random = np.random.default_rng(0)
     users = max(USERS, case.targets // LENGTH)
     items = random.integers(case.items, size=users * (LENGTH + 1)).astype(np.int32)
-    start = np.arange(users) * (LENGTH + 1)
-    rows = Rows(items, start, start + LENGTH, np.arange(users, dtype=np.int32))
+    bounds = np.arange(users + 1) * (LENGTH + 1)
+    rows = Rows(items, bounds, bounds[1:] - 1)
     names = [str(item) for item in range(case.items)]
     return SequenceDataset(
         name="invented",

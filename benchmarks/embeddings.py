@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from scipy import sparse
 from torch import Tensor
 
+from benchmarks.quality import settings_of
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.errors import UserError
 from src.core.paths import data_dir
@@ -30,7 +30,6 @@ from src.core.teacher_files import read_manifest
 from src.distill.config import DistillConfig
 from src.distill.data_bridge import load_teacher_outputs
 from src.distill.fusion import whiten
-from src.exp.settings import parse_settings
 from src.student.evaluator import evaluate_scores
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -105,8 +104,7 @@ def main() -> None:
 
 
 def chosen_dataset(overrides: list[str]) -> SequenceDataset:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = parse_settings(compose("config", overrides=overrides))
+    cfg = settings_of(overrides)
     return load_dataset(cfg.dataset, data_dir(cfg), LOGGER)
 
 

@@ -26,15 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from benchmarks.quality import CPU
+from benchmarks.quality import CPU, settings_of
 from src.core.data_utils import Rows, SequenceDataset, load_dataset
 from src.core.errors import UserError
 from src.core.paths import data_dir
 from src.core.seed import generator
-from src.exp.settings import parse_settings
 from src.student.config import ModelConfig, StudentConfig
 from src.student.datamodule import Batch, build_train_loader
 from src.student.evaluator import evaluate_model, evaluate_scores
@@ -48,8 +46,7 @@ WAYS = ("packed", "padded", "before", "rows")
 
 
 def chosen(overrides: list[str]) -> tuple[SequenceDataset, StudentConfig]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = parse_settings(compose("config", overrides=overrides))
+    cfg = settings_of(overrides)
     return load_dataset(cfg.dataset, data_dir(cfg), logging.getLogger("epoch")), cfg.student
 
 

@@ -24,15 +24,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 
 from benchmarks.peer_programs.common import CLOCKS, TOP_K, Clock, is_looked_at
-from benchmarks.quality import CPU, quiet_context, student_settings
+from benchmarks.quality import CPU, quiet_context, settings_of, student_settings
 from src.core.data_utils import SequenceDataset, load_dataset
 from src.core.device import keep_freed_memory
-from src.core.git_info import PROJECT_ROOT
 from src.core.seed import set_seed
-from src.exp.settings import Settings, parse_settings
 from src.student.config import StudentConfig
 from src.student.evaluator import evaluate_model
 from src.student.models import build_model
@@ -168,11 +165,6 @@ def draw(curves: dict[str, Curve], title: str, file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
-
-
-def settings_of(overrides: list[str]) -> Settings:
-    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
-        return parse_settings(compose("config", overrides=overrides))
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from src.core.data_utils import SequenceDataset, load_dataset
@@ -22,6 +24,7 @@ from src.core.datasets.movielens import MovielensConfig
 from src.core.metrics import MetricsConfig
 from src.core.settings import parse_choice
 from src.core.tracking.base import Untracked
+from src.exp.settings import Settings, parse_settings
 from src.student.checkpoint import load_checkpoint
 from src.student.config import SCHEMAS, StudentConfig
 from src.student.context import RunContext
@@ -29,13 +32,20 @@ from src.student.evaluator import Evaluation, evaluate_model, evaluate_scores
 from src.student.references import markov_chain, popularity
 from src.student.trainer_baseline import train_baseline
 
-CONF = Path(__file__).resolve().parents[1] / "conf" / "student"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 CPU = torch.device("cpu")
 METRIC = "ndcg@10"
 
 
+def settings_of(overrides: list[str]) -> Settings:
+    """What a command with these overrides would have."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return parse_settings(compose("config", overrides=overrides))
+
+
 def student_settings(name: str) -> StudentConfig:
-    return parse_choice(SCHEMAS, OmegaConf.load(CONF / f"{name}.yaml"), "student")
+    return parse_choice(SCHEMAS, OmegaConf.load(CONF / "student" / f"{name}.yaml"), "student")
 
 
 def quiet_context(seed: int) -> RunContext:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.core import device
 from src.core.errors import UserError
 from src.core.files import LOCK_FILE, sha256_file
 from src.core.paths import RunFolder
@@ -24,7 +25,6 @@ from src.teacher import ilora_backend
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
-from src.teacher.llm import load
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.prompt.wording import PromptConfig
 
@@ -338,7 +338,7 @@ def test_each_step_is_made_from_what_decides_it(make_teacher, make_settings, dat
     ],
 )
 def test_which_steps_a_setting_touches(make_teacher, make_settings, monkeypatch, tmp_path, changes, steps):
-    monkeypatch.setattr(load, "_CPU_INFO", tmp_path / "nothing")
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "nothing")
     first, teacher = make_settings(), make_teacher()
     changed = {key: replace(first.teacher.export, **v) if key == "export" else v for key, v in changes.items()}
     second, other = make_settings(**changed), make_teacher(**changed)
