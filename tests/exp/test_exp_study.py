@@ -86,6 +86,8 @@ def test_the_report_of_the_distillation_knows_its_controls(pipeline, controls, t
     names = ["TF-IDF", "shuffled titles", "frozen recommender", "random"]
     assert all(f"{name} (" in report.splitlines()[2] for name in names)  # with its difference
     assert "Only what beats TF-IDF and shuffled titles is the LLM's." in report and "Not tried" not in report
+    assert "## Studies" in report and "| random teaches |" in report
+    assert (tmp_path / "run" / "plots" / "study_controls.png").is_file()
     table = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("| distilled - ")]
     assert table[-4:] == [f"distilled - {name}" for name in names]
     assert "own embeddings" not in report
@@ -100,6 +102,17 @@ def test_started_again_only_what_is_missing_is_trained(pipeline, controls, tmp_p
     assert {name: again[name] for name in weights} == weights
     assert len([name for name in again if name.endswith(".safetensors")]) == len(weights) + 1 == 16
     assert (folder / "metrics" / "controls.csv").read_bytes() == (controls / "metrics" / "controls.csv").read_bytes()
+
+
+def test_a_study_whose_table_was_changed_is_left_out_of_reports(pipeline, controls, tmp_path) -> None:
+    copy = pipeline.result_root / "copied" / "controls"
+    shutil.copytree(controls, copy, ignore=shutil.ignore_patterns("runs"))
+    (copy / "metrics" / "controls.csv").write_text("variant,mean\nbaseline,1\n")
+    assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
+    log = (tmp_path / "run" / "logs" / "eval_all.log").read_text()
+    assert f"{copy}: the study's table is not what it wrote; the report leaves it out" in log
+    assert (tmp_path / "run" / "report.md").read_text().count("| random teaches |") == 1  # of the other
+    shutil.rmtree(copy.parent)
 
 
 def test_variants_of_other_settings_are_not_mixed(pipeline, controls, capsys) -> None:

@@ -25,6 +25,7 @@ from src.teacher import ilora_backend
 from src.teacher.adapter.adapter_file import WEIGHTS_FILE
 from src.teacher.factory import build_teacher
 from src.teacher.ilora_backend import ILoRATeacher
+from src.teacher.llm import load
 from src.teacher.prompt.builder import PromptBuilder
 from src.teacher.prompt.wording import PromptConfig
 
