@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.student.cost import parameter_counts
 from src.teacher.adapter.implementation import load_adapter
 from src.teacher.adapter.moe_lora import Projector, Router
 from src.teacher.adapter.prompted_lm import PromptedLM
@@ -259,6 +260,7 @@ def test_round_trip_of_the_adapter(lora, llm_folder, tmp_path):
         "native", load_llm(llm_folder, "float32", CPU)[1], folder=tmp_path / "adapter", num_experts=2, rec_size=8
     )
 
+    assert parameter_counts(loaded.model) == parameter_counts(lora.model)  # of the report, in whatever process
     batch = make_batch()
     with torch.no_grad():
         gates, again = lora.router(users[:2]), loaded.router(users[:2])

@@ -98,5 +98,5 @@ def load_adapter(
     lora = _IMPLEMENTATIONS[implementation](llm, settings, rec_size)
     check_fits_model(folder, state, lora.state())
     lora.load_state(state)
-    lora.model.requires_grad_(False).eval()
+    lora.model.eval()
     return lora
