@@ -86,7 +86,7 @@ def test_the_report_of_the_distillation_knows_its_controls(pipeline, controls, t
     names = ["TF-IDF", "shuffled titles", "frozen recommender", "random"]
     assert all(f"{name} (" in report.splitlines()[2] for name in names)  # with its difference
     assert "Only what beats TF-IDF and shuffled titles is the LLM's." in report and "Not tried" not in report
-    assert "## Studies" in report and "| random teaches |" in report
+    assert "## Studies" in report and re.search(r"\| random teaches +\|", report)
     assert (tmp_path / "run" / "plots" / "study_controls.png").is_file()
     table = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("| distilled - ")]
     assert table[-4:] == [f"distilled - {name}" for name in names]
@@ -111,7 +111,7 @@ def test_a_study_whose_table_was_changed_is_left_out_of_reports(pipeline, contro
     assert run_here(run_eval_all.run, *pipeline.overrides, f"hydra.run.dir={tmp_path / 'run'}") == 0
     log = (tmp_path / "run" / "logs" / "eval_all.log").read_text()
     assert f"{copy}: the study's table is not what it wrote; the report leaves it out" in log
-    assert (tmp_path / "run" / "report.md").read_text().count("| random teaches |") == 1  # of the other
+    assert len(re.findall(r"\| random teaches +\|", (tmp_path / "run" / "report.md").read_text())) == 1  # the other
     shutil.rmtree(copy.parent)
 
 
