@@ -183,6 +183,7 @@ def test_a_signal_ends_a_script_and_what_it_runs_and_says_how_to_go_on(project, 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs behind `nohup ... &` ignores it
     )
     child = int((project / "calls").read_text())
     (os.killpg if to_group else os.kill)(process.pid, number)
