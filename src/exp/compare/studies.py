@@ -10,8 +10,10 @@ from src.exp.stage.inputs import DATA
 from src.exp.stage.lookup import Found, complete_runs
 from src.exp.stage.stage import Stage
 
-_NUMBERS, _TEXTS = ["mean", "std", "difference", "low", "high", "p_value"], ["verdict", "not comparable"]
-_COLUMNS = ["seeds", "users", "validation", *_NUMBERS, "masked", "shown", *_TEXTS]  # of every study's table
+NOT_COMPARABLE = "not comparable"
+OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
+_NUMBERS, _EMPTY_TEXTS = ["mean", "std", "difference", "low", "high", "p_value"], {"verdict": None, NOT_COMPARABLE: ""}
+COLUMNS = ["seeds", "users", "validation", *_NUMBERS, *OTHER_RANKINGS.values(), *_EMPTY_TEXTS]  # `study_table`'s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,6 @@ def _read(run: Found, stage: Stage) -> StudyResult | None:
 def _table(file: Path) -> pd.DataFrame:
     table = pd.read_csv(file, index_col="variant").rename(index=lambda name: str(name).replace("_", " "))
     table[_NUMBERS] = table[_NUMBERS].astype(float)
-    for column, empty in zip(_TEXTS, (None, ""), strict=True):
+    for column, empty in _EMPTY_TEXTS.items():
         table[column] = [empty if pd.isna(value) else str(value) for value in table[column]]
-    return table[[*(name for name in table.columns if name in _COLUMNS)]]
+    return table[[name for name in table.columns if name in COLUMNS]]

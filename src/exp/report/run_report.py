@@ -103,7 +103,7 @@ def _plots(comparison: Comparison, tests: dict[str, PairedTest]) -> list[Plot]:
         plot_intervals(means, tests, metric),
         plot_breakdown(tables, halves, differences, metric),
         plot_learning_curves(histories, metrics.monitor, metric),
-        *(_study_plot(study, metric) for study in comparison.studies),
+        *(variants_plot(study.table, metric=metric, name=_plot_name(study)) for study in comparison.studies),
     ]
 
 
@@ -145,18 +145,16 @@ def _context(comparison: Comparison, tests: dict[str, PairedTest]) -> dict[str, 
 
 
 def _study(study: StudyResult, metric: str) -> dict[str, Any]:
-    plot = _study_plot(study, metric)
     return {
         "title": study.name.replace("_", " ").capitalize(),
         "folder": study.folder,
         "table": study_table_shown(study.table, metric),
-        "plot": plot,
-        "file": f"plots/{plot.name}.png",
+        "plot": _plot_name(study),
     }
 
 
-def _study_plot(study: StudyResult, metric: str) -> Plot:
-    return variants_plot(study.table, metric=metric, name=f"study_{study.name}")
+def _plot_name(study: StudyResult) -> str:
+    return f"study_{study.name}"
 
 
 def _teacher(comparison: Comparison) -> dict[str, Any] | None:

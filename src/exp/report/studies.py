@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from src.exp.compare.comparison import history_label
+from src.exp.compare.studies import COLUMNS, NOT_COMPARABLE, OTHER_RANKINGS
 from src.exp.report.figures import (
     MARKERS,
     SERIES,
@@ -22,26 +23,10 @@ from src.exp.report.figures import (
 )
 from src.exp.report.pages import MISSING, Table
 
-NOT_COMPARABLE = "not comparable"
-OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
-_OWN_COLUMNS = (
-    "seeds",
-    "users",
-    "validation",
-    "mean",
-    "std",
-    *OTHER_RANKINGS.values(),
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "verdict",
-)
-
 
 def study_table_shown(table: pd.DataFrame, metric: str) -> Table:
     """The table of a study as text, what matters most on the left, where a narrow page shows it first."""
-    further = [column for column in table.columns if column not in (*_OWN_COLUMNS, NOT_COMPARABLE)]
+    further = [column for column in table.columns if column not in COLUMNS]
     frame = pd.DataFrame({"variant": [str(name) for name in table.index]})
     for column in further:
         frame[column] = _texts(table[column])

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from src.core.files import write_text
+from src.exp.compare.studies import NOT_COMPARABLE
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import write_pages
-from src.exp.report.studies import NOT_COMPARABLE, study_table_shown, variants_plot
+from src.exp.report.studies import study_table_shown, variants_plot
 from src.exp.report.tables import for_spreadsheets
 
 _SECTIONS = {"table": "All variants", "unfinished": "Not finished", "run": "What was run", "repeat": "How to repeat it"}

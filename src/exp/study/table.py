@@ -7,7 +7,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.exp.compare.significance import PairedTest, Ranks, paired_tests, user_metric
-from src.exp.report.studies import NOT_COMPARABLE, OTHER_RANKINGS
+from src.exp.compare.studies import NOT_COMPARABLE, OTHER_RANKINGS
 
 _Line = dict[str, float | str | None]  # by column
 
