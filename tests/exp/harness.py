@@ -99,6 +99,10 @@ def make_data_dir(folder: Path) -> Path:
     return folder
 
 
+# Sums of two threads differ in their last bits. Where a machine sets MKL's own variable, PyTorch obeys that one alone.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
 def places(data_dir: Path, result_root: Path, run_dir: Path | None = None) -> list[str]:
     """Overrides that keep a run away from the project's folders."""
     where = [f"paths.data_dir={data_dir}", f"paths.result_root={result_root}"]
@@ -116,7 +120,7 @@ def run_module(module: str, *arguments: str, **environment: str) -> Outcome:
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env={**clean, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment},
+        env={**clean, **ONE_THREAD, **environment},
         capture_output=True,
         text=True,
         timeout=300,

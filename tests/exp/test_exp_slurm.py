@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    ONE_THREAD,
     ROOT,
     TINY_STUDENT,
     TINY_TEACHER,
@@ -44,7 +45,7 @@ def slurm(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 
 def ask(slurm: dict[str, str], *command: str) -> str:
-    environment = {**os.environ, **slurm, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **slurm, **ONE_THREAD}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
