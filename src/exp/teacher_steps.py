@@ -3,6 +3,7 @@
 Under `accelerate launch` the main process runs the stage, the others help with training and export.
 """
 
+import atexit
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +41,13 @@ def run_steps(cfg: Settings) -> float:
     on_cpu = cfg.general.device == "cpu" or not torch.cuda.is_available()
     team = processes.state(torch.device("cpu" if on_cpu else "cuda"))
     _require_one_folder()
-    if not team.is_main_process:
-        return _assist(cfg)
+    value = _lead(cfg) if team.is_main_process else _assist(cfg)
+    # A connection that is left to the interpreter's end now and then aborts the process, after all of its work.
+    atexit.register(team.destroy_process_group)
+    return value
+
+
+def _lead(cfg: Settings) -> float:
     value = run_stage(cfg, "teacher", plan) if cfg.teacher.export.part is None else _run_part(cfg)
     processes.broadcast(_NOTHING)
     return value
