@@ -175,7 +175,7 @@ def fit(
         **objective.components,
     }
     monitor, resume, logger = validation.monitor, context.resume, context.logger
-    watched = validation.description or monitor
+    label = validation.description or monitor
     result = _go_on(resume, components, logger)
     with progress_bar() as bar:
         done = len(result.history) * len(loader)
@@ -202,12 +202,12 @@ def fit(
             if resume and (improved or epoch % settings.save_interval == 0 or result.is_over(settings)):
                 context.writer.flush()  # the points up to here are not made again
                 resume.save({"step": epoch, "result": asdict(result)}, components)
-            info = f"loss {losses['loss']:.4f}, {watched} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
+            info = f"loss {losses['loss']:.4f}, {label} {metrics[monitor]:.4f}, {rows_per_second:,.0f} rows/s"
             bar.update(task, info=_in_short(losses, metrics[monitor]))
             logger.info("epoch %d/%d: %s%s", epoch, settings.num_epochs, info, " *" if improved else "")
     if len(result.history) < settings.num_epochs:
-        logger.info("no better %s for %d epochs: stopping", watched, settings.patience)
-    logger.info("best epoch %d: validation %s %.4f", result.best_epoch, watched, result.best_value)
+        logger.info("no better %s for %d epochs: stopping", label, settings.patience)
+    logger.info("best epoch %d: validation %s %.4f", result.best_epoch, label, result.best_value)
     return result
 
 
