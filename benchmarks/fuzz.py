@@ -10,6 +10,7 @@ anything but `read` and `refused` happened.
 """
 
 import argparse
+import gc
 import json
 import logging
 import multiprocessing
@@ -97,6 +98,7 @@ def _work(name: str, folder: Path, sound: dict[str, bytes], seed: int, numbers: 
     """Read the inputs in a process of its own; ends early after one that took too much memory."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries in C complain about
     os.chdir(folder)
+    gc.freeze()  # transformers collects garbage for each file of weights: it need not look at what is there already
     signal.signal(signal.SIGPROF, _late)
     reader, size = READERS[name], int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEGABYTES * 2**20, resource.RLIM_INFINITY))
