@@ -1,4 +1,4 @@
-"""A Slurm of this machine's own: one node with two slots, started and stopped by whoever needs one.
+"""A Slurm of this machine's own: one node with one slot, started and stopped by whoever needs one.
 
     SLURM_CONF is set to what `python tests/exp/slurm_cluster.py <an empty folder>` prints, until Ctrl-C or SIGTERM.
 
@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
-SLOTS = 2
 _CONF = """
 ClusterName=here
 SlurmctldHost={host}(127.0.0.1)
@@ -43,7 +42,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=2
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs={slots} RealMemory=1000000 State=UNKNOWN
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=1 RealMemory=1000000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -70,7 +69,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
     key, conf = folder / "munge.key", folder / "slurm.conf"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
-    conf.write_text(_CONF.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2), slots=SLOTS))
+    conf.write_text(_CONF.format(host=socket.gethostname(), folder=folder, ports=_free_ports(2)))
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
     environment = {**os.environ, "PATH": path, "SLURM_CONF": str(conf)}
     munged = [f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("socket", "key-file", "pid-file")]

@@ -63,6 +63,10 @@ def test_a_missing_shard_is_named(folder):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "model.safetensors.index.json names model-00001-of-00002.safetensors, missing there")
+    index["weight_map"] |= {str(number): "m" * (300 + number) for number in range(3)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    refused(folder, f"names {'m' * 255} and 3 more files, missing there")
 
 
 def test_the_index_of_files_that_were_not_downloaded_does_not_matter(folder):
@@ -217,9 +221,17 @@ def test_weights_of_another_size_are_told_by_their_shapes(folder, safe):
     )
 
 
+@pytest.mark.parametrize("layers", [9, 10**9])
+def test_layers_that_the_weights_do_not_have_are_counted_before_any_is_built(folder, layers):
+    changed_config(folder, num_hidden_layers=layers)
+    refused_early(folder, f"its config.json describes {layers} layers, the weights hold 3; take config.json")
+
+
 def test_weights_that_are_not_there_are_told_by_their_names(folder):
-    changed_config(folder, num_hidden_layers=9)
-    refused_early(folder, r"its weights lack model\.layers\.3\.input_layernorm\.weight and \d+ more")
+    state = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in state.items() if "layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    refused_early(folder, r"its weights lack model\.layers\.1\.input_layernorm\.weight and 8 more")
 
 
 def test_packed_weights_are_told_by_their_names(folder):

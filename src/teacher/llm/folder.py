@@ -1,6 +1,7 @@
 """What a Hugging Face folder of a LLaMA-family model holds, told from its files alone."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ EXPECTED = (
     "use teacher=ilora_tiny, which builds one)"
 )
 _MOST_CARD = 1 << 20
+_NAME = 255  # bytes, at most, of a file's name on any common file system
 _POINTER = b"version https://git-lfs"
 _SAMPLES, _SAMPLE = 256, 4096  # of a weights file: blocks, and bytes of each
 
@@ -137,9 +139,10 @@ def weight_files(path: Path) -> list[Path]:
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise UserError(f"teacher.llm_path={path}: {weights.name} names no files of weights; get it from its source")
     shards = sorted(set(named.values()))
-    missing = [name for name in shards if not (path / name).is_file()]
+    missing = [name for name in shards if not os.path.isfile(path / name)]  # False, too, for what can be no path
     if missing:
-        raise UserError(f"teacher.llm_path={path}: {weights.name} names {', '.join(missing)}, missing there")
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        raise UserError(f"teacher.llm_path={path}: {weights.name} names {missing[0][:_NAME]}{more}, missing there")
     return [path / name for name in shards]
 
 

@@ -1,6 +1,7 @@
 """Loading a LLaMA-family model and tokenizer from a Hugging Face folder, as the machine allows."""
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,7 @@ from src.core.device import multiplies_bfloat16
 from src.core.errors import UserError
 from src.core.foreign.hub import reason
 from src.core.foreign.tensors import read_tensors
-from src.teacher.llm.folder import EXPECTED, check_formats, check_llm_folder, quantization, weight_files
+from src.teacher.llm.folder import CONFIG_FILE, EXPECTED, check_formats, check_llm_folder, quantization, weight_files
 from src.teacher.prompt.builder import PAD_TOKEN, PromptBuilder
 from src.teacher.prompt.wording import MARKERS, Wording
 
@@ -123,6 +124,7 @@ def _read_config(path: Path) -> PretrainedConfig:
 def _load_model(path: Path, config: PretrainedConfig, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
     with _as_user_error(path, "model"):
         source, weights = _weights(path)
+        _check_depth(path, config, weights.get("state_dict") or _shapes(path))
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -137,6 +139,17 @@ def _load_model(path: Path, config: PretrainedConfig, dtype: str, options: dict[
     absent = found["missing_keys"]  # transformers only warns
     _refuse_gaps(path, [name for name, value in model.named_parameters() if value.is_meta or name in absent])
     return model
+
+
+def _check_depth(path: Path, config: PretrainedConfig, names: Iterable[str]) -> None:
+    """Refuse more layers than the weights have: they are built one by one, even where nothing is allocated."""
+    numbers = (int(number) for name in names for number in re.findall(r"\.(\d{1,9})\.", name))
+    held, described = 1 + max(numbers, default=-1), getattr(config, "num_hidden_layers", 0)
+    if described > held:
+        raise UserError(
+            f"teacher.llm_path={path}: its {CONFIG_FILE} describes {described} layers, the weights hold {held}; take "
+            f"{CONFIG_FILE} and weights of one checkpoint"
+        )
 
 
 def _check_family(path: Path, model: PreTrainedModel) -> None:
@@ -158,9 +171,10 @@ def _refuse_gaps(path: Path, lacking: Collection[str]) -> None:
 def _check_weights(path: Path, config: PretrainedConfig) -> None:
     """Compare names and shapes of the weights with those of the model that the configuration describes."""
     with _as_user_error(path, "model"):
+        shapes = _shapes(path)
+        _check_depth(path, config, shapes)
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        shapes = _shapes(path)
     _check_family(path, model)
     if quantization(path) is not None:  # packed: their shapes are others
         return
