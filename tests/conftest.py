@@ -21,8 +21,8 @@ from src.student.context import RunContext
 from src.teacher.adapter.ilora_submodule import COMMIT, FOLDER_VARIABLE, find_code, is_pinned
 
 
-def pytest_collection_finish() -> None:
-    """Libraries and tests stay: collecting garbage, as transformers does after each model, need not look at them."""
+def pytest_runtest_setup() -> None:
+    """What is there stays: collecting garbage, as transformers does after each model, need not look at it."""
     gc.freeze()
 
 

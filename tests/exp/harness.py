@@ -209,6 +209,7 @@ def run_here(
         patch.setenv("HYDRA_FULL_ERROR", "1" if full_error else "0")
         # Hydra composes everything twice, at first only to see whether a YAML sets `hydra.mode`; none does.
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
+        answer_in_short(patch)
         if not drawn:
             leave_plots_empty(patch)
         try:
@@ -221,6 +222,11 @@ def run_here(
             root.handlers[:] = handlers
             GlobalHydra.instance().clear()
     return 0
+
+
+def answer_in_short(patch: pytest.MonkeyPatch) -> None:
+    """What an untrained LLM says ends nowhere; the titles of the sample have one token each."""
+    patch.setattr("src.teacher.adapter.prompted_lm._MAX_ANSWER_TOKENS", 4)
 
 
 def leave_plots_empty(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The bench on which leaves are tried; what is trained on it is shared by all of them."""
 
 import pytest
+from harness import answer_in_short
 from leaves_bench import Bench, Shared
 
 
@@ -11,4 +12,5 @@ def shared(tmp_path_factory) -> Shared:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch, request, shared) -> Bench:
+    answer_in_short(monkeypatch)
     return Bench(tmp_path, monkeypatch, request, shared)
