@@ -82,6 +82,7 @@ class Resume:
                 component.load_state_dict(content["components"][name])
                 _require_alike(before, component.state_dict(), name)
                 if isinstance(component, torch.optim.Optimizer):
+                    _keep_options(component, before["param_groups"])
                     _check_moments(component)
             restore_random_state(content["random"])
             return progress
@@ -135,12 +136,20 @@ def _require_alike(before: Any, after: Any, name: str) -> None:
         raise ValueError(f"{name} is of another kind or shape")
 
 
+def _keep_options(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Its rates and decays come from the settings, as at the start, and not from a file."""
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group |= {name: value for name, value in own.items() if name != "params"}
+
+
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Adam has no moments before its first step; then they are counts, and tensors like the parameter."""
+    """Adam has no moments before its first step; then they are a count, and tensors like the parameter."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
                 raise ValueError(f"{name} of the optimizer is not like its parameter")
+            if name == "step" and not (value.numel() == 1 and 0 <= value.item() < float("inf")):
+                raise ValueError(f"step of the optimizer is {value.flatten()[:1].tolist()}, no number of steps")
 
 
 def _progress(content: Any) -> dict[str, Any]:

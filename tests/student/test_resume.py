@@ -202,6 +202,8 @@ def _set(content, value, *keys) -> None:
         ("x", ("components", "optimizer", "param_groups", 0, "lr")),
         (torch.zeros(1, 8), ("components", "optimizer", "state", 1, "exp_avg")),
         ("five", ("components", "optimizer", "state", 1, "step")),
+        (torch.tensor(-7000.0), ("components", "optimizer", "state", 1, "step")),
+        (torch.tensor(torch.nan), ("components", "optimizer", "state", 1, "step")),
         (torch.zeros(3), ("components", "order", "state")),
         ((1, 2), ("random", "python")),
         (None, ("components",)),
@@ -217,3 +219,16 @@ def test_a_state_of_other_kinds_of_values_is_refused_before_a_step(train, cut_of
     cut_off(1)  # a step would be another error
     with pytest.raises(UserError, match=r"cut\.pt: .*delete it to train from the start"):
         train("cut")
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 1e300), ("betas", (1e300, 1e300)), ("fused", True)])
+def test_the_optimizers_options_are_those_of_the_settings(train, cut_off, tmp_path, name, value) -> None:
+    undisturbed = train("whole")
+    cut_off(7)
+    with pytest.raises(CutOff):
+        train("cut")
+    content = torch.load(tmp_path / "cut.pt", weights_only=True)
+    content["components"]["optimizer"]["param_groups"][0][name] = value
+    torch.save(content, tmp_path / "cut.pt")
+    cut_off(None)
+    assert train("cut") == undisturbed
