@@ -33,7 +33,7 @@ LAUNCHER = [
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.mem_gb=1",
 ]
-LONG = "student.num_epochs=30"  # seconds, so that a job can be met at work
+LONG = "student.num_epochs=60"  # seconds, so that a job can be met at work
 SEEDS = "1,2"  # of which one waits until the node's one slot is free
 
 
@@ -63,15 +63,16 @@ def queue(slurm: dict[str, str], state: str) -> list[str]:
 
 def test_a_study_goes_on_after_a_job_was_cancelled(slurm, data_dir, tmp_path) -> None:
     def words(folder: Path) -> list[str]:
-        asked = ["study=selection", "~study.variants", f"study.seeds=[{SEEDS}]", LONG, "student.patience=30"]
+        asked = ["study=selection", "~study.variants", f"study.seeds=[{SEEDS}]", LONG, "student.patience=60"]
         return [*TINY_STUDENT, *asked, *places(data_dir, tmp_path, folder)]
 
     there, alone = tmp_path / "there", tmp_path / "alone"
     with ThreadPoolExecutor() as threads:
         study: Future[Outcome] = threads.submit(run_process, "run_study", *words(there), *LAUNCHER, **slurm)
-        wait_for(lambda: (there / "runs/baseline/seed_1/records/baseline.json").is_file())
+        wait_for(lambda: queue(slurm, "RUNNING") and queue(slurm, "PENDING"))
         (waiting,), (running,) = queue(slurm, "PENDING"), queue(slurm, "RUNNING")
         assert waiting.endswith("_1") and running == waiting.replace("_1", "_0")
+        wait_for(lambda: (there / "runs/baseline/seed_1/records/baseline.json").is_file())
         ask(slurm, "scancel", running)
         study.result().expect_error(
             "1 of 2 runs of baseline failed: runs/baseline/seed_1: it was cut off; the same command with "
