@@ -227,11 +227,18 @@ def test_layers_that_the_weights_do_not_have_are_counted_before_any_is_built(fol
     refused_early(folder, f"its config.json describes {layers} layers, the weights hold 3; take config.json")
 
 
+def test_a_weight_that_is_named_after_a_billionth_layer_is_one_layer_more(folder):
+    state = load_file(folder / "model.safetensors") | {"model.layers.999999999.x": torch.zeros(1)}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    changed_config(folder, num_hidden_layers=10**9)
+    refused_early(folder, "its config.json describes 1000000000 layers, the weights hold 4; take config.json")
+
+
 def test_weights_that_are_not_there_are_told_by_their_names(folder):
     state = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in state.items() if "layers.1." not in name}
+    kept = {name: value for name, value in state.items() if "layers.1.mlp." not in name}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    refused_early(folder, r"its weights lack model\.layers\.1\.input_layernorm\.weight and 8 more")
+    refused_early(folder, r"its weights lack model\.layers\.1\.mlp\.down_proj\.weight and 2 more")
 
 
 def test_packed_weights_are_told_by_their_names(folder):

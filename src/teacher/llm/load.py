@@ -143,8 +143,8 @@ def _load_model(path: Path, config: PretrainedConfig, dtype: str, options: dict[
 
 def _check_depth(path: Path, config: PretrainedConfig, names: Iterable[str]) -> None:
     """Refuse more layers than the weights have: they are built one by one, even where nothing is allocated."""
-    numbers = (int(number) for name in names for number in re.findall(r"\.(\d{1,9})\.", name))
-    held, described = 1 + max(numbers, default=-1), getattr(config, "num_hidden_layers", 0)
+    held = len({number for name in names for number in re.findall(r"\.(\d+)\.", name)})  # a name may hold any number
+    described = getattr(config, "num_hidden_layers", 0)
     if described > held:
         raise UserError(
             f"teacher.llm_path={path}: its {CONFIG_FILE} describes {described} layers, the weights hold {held}; take "
