@@ -14,7 +14,7 @@ class ActiveConfig:
 
     Attributes:
         name: the YAML's, the same as `strategy`.
-        strategy: chooses the policy: `all`, `random`, `uncertainty`, `meta`, or one of your own.
+        strategy: chooses the policy: `all`, `random`, `uncertainty`, `coverage`, `meta`, or one of your own.
         budget_ratio: share of the rows that have a teacher.
     """
 
@@ -93,5 +93,6 @@ SCHEMAS: dict[str, type[ActiveConfig]] = {
     "all": AllConfig,
     "random": ActiveConfig,
     "uncertainty": UncertaintyConfig,
+    "coverage": ActiveConfig,
     "meta": MetaConfig,
 }

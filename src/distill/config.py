@@ -9,6 +9,7 @@ from src.student.config import LOSSES, StudentConfig
 PRESETS = ("dllm2rec", "dllm2rec_official", "dllm2rec_paper")
 CANDIDATE_LOSSES = ("paper", "official", "softmax")
 DROS_AVERAGES = ("batch", "row")
+AVERAGES = ("batch", "selected")
 CONFIDENCES = ("per_candidate", "per_sequence")
 EMBEDDING_MODES = ("fuse", "align", "residual", "init")
 EMBEDDING_TRANSFORMS = ("none", "whiten")
@@ -27,6 +28,7 @@ _CHOICES = {
     "ranking": RANKINGS,
     "candidate_loss": CANDIDATE_LOSSES,
     "dros_average": DROS_AVERAGES,
+    "average_over": AVERAGES,
     "confidence": CONFIDENCES,
     "embedding": EMBEDDING_MODES,
     "embedding_transform": EMBEDDING_TRANSFORMS,
@@ -72,6 +74,9 @@ class DistillConfig:
         candidate_loss: loss of one candidate of the teacher.
         dros_average: of `candidate_loss=official`: over what its DROS terms are averaged before they are weighted, the
             rows of the batch, as upstream's code comes to do, or the row alone (`kd_losses.average_over_batch`).
+        average_over: what the distillation loss of a batch is divided by: its rows, so that a share of them is a share
+            of the loss, or the weights of those that are distilled, which then stand for all
+            (`kd_losses.standing_for_all`).
         confidence: a distance per candidate or one per row; confidence_temperature divides it, so that a small one
             trusts the nearest candidates alone.
         embedding: how the teacher's embeddings enter: projected and added (`fuse`), as a loss (`align`), fixed with a
@@ -100,6 +105,7 @@ class DistillConfig:
     loss: str | None = field(default=None, metadata=IN_STUDENT)
     candidate_loss: str = "paper"
     dros_average: str = "batch"
+    average_over: str = "batch"
     confidence: str = "per_candidate"
     confidence_temperature: float = 1.0
     embedding: str = "fuse"

@@ -125,6 +125,7 @@ def check_settings(
         ("ranking", "exported"),
         ("candidate_loss", "official"),
         ("dros_average", "batch"),
+        ("average_over", "batch"),
         ("confidence", "per_candidate"),
         ("confidence_temperature", 1),
         ("embedding", "fuse"),

@@ -132,6 +132,16 @@ def alignment_loss(item_embeddings: Tensor, projected: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(item_embeddings, projected, dim=1)
 
 
+def standing_for_all(mask: Tensor) -> Tensor:
+    """A mask [B], bool or float, scaled until it sums to B: what is distilled then weighs as much as the whole batch.
+
+    `compute` under it divides by the sum of the mask. Where nothing is selected all weights stay 0.
+    """
+    weights = mask.float()
+    total = weights.sum()
+    return weights * (len(weights) / torch.where(total > 0, total, 1.0))
+
+
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """sum_i w_i l_i / B. Samples of weight 0 add exactly 0, even where their loss is not finite."""
     weights = weights.to(losses.dtype)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -212,38 +213,90 @@ TEACHER_MEASURES = {"teacher_confidence": _teacher_confidence, "disagreement": _
 MEASURES = STUDENT_MEASURES | TEACHER_MEASURES
 
 
-class SelectionPolicyUncertainty(SelectionPolicy):
-    """The rows with the highest values of a measure.
+class SelectionPolicyHighest(SelectionPolicy):
+    """The rows with the highest values, which a subclass gives.
 
     With a budget per batch they are the highest of their batch. With one per epoch they are those that were the
     highest of all rows when the epoch before passed them; the first epoch, which has none before it, goes by batch.
     """
 
-    settings: UncertaintyConfig
+    budget_per: str = "epoch"  # or batch
 
     def start(self, dataset: SequenceDataset, seed: int) -> None:
         self.budget = Budget(self.settings.budget_ratio, len(dataset.train))
-        self.values = torch.full((self.budget.num_rows,), float("-inf"))  # of the latest pass; -inf: no teacher
+        self.latest = torch.full((self.budget.num_rows,), float("-inf"))  # of the latest pass; -inf: no teacher
         self.chosen: Tensor | None = None  # bool [num_rows], for this epoch
 
+    @abstractmethod
+    def values(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        """What the rows are compared by: float [B]."""
+
     def select(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
-        measure = self.settings.measure
-        if measure in TEACHER_MEASURES and teacher_info.ranking.shape[1] == 0:
-            raise UserError(f"active.measure={measure}: {_NO_RANKING}; use {' or '.join(STUDENT_MEASURES)}")
-        values = MEASURES[measure](teacher_info, student_info).float()
-        if self.settings.budget_per == "epoch" and self.budget.passed == self.budget.num_rows:
-            self.chosen = _top(self.values, _share(self.budget.ratio, self.budget.known))
+        values = self.values(batch, teacher_info, student_info).float()
+        if self.budget_per == "epoch" and self.budget.passed == self.budget.num_rows:
+            self.chosen = _top(self.latest, _share(self.budget.ratio, self.budget.known))
         by_batch = self.budget.take(values, teacher_info.known)
-        self.values = self.values.to(values.device)
-        self.values[batch.row] = values.masked_fill(~teacher_info.known, float("-inf"))
+        self.latest = self.latest.to(values.device)
+        self.latest[batch.row] = values.masked_fill(~teacher_info.known, float("-inf"))
         return by_batch if self.chosen is None else self.chosen.to(values.device)[batch.row]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"budget": self.budget.state_dict(), "values": self.values, "chosen": self.chosen}
+        return {"budget": self.budget.state_dict(), "values": self.latest, "chosen": self.chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.budget.load_state_dict(state["budget"])
-        self.values, self.chosen = state["values"].clone(), state["chosen"]
+        self.latest, self.chosen = state["values"].clone(), state["chosen"]
+
+
+class SelectionPolicyUncertainty(SelectionPolicyHighest):
+    """The rows with the highest values of a measure of student and teacher."""
+
+    settings: UncertaintyConfig
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        super().start(dataset, seed)
+        self.budget_per = self.settings.budget_per
+
+    def values(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        measure = self.settings.measure
+        if measure in TEACHER_MEASURES and teacher_info.ranking.shape[1] == 0:
+            raise UserError(f"active.measure={measure}: {_NO_RANKING}; use {' or '.join(STUDENT_MEASURES)}")
+        return MEASURES[measure](teacher_info, student_info)
+
+
+class SelectionPolicyCoverage(SelectionPolicyHighest):
+    """One row of each last item before a second of any: what follows every item is taught, however rare the item is.
+
+    A share drawn at random teaches a popular item's followers many times, and those of a rare one not at all. (Strata
+    with equal numbers, the last item being the stratum.) Which rows stand for their item is drawn once.
+    """
+
+    reads_scores = False
+
+    def start(self, dataset: SequenceDataset, seed: int) -> None:
+        super().start(dataset, seed)
+        rows = dataset.train
+        self._turn = turns(rows.items[rows.pos - 1], generator(seed, "selection"))
+
+    def values(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
+        return -self._turn[batch.row.cpu()].to(batch.row.device)
+
+
+def turns(groups: np.ndarray, random: torch.Generator) -> Tensor:
+    """When each row is taken if every group gives one row, drawn among its own, and then another: float32 [N].
+
+    The number of the round, from 0, and a fraction that orders the rows of a round by lot.
+
+    Args:
+        groups: integers [N].
+    """
+    lots = torch.rand(2, len(groups), generator=random).numpy()
+    order = np.lexsort((lots[0], groups))  # group after group
+    sizes = np.unique(groups, return_counts=True)[1]
+    begin = np.repeat(sizes.cumsum() - sizes, sizes)
+    turn = np.empty(len(groups), np.float32)
+    turn[order] = np.arange(len(groups)) - begin
+    return torch.from_numpy(turn + 0.9 * lots[1])
 
 
 class SelectionPolicyMeta(SelectionPolicy):
@@ -330,6 +383,7 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "all": SelectionPolicyAll,
     "random": SelectionPolicyRandom,
     "uncertainty": SelectionPolicyUncertainty,
+    "coverage": SelectionPolicyCoverage,
     "meta": SelectionPolicyMeta,
 }
 

@@ -79,7 +79,8 @@ class DistillObjective:
         terms = self._terms(model, batch, scored=scored, teacher_info=teacher_info)
         student_info = self._student_info(model, batch, scored=scored, terms=terms, teacher_info=teacher_info)
         mask = self.policy.select(batch, teacher_info, student_info) * teacher_info.known
-        kd_loss, kd_terms = kd_losses.compute(terms, mask=mask)
+        weights = kd_losses.standing_for_all(mask) if self.settings.average_over == "selected" else mask
+        kd_loss, kd_terms = kd_losses.compute(terms, mask=weights)
         return scored.loss + kd_loss, {**scored.terms, "selected": mask.float().mean(), **kd_terms}
 
     def _teacher_info(self, batch: Batch) -> TeacherInfo:

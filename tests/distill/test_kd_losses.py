@@ -15,6 +15,7 @@ from src.distill.kd_losses import (
     official_losses,
     positive_losses,
     softmax_losses,
+    standing_for_all,
     weighted_mean,
 )
 
@@ -256,6 +257,22 @@ def test_a_mask_and_the_rest_have_the_distillation_loss_of_everything(mask):
     total = compute(terms, mask=mask)[0] + compute(terms, mask=1 - mask)[0]
 
     assert total.item() == pytest.approx(compute(terms, mask=torch.ones(4))[0].item())
+
+
+@pytest.mark.parametrize("mask", [[True, False, True, False], [0.25, 0.0, 0.0, 0.75]], ids=str)
+def test_what_stands_for_all_has_the_mean_over_what_is_selected(mask):
+    losses, weights = torch.tensor([1.5, 2.0, 3.0, 0.5]), torch.tensor(mask)
+    losses[~weights.bool()] = torch.nan
+
+    mean = compute({"ranking": Term(weight=1.0, losses=losses)}, mask=standing_for_all(weights))[0]
+
+    kept = weights.bool()
+    assert mean.item() == pytest.approx(((losses * weights)[kept].sum() / weights.sum()).item())
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, dtype=torch.bool), torch.zeros(4), torch.zeros(4, dtype=torch.bool)])
+def test_everything_stands_for_all_as_it_is_and_nothing_for_nothing(mask):
+    assert torch.equal(standing_for_all(mask), mask.float())
 
 
 def test_the_gradient_of_the_loss_does_not_reach_the_named_means():

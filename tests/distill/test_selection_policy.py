@@ -345,7 +345,7 @@ def test_build(tiny_dataset):
 @pytest.mark.parametrize(
     "section, message",
     [
-        ({"name": "x", "strategy": "x"}, "active.strategy='x': must be one of all, random, uncertainty, meta"),
+        ({"name": "x", "strategy": "x"}, "active.strategy='x': must be one of all, random, uncertainty, cove"),
         ({"name": "x", "strategy": "all"}, r"active.name='x': must be active.strategy \(all\)"),
         ({"name": "all", "strategy": "all", "budget_ratio": 0.5}, "active.budget_ratio=0.5: must be 1.0, because"),
         ({**RANDOM, "budget_ratio": 0}, "active.budget_ratio=0.0: must be a number above"),
@@ -360,7 +360,7 @@ def test_build(tiny_dataset):
         ({**UNCERTAIN, "validation_batch_size": 3}, "active.validation_batch_size: unknown key"),
         ({"name": "all", "strategy": "all", "ratio": 0.5}, "active.ratio: unknown key"),
         ({"name": "all", "strategy": "all", "budget_ratio": "half"}, "active.budget_ratio=half: "),
-        ({"name": "all"}, "active.strategy=None: must be one of all, random, uncertainty, meta"),
+        ({"name": "all"}, "active.strategy=None: must be one of all, random, uncertainty, coverage, meta"),
     ],
 )
 def test_refused(section, message):

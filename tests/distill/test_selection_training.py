@@ -35,6 +35,7 @@ CONFIGS = {
     "random": active("random"),
     "batch": active("uncertainty", measure="student_entropy", budget_per="batch"),
     "epoch": active("uncertainty", measure="disagreement", budget_per="epoch"),
+    "coverage": active("coverage"),
     "meta": active("meta", validation_batch_size=16, validation_temperature=3.0),
 }
 
@@ -108,7 +109,7 @@ def make(name: str, writer=None) -> LoggedPolicy:
 
 
 @pytest.mark.parametrize("batching", ["rows", "packed"])
-@pytest.mark.parametrize("name", ["random", "batch", "epoch"])
+@pytest.mark.parametrize("name", ["random", "batch", "epoch", "coverage"])
 def test_every_epoch_keeps_the_budget(walks, train, tmp_path, name, batching):
     writer = Recorder()
     policy = make(name, writer)
@@ -271,12 +272,32 @@ def test_rows_with_the_highest_entropy_of_all_are_chosen(walks, model, monkeypat
     assert rows.tolist() == sorted(entropy.topk(int(0.1 * len(walks.train) + 0.5)).indices.tolist())
 
 
-def test_random_rows_follow_the_seed(walks, model):
+@pytest.mark.parametrize("name", ["random", "coverage"])
+def test_drawn_rows_follow_the_seed(walks, model, name):
     one, again, other = (
-        select_rows(CONFIGS["random"], model, walks, seed=seed, device=CPU).tolist() for seed in (1, 1, 2)
+        select_rows(CONFIGS[name], model, walks, seed=seed, device=CPU).tolist() for seed in (1, 1, 2)
     )
     assert one == again != other
     assert len(one) == int(0.25 * len(walks.train) + 0.5)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.25])
+def test_coverage_takes_a_row_of_each_last_item_before_another_of_any(walks, model, share):
+    last = walks.train.items[walks.train.pos - 1]
+    rows = select_rows(active("coverage", share), model, walks, seed=1, device=CPU)
+    assert len(rows) == int(share * len(last) + 0.5)
+    taken, there = (np.bincount(items, minlength=NUM_ITEMS) for items in (last[rows], last))
+    exhausted = taken == there
+    assert (taken[~exhausted].max() - taken[~exhausted].min()) <= 1 and (taken[exhausted] <= taken.max()).all()
+
+
+def test_coverage_keeps_its_rows(walks, train, tmp_path):
+    policy = make("coverage")
+    train(policy, teacher_of(walks))
+    policy.save(tmp_path / "selection.npz")
+    first, *later = read_selection(tmp_path / "selection.npz")[0]
+    assert later[0].tolist() == later[1].tolist()
+    assert len(np.intersect1d(first, later[0])) >= 0.8 * len(first)  # the first epoch goes by batch
 
 
 @pytest.mark.parametrize("name", ["epoch", "meta"])

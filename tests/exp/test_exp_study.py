@@ -172,7 +172,8 @@ def test_a_wrong_run_folder(pipeline, tmp_path, capsys) -> None:
 
 def curve(pipeline, folder, *overrides: str) -> int:
     where = places(pipeline.data_dir, pipeline.result_root, folder)
-    asked = ("study=curve", "~study.grid.policy.student_entropy", "~study.grid.policy.student_loss", "study.seeds=[42]")
+    left_out = (f"~study.grid.policy.{name}" for name in ("coverage", "student_entropy", "student_loss"))
+    asked = ("study=curve", *left_out, "study.seeds=[42]")
     epochs = ("distill.num_epochs=1", "student.num_epochs=1")
     return run_here(run_study.run, *TINY_STUDENT, *where, *asked, *epochs, *overrides)
 

@@ -40,6 +40,13 @@ def _dros_average(bench: Bench) -> None:
     refused("distill.dros_average=row", "distill.dros_average='row': must be batch with")(bench)
 
 
+def _average_over(bench: Bench) -> None:
+    """A share of the rows weighs more; all of them weigh the same."""
+    for *chosen, alike in (["active=random", False], ["active=all", True]):
+        batch, selected = (bench.distil(*chosen, f"distill.average_over={over}") for over in ("batch", "selected"))
+        assert (batch.losses == selected.losses) is alike
+
+
 def _teacher(bench: Bench) -> None:
     """Another teacher, another student; who else might teach is refused."""
     students = [
@@ -168,6 +175,7 @@ EFFECTS: dict[str, Effect] = {
     "distill/dllm2rec_paper:distill.loss": _other_distillation("distill.loss=ce"),
     "distill.candidate_loss": _other_distillation("distill.candidate_loss=softmax"),
     "distill.dros_average": _dros_average,
+    "distill.average_over": _average_over,
     "distill.confidence": _confidence,
     "distill.confidence_temperature": _other_distillation("distill.confidence_temperature=0.1"),
     "distill.embedding": _other_distillation("distill.embedding=align"),

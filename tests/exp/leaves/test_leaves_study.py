@@ -161,7 +161,7 @@ def _end(name: str) -> Effect:
     def effect(bench: Bench) -> None:
         """On every line of the curve, at the place that was asked for."""
         page = (_page(bench, f"study.ends.{name}=0.02") / "selection_curve.html").read_text()
-        for line in ("random", "student_entropy", "student_loss"):
+        for line in ("random", "coverage", "student_entropy", "student_loss"):
             assert re.search(rf"\b{line} [^;]*\b0\.02: ", page), line
         assert "by share" in page
 
