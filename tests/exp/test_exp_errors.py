@@ -479,7 +479,7 @@ def test_ctrl_c_is_one_line(attempt, here) -> None:
         (
             run_teacher.run,
             ["teacher.export.rows=policy"],
-            "teacher.export.rows=policy: active=all leaves no row out; use active=random or uncertainty",
+            "teacher.export.rows=policy: active=all leaves no row out; use active=random, coverage or uncertainty",
         ),
         (
             run_teacher.run,
