@@ -126,13 +126,12 @@ def test_variants_of_other_settings_are_not_mixed(pipeline, controls, capsys) ->
 def test_the_ablations_train_and_a_variant_may_start_from_its_seeds_baseline(pipeline, tmp_path) -> None:
     one_step = ("distill.lr=1e-30", "distill.num_epochs=1", "student.num_epochs=1", "student.lr=1e-30")
     policy = ("active=random", "active.budget_ratio=0.5")  # without a ranking loss it has nothing to choose
-    folder = pipeline.result_root / "ablations"
+    folder = tmp_path / "ablations"  # not under paths.result_root: its jobs find their baseline all the same
     assert call(pipeline, folder, "study=ablations", "study.seeds=[5]", *one_step, *policy) == 0
     assert len(table(folder, "ablations")) == 1 + 8 + 4
     start = load_file(folder / "runs" / "baseline" / "seed_5" / "models" / "baseline" / "model.safetensors")
     there = load_file(folder / "runs" / "starts_from_baseline" / "seed_5" / "models" / "distill" / "model.safetensors")
     assert torch.equal(start["output.weight"], there["output.weight"])
-    shutil.rmtree(folder)
 
 
 def test_a_variant_that_cannot_run_is_named_before_anything_is_trained(pipeline, tmp_path, capsys) -> None:

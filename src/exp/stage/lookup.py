@@ -25,17 +25,34 @@ class Found:
 
 
 def complete_runs(name: str, root: Path, here: RunFolder | None = None) -> list[Found]:
-    """All runs below `root` in which `name` is complete, the newest first; `here` before them all."""
+    """All runs below `root` in which `name` is complete, the newest first; before them `here`, and the study it is of.
+
+    A study may lie elsewhere, as `hydra.run.dir` says: its jobs find each other all the same.
+    """
+    study = _study_of(here) if here is not None else None
+    first = _complete(here, name) if here is not None else []
+    mine = _newest_first(name, study.root) if study is not None else []
+    taken: dict[Path, Found] = {}
+    for run in [*first, *mine, *_newest_first(name, root)]:
+        taken.setdefault(run.folder.root, run)
+    return list(taken.values())
+
+
+def _newest_first(name: str, root: Path) -> list[Found]:
     folders = {path.parents[1] for path in root.rglob(f"records/{name}.json")} if root.is_dir() else set()
     found = [run for folder in folders for run in _complete(RunFolder(folder), name)]
-    found.sort(key=lambda run: run.record.completed or "", reverse=True)
-    first = _complete(here, name) if here is not None else []
-    return [*first, *(run for run in found if not first or run.folder.root != first[0].folder.root)]
+    return sorted(found, key=lambda run: run.record.completed or "", reverse=True)
 
 
 def _complete(folder: RunFolder, name: str) -> list[Found]:
     status = folder.artefact(name).status()
     return [Found(folder=folder, record=status.record)] if status.state is State.COMPLETE and status.record else []
+
+
+def _study_of(folder: RunFolder) -> RunFolder | None:
+    """The study that a job's folder, <study>/runs/<variant>/seed_<n>, lies in."""
+    above = RunFolder(folder.root.parent.parent.parent)
+    return above if above.artefact("study").record_file.is_file() else None
 
 
 def of_data(fingerprint: str) -> Misfit:
@@ -63,7 +80,7 @@ def find(
     """
     nearest: tuple[Found, str] | None = None
     for run in complete_runs(name, root, here):
-        if not of_studies and run.folder.root != here.root and _is_of_study(run.folder, root):
+        if not of_studies and run.folder.root != here.root and _study_of(run.folder) is not None:
             continue
         reason = misfit(run.record)
         if not reason:
@@ -75,11 +92,6 @@ def find(
     if nearest is not None:
         logger.info("%s: no %s fits; the nearest, of %s, does not: %s", why, name, nearest[0].folder.root, nearest[1])
     return None
-
-
-def _is_of_study(folder: RunFolder, root: Path) -> bool:
-    above = (path for path in folder.root.parents if path.is_relative_to(root))
-    return any(RunFolder(path).artefact("study").record_file.is_file() for path in above)
 
 
 def baseline_folder(stage: Stage, key: str, given: str | None) -> Path:
