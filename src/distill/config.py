@@ -17,7 +17,7 @@ INITS = ("scratch", "baseline")
 TEACHERS = ("files", "recommender", "random", "tfidf", "shuffled")
 _WITHOUT_FILES = ("recommender", "tfidf")
 EMBEDDING_FILES = (".npy", ".pt")
-RANKINGS = ("exported", "similarity")
+RANKINGS = ("exported", "similarity", "blend")
 TEACHER_TABLES = ("float32", "bfloat16", "cpu")
 ENGINES = ("native", "submodule")
 _LOSSES_WITH_NEGATIVES = ("bce", "bce_dros")
@@ -67,8 +67,9 @@ class DistillConfig:
             that it reads, noise of the shapes of its files, words of the titles without a language model, its files
             with each item given another's text.
         embeddings_file: item embeddings of the user's own, in place of those among the teacher's files.
-        ranking: `exported`, or `similarity`: the Markov chain of the training rows and the similarity of the teacher's
-            embeddings; similarity_weight: of the second beside the first, None: chosen on validation rows.
+        ranking: `exported`, or the Markov chain of the training rows and beside it the `similarity` of the teacher's
+            embeddings, or the frozen recommender's scores (`blend`); similarity_weight: of the second beside the first,
+            None: chosen on validation rows.
         teacher_table: where and as what the teacher's embeddings are kept while training (`fusion.TeacherTable`).
         loss: base loss, one of `LOSSES`; None takes the student's.
         candidate_loss: loss of one candidate of the teacher.
@@ -145,7 +146,10 @@ class DistillConfig:
         weight = self.similarity_weight
         check(weight is None or weight >= 0, "distill.similarity_weight", weight, "null or a number >= 0")
         allowed = "null with distill.ranking=exported"
-        check(weight is None or self.ranking == "similarity", "distill.similarity_weight", weight, allowed)
+        check(weight is None or self.ranking != "exported", "distill.similarity_weight", weight, allowed)
+        applies = self.ranking != "blend" or self.teacher == "recommender"
+        allowed = f"exported or similarity with distill.teacher={self.teacher}; blend needs recommender"
+        check(applies, "distill.ranking", self.ranking, allowed)
         dims, whitens = self.embedding_dims, self.embedding_transform == "whiten"
         check(dims is None or dims >= 1, "distill.embedding_dims", dims, "null (student.emb_size) or an integer >= 1")
         check(whitens or dims is None, "distill.embedding_dims", dims, "null with distill.embedding_transform=none")
@@ -185,6 +189,10 @@ class DistillConfig:
     @property
     def ranks_by_similarity(self) -> bool:
         return self.needs_ranking and (self.ranking == "similarity" or self.teacher == "tfidf")
+
+    @property
+    def blends_recommender(self) -> bool:
+        return self.needs_ranking and self.ranking == "blend"
 
     @property
     def reads_embeddings(self) -> bool:

@@ -10,8 +10,8 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.seed import generator
+from src.distill.blending import ranked
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.similarity import ranked
 from src.student.checkpoint import load_checkpoint_of
 from src.student.evaluator import rank_unseen
 from src.student.models import Student

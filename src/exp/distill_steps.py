@@ -13,6 +13,7 @@ from src.core.logging import forget_times, time_block
 from src.core.paths import project_path, teacher_outputs_dir
 from src.core.teacher_files import ROWS_FILE
 from src.core.tracking.base import ScalarWriter, Tracker
+from src.distill.blending import blended_ranking, recommended
 from src.distill.config import DistillConfig
 from src.distill.control_teachers import (
     random_teacher,
@@ -27,7 +28,6 @@ from src.distill.dllm2rec_wrapper import PROTOCOL, arguments, check_settings, fi
 from src.distill.row_selection import select_rows
 from src.distill.selection_log import LoggedPolicy
 from src.distill.selection_policy import SelectionPolicy, SelectionPolicyAll, build_selection_policy
-from src.distill.similarity import similarity_ranking
 from src.distill.trainer_distill import Distillation, entering_embeddings, train_distilled, transformed
 from src.exp.report.card import write_student_card
 from src.exp.settings import Settings
@@ -38,7 +38,7 @@ from src.exp.stage.students import about, finish, student_step
 from src.exp.stage.training import tracked, training
 from src.student.checkpoint import load_checkpoint_of
 from src.student.datamodule import require_full_batch
-from src.student.references import Vectors
+from src.student.references import Beside, Vectors, similarity_to_history
 from src.student.training import FitResult, require_enough_data, save_history
 
 _CHOOSER_KEY = "teacher.export.student_checkpoint"
@@ -224,10 +224,11 @@ def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:
     """The knowledge of the teacher that `distill.teacher` names, with rankings of its own or made from likeness."""
     distill, dataset, outputs = stage.settings.distill, stage.dataset, teacher()
     top_k, per_sequence = distill.top_k, distill.confidence == "per_sequence"
-    if distill.ranks_by_similarity:
-        made = similarity_ranking(
+    beside = _beside_the_chain(stage, sources, outputs)
+    if beside is not None:
+        made = blended_ranking(
             dataset,
-            _item_vectors(stage, outputs),
+            beside,
             weight=distill.similarity_weight,
             metrics=stage.settings.metrics,
             top_k=top_k,
@@ -241,6 +242,17 @@ def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:
     else:
         return outputs
     return replace(outputs, ranking=made.ranking, confidence=made.confidence)
+
+
+def _beside_the_chain(stage: Stage, sources: _Sources, outputs: TeacherOutputs) -> Beside | None:
+    """What ranks the training rows beside the Markov chain; None where the teacher's own rankings are used."""
+    if stage.settings.distill.ranks_by_similarity:
+        return similarity_to_history(_item_vectors(stage, outputs))
+    if stage.settings.distill.blends_recommender:
+        assert sources.recommender is not None  # the settings allow it of this teacher alone
+        model = load_checkpoint_of(sources.recommender, stage.dataset, "distill.teacher=recommender")
+        return recommended(model.eval().to(stage.device))
+    return None
 
 
 def _item_vectors(stage: Stage, outputs: TeacherOutputs) -> Vectors:

@@ -1,6 +1,8 @@
-"""Rankings without training: popularity, a Markov chain, and the chain with the likeness of items beside it."""
+"""Rankings without training: popularity, a Markov chain, and the chain with something beside it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TypeAlias
 
@@ -16,7 +18,7 @@ from src.student.evaluator import ScoreRows, history_mask
 # From a grid on MovieLens-100K (NDCG@10): benchmarks/RESULTS.md says how they were chosen.
 _WINDOW, _LAST, _DECAY, _NORMALISATION = 10, 5, 0.7, 0.5
 # Tried on validation rows, smaller weights first: of equals the first is taken.
-_SIMILARITY_WEIGHTS, _SIMILARITY_DECAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), (0.5, 0.7, 0.9)
+_WEIGHTS, _SIMILARITY_DECAYS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), (0.5, 0.7, 0.9)
 _LAST_SIMILAR, _CHOSEN_ON, _CHUNK = 10, 3000, 512
 _MOST_ROWS, _ROWS = 10_000_000, 1 << 20  # training rows whose transitions are counted, and how many at once
 # Runs of two or more letters or digits, katakana apart; Chinese characters, which no space divides, one by one.
@@ -132,12 +134,29 @@ def similarity_scores(vectors: Vectors, rows: Rows, decay: float) -> np.ndarray:
     return scores - weights.multiply(np.asarray(squares.sum(1)).ravel()).toarray()
 
 
-@dataclass(frozen=True)
-class ChainWithSimilarity:
-    """The Markov chain's score + `weight` * `similarity_scores`.
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Something besides the Markov chain that scores items.
 
-    With the words of the titles: what they are worth without a language model. With a teacher's embeddings: a ranking
-    that knows the log and the teacher.
+    Attributes:
+        name: for a log; scores: of rows, and a decay of what lies further back, to float32 [N, num_items].
+        decays: those to try.
+    """
+
+    name: str
+    scores: Callable[[Rows, float], np.ndarray]
+    decays: tuple[float, ...] = (1.0,)
+
+
+def similarity_to_history(vectors: Vectors) -> Beside:
+    """`similarity_scores`: with the words of the titles what these are worth without a language model, with a
+    teacher's embeddings what that says of the items."""
+    return Beside(name="similarity", scores=partial(similarity_scores, vectors), decays=_SIMILARITY_DECAYS)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The Markov chain's score + `weight` * another's.
 
     Attributes:
         value: the metric that decides on the validation rows that `weight` and `decay` were chosen on.
@@ -145,7 +164,7 @@ class ChainWithSimilarity:
     """
 
     transitions: Transitions
-    vectors: Vectors
+    beside: Beside
     weight: float
     decay: float
     value: float
@@ -154,35 +173,36 @@ class ChainWithSimilarity:
 
     @classmethod
     def of(
-        cls, dataset: SequenceDataset, metrics: MetricsConfig, vectors: Vectors, weight: float | None = None
-    ) -> "ChainWithSimilarity":
+        cls, dataset: SequenceDataset, metrics: MetricsConfig, beside: Beside, weight: float | None = None
+    ) -> "Blend":
         """Count transitions on training rows; choose the decay, and the weight if it is None, on validation rows."""
         transitions, rows = Transitions.of(dataset), sample_rows(dataset.valid, _CHOSEN_ON)
-        totals = dict.fromkeys(product(_SIMILARITY_WEIGHTS if weight is None else (weight,), _SIMILARITY_DECAYS), 0.0)
+        totals = dict.fromkeys(product(_WEIGHTS if weight is None else (weight,), beside.decays), 0.0)
         for index in np.array_split(np.arange(len(rows)), -(-len(rows) // _CHUNK)):
             part = rows.select(index)
             seen = history_mask(part, dataset.num_items) if metrics.masked else None
             chain, targets = transitions.scores(part).astype(np.float32), torch.from_numpy(part.targets)
-            similar = {decay: similarity_scores(vectors, part, decay) for decay in _SIMILARITY_DECAYS}
+            others = {decay: beside.scores(part, decay) for decay in beside.decays}
             for tried, decay in totals:
-                scores = torch.from_numpy(chain + tried * similar[decay])
+                scores = torch.from_numpy(chain + tried * others[decay])
                 better, equal = rank_counts(scores, targets, seen)
                 totals[tried, decay] += metric_per_row(metrics.monitor, better.numpy(), equal.numpy()).sum()
         (best, decay), total = max(totals.items(), key=lambda entry: entry[1])
-        return cls(transitions, vectors, best, decay, total / len(rows), len(rows), len(totals))
+        return cls(transitions, beside, best, decay, total / len(rows), len(rows), len(totals))
 
     def scores(self, rows: Rows, *, leave_one_out: bool = False) -> Tensor:
         """Scores of all items: float32 [N, num_items]; arguments as in `Transitions.scores`."""
         chain = self.transitions.scores(rows, leave_one_out=leave_one_out)
-        return torch.from_numpy(chain + self.weight * similarity_scores(self.vectors, rows, self.decay)).float()
+        return torch.from_numpy(chain + self.weight * self.beside.scores(rows, self.decay)).float()
 
     def of_rows(self, rows: Rows) -> ScoreRows:
         return lambda index: self.scores(rows.select(index))
 
     def description(self, metrics: MetricsConfig) -> str:
         """The settings and how they were chosen, for a log or a page."""
+        decay = f", decay {self.decay:g}" if len(self.beside.decays) > 1 else ""
         return (
-            f"similarity of weight {self.weight:g}, decay {self.decay:g}, the best of {self.num_tried} on "
+            f"{self.beside.name} of weight {self.weight:g}{decay}, the best of {self.num_tried} on "
             f"{self.num_rows} validation rows "
             f"({metrics.description} {self.value:.4f})"
         )

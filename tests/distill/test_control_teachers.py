@@ -8,6 +8,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
+from src.distill.blending import blended_ranking, recommended
 from src.distill.control_teachers import (
     random_teacher,
     recommender_embeddings,
@@ -16,12 +17,11 @@ from src.distill.control_teachers import (
     title_embeddings,
 )
 from src.distill.data_bridge import TeacherOutputs
-from src.distill.similarity import similarity_ranking
 from src.student.checkpoint import CheckpointInfo, save_checkpoint
 from src.student.config import ModelConfig
 from src.student.evaluator import history_mask
 from src.student.models import build_model
-from src.student.references import ChainWithSimilarity, title_vectors
+from src.student.references import Blend, Transitions, similarity_to_history, title_vectors
 
 CPU = torch.device("cpu")
 
@@ -116,13 +116,13 @@ def walks(make_dataset):
 def title_ranking(dataset, top_k, logger, per_sequence=False) -> TeacherOutputs:
     vectors = title_vectors(dataset)
     settings = {"weight": None, "metrics": MetricsConfig(), "top_k": top_k, "per_sequence": per_sequence}
-    return similarity_ranking(dataset, vectors, **settings, logger=logger)
+    return blended_ranking(dataset, similarity_to_history(vectors), **settings, logger=logger)
 
 
 def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None:
     metrics, rows = MetricsConfig(), walks.train
     outputs = title_ranking(walks, 3, logger)
-    scores = ChainWithSimilarity.of(walks, metrics, title_vectors(walks)).scores(rows, leave_one_out=True)
+    scores = Blend.of(walks, metrics, similarity_to_history(title_vectors(walks))).scores(rows, leave_one_out=True)
     free = scores.masked_fill(history_mask(rows, 8), float("-inf"))
     assert outputs.embeddings is None and outputs.ranking.shape == outputs.confidence.shape == (len(rows), 3)
     best = free.gather(1, outputs.ranking)
@@ -133,6 +133,22 @@ def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None
 
     per_row = title_ranking(walks, 3, logger, per_sequence=True).confidence
     assert torch.allclose(per_row, scores.logsumexp(1, keepdim=True) - best[:, :1])
+
+
+def test_a_recommender_and_the_chain_rank_by_the_sum_of_their_scores(recommender, tiny_dataset, logger) -> None:
+    rows = tiny_dataset.train
+    settings = {"metrics": MetricsConfig(), "top_k": 3, "per_sequence": False, "logger": logger}
+    outputs = blended_ranking(tiny_dataset, recommended(recommender.model), weight=0.25, **settings)
+    history, length, _ = rows.windows(5, tiny_dataset.pad_id)
+    with torch.no_grad():
+        log_p = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).log_softmax(1)
+    chain = torch.from_numpy(Transitions.of(tiny_dataset).scores(rows, leave_one_out=True)).float()
+    free = (chain + 0.25 * log_p).masked_fill(history_mask(rows, tiny_dataset.num_items), float("-inf"))
+    assert torch.allclose(free.gather(1, outputs.ranking), free.topk(3).values, atol=1e-6)
+
+    chosen = Blend.of(tiny_dataset, MetricsConfig(), recommended(recommender.model))
+    assert chosen.num_tried == 7 and chosen.description(MetricsConfig()).startswith("recommender of weight ")
+    assert "decay" not in chosen.description(MetricsConfig())
 
 
 def test_titles_do_not_see_the_target(make_dataset, logger) -> None:

@@ -274,9 +274,7 @@ def test_rows_with_the_highest_entropy_of_all_are_chosen(walks, model, monkeypat
 
 @pytest.mark.parametrize("name", ["random", "coverage"])
 def test_drawn_rows_follow_the_seed(walks, model, name):
-    one, again, other = (
-        select_rows(CONFIGS[name], model, walks, seed=seed, device=CPU).tolist() for seed in (1, 1, 2)
-    )
+    one, again, other = (select_rows(CONFIGS[name], model, walks, seed=seed, device=CPU).tolist() for seed in (1, 1, 2))
     assert one == again != other
     assert len(one) == int(0.25 * len(walks.train) + 0.5)
 

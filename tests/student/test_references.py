@@ -10,15 +10,22 @@ import torch
 from src.core.data_utils import sample_rows
 from src.core.metrics import MetricsConfig
 from src.student import references
-from src.student.references import ChainWithSimilarity, Transitions, markov_chain, popularity, title_vectors
+from src.student.references import (
+    Blend,
+    Transitions,
+    markov_chain,
+    popularity,
+    similarity_to_history,
+    title_vectors,
+)
 
 RED_AND_BLUE = ["red lamp", "Red chair", "blue lamp", "blue chair"]  # cosine 1/2 with one word in common
 
 
-def with_titles(dataset, metrics=None, **changes) -> ChainWithSimilarity:
+def with_titles(dataset, metrics=None, **changes) -> Blend:
     vectors = title_vectors(dataset)
     assert vectors is not None
-    return ChainWithSimilarity.of(dataset, metrics or MetricsConfig(), vectors, **changes)
+    return Blend.of(dataset, metrics or MetricsConfig(), similarity_to_history(vectors), **changes)
 
 
 def test_popularity_counts_training_targets(make_dataset):
@@ -56,9 +63,8 @@ def test_markov_chain_looks_ten_steps_back_when_it_counts_and_five_when_it_score
 def test_the_chain_with_titles_by_hand(make_dataset):
     dataset = make_dataset([[0, 1, 2, 0, 3]], num_items=4, titles=RED_AND_BLUE)
     vectors = title_vectors(dataset)
-    model = ChainWithSimilarity(
-        Transitions.of(dataset), vectors, weight=2.0, decay=0.5, value=0.0, num_rows=0, num_tried=1
-    )
+    beside = similarity_to_history(vectors)
+    model = Blend(Transitions.of(dataset), beside, weight=2.0, decay=0.5, value=0.0, num_rows=0, num_tried=1)
 
     (scores,) = model.of_rows(dataset.test)(np.array([0])).tolist()  # history [0, 1, 2, 0]
 
@@ -131,7 +137,7 @@ def test_a_given_weight_is_taken_and_0_is_the_chain(make_dataset):
 def test_dense_vectors_score_as_sparse_ones(make_dataset):
     dataset = walks(make_dataset, 7, 8)
     vectors = title_vectors(dataset)
-    dense = ChainWithSimilarity.of(dataset, MetricsConfig(), vectors.toarray())
+    dense = Blend.of(dataset, MetricsConfig(), similarity_to_history(vectors.toarray()))
     sparse = with_titles(dataset)
     assert dense.description(MetricsConfig()) == sparse.description(MetricsConfig())
     torch.testing.assert_close(dense.scores(dataset.test), sparse.scores(dataset.test))

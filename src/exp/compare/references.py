@@ -6,7 +6,7 @@ from src.exp.compare.comparison import LABELS
 from src.exp.stage.stage import Stage
 from src.student.evaluator import Evaluation, evaluate_scores
 from src.student.lists import ListMetrics
-from src.student.references import ChainWithSimilarity, markov_chain, popularity
+from src.student.references import Blend, markov_chain, popularity, similarity_to_history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def evaluate_references(stage: Stage, lists: ListMetrics) -> References:
     if vectors is None:
         stage.logger.info("no reference with titles: no word stands in two titles of %s", dataset.name)
     else:
-        with_titles = ChainWithSimilarity.of(dataset, metrics, vectors)
+        with_titles = Blend.of(dataset, metrics, similarity_to_history(vectors))
         scorers["markov_titles"], titles = with_titles.of_rows(rows), with_titles.description(metrics)
         stage.logger.info("%s: %s", LABELS["markov_titles"], titles)
     found = {

@@ -68,6 +68,7 @@ def _ranking(bench: Bench) -> None:
     """Rankings by the embeddings alone: the exported ones are not read, and the weight decides what is taught."""
     taught: list[torch.Tensor] = []
     original = distill_steps.train_distilled
+    assert bench.pipeline  # made now where it was not yet, for it distils, too
 
     def keep(*args, distillation, **kwargs):  # type: ignore[no-untyped-def]
         taught.append(distillation.outputs.ranking)
@@ -80,7 +81,13 @@ def _ranking(bench: Bench) -> None:
     exported, chain, likeness = taught
     assert exported.shape == chain.shape == likeness.shape
     assert not torch.equal(exported, chain) and not torch.equal(chain, likeness)
-    refused("distill.ranking=none", "distill.ranking='none': must be one of exported, similarity")(bench)
+    blended = ("distill.num_epochs=1", "distill.ranking=blend", "distill.teacher=recommender")
+    bench.stage(run_distill.run, bench.choice, *blended)
+    assert not torch.equal(taught[-1], chain)
+    refused("distill.ranking=none", "distill.ranking='none': must be one of exported, similarity, blend")(bench)
+    refused(
+        "distill.ranking=blend", "distill.ranking='blend': must be exported or similarity with distill.teacher=files"
+    )(bench)
 
 
 def _similarity_weight(bench: Bench) -> None:

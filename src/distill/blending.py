@@ -1,4 +1,4 @@
-"""Rankings of training rows by the log and by what a teacher's embeddings say of the items."""
+"""Rankings of training rows by the log, and by what a teacher says besides."""
 
 import logging
 from collections.abc import Callable
@@ -7,19 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.core.data_utils import SequenceDataset
+from src.core.data_utils import Rows, SequenceDataset
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
 from src.student.evaluator import best_unseen
-from src.student.references import ChainWithSimilarity, Vectors
+from src.student.models import Student
+from src.student.references import Beside, Blend
 
 _CHUNK = 512
 _Ranks = Callable[[np.ndarray], tuple[Tensor, Tensor]]  # row numbers to best items and distances, as `rank_unseen`
 
 
-def similarity_ranking(
+def blended_ranking(
     dataset: SequenceDataset,
-    vectors: Vectors,
+    beside: Beside,
     *,
     weight: float | None,
     metrics: MetricsConfig,
@@ -27,19 +28,19 @@ def similarity_ranking(
     per_sequence: bool,
     logger: logging.Logger,
 ) -> TeacherOutputs:
-    """The best items of each training row by the Markov chain and by similarity, none of the row's history.
+    """The best items of each training row by the Markov chain and something beside it, none of the row's history.
 
-    The chain counts training rows, but for each row all others only (leave-one-out), so that the teacher does not
-    see the target. Distances are those of `ranked`, with the scores for logits.
+    The chain counts training rows, but for each row all others only (leave-one-out), so that it does not see the
+    target. Distances are those of `ranked`, with the scores for logits.
 
     Args:
-        vectors: of the items, of length 1 or 0, [num_items, width].
-        weight: of the similarity beside the chain's scores; None: chosen on validation rows, by `metrics`.
+        beside: the similarity of the teacher's item vectors, or a recommender (`recommended`).
+        weight: of it beside the chain's scores; None: chosen on validation rows, by `metrics`.
 
     Raises:
         UserError: a history leaves fewer than `top_k` items.
     """
-    model, rows = ChainWithSimilarity.of(dataset, metrics, vectors, weight), dataset.train
+    model, rows = Blend.of(dataset, metrics, beside, weight), dataset.train
     logger.info("rankings of the training rows: Markov chain, leave-one-out, and %s", model.description(metrics))
 
     def rank(index: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,20 @@ def similarity_ranking(
         return best_unseen(model.scores(part, leave_one_out=True), part, count=top_k, key="distill.top_k")
 
     return ranked(rank, len(rows), per_sequence)
+
+
+def recommended(model: Student) -> Beside:
+    """A recommender's log-probabilities of all items; it is in evaluation mode, on the device where it is to run."""
+    device = model.item_embeddings.weight.device
+
+    @torch.no_grad()
+    def scores(rows: Rows, decay: float) -> np.ndarray:
+        history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items)
+        values = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
+        log_probabilities: np.ndarray = values.log_softmax(1).cpu().numpy()
+        return log_probabilities
+
+    return Beside(name="recommender", scores=scores)
 
 
 def ranked(rank: _Ranks, num_rows: int, per_sequence: bool) -> TeacherOutputs:
