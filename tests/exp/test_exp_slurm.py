@@ -33,7 +33,7 @@ LAUNCHER = [
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.mem_gb=1",
 ]
-LONG = "student.num_epochs=60"  # seconds, so that a job can be met at work
+LONG = "student.num_epochs=200"  # some seconds, so that a job can be met at work
 SEEDS = "1,2"  # of which one waits until the node's one slot is free
 
 
@@ -63,7 +63,7 @@ def queue(slurm: dict[str, str], state: str) -> list[str]:
 
 def test_a_study_goes_on_after_a_job_was_cancelled(slurm, data_dir, tmp_path) -> None:
     def words(folder: Path) -> list[str]:
-        asked = ["study=selection", "~study.variants", f"study.seeds=[{SEEDS}]", LONG, "student.patience=60"]
+        asked = ["study=selection", "~study.variants", f"study.seeds=[{SEEDS}]", LONG, "student.patience=200"]
         return [*TINY_STUDENT, *asked, *places(data_dir, tmp_path, folder)]
 
     there, alone = tmp_path / "there", tmp_path / "alone"
