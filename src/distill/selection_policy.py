@@ -279,7 +279,8 @@ class SelectionPolicyCoverage(SelectionPolicyHighest):
         self._turn = turns(rows.items[rows.pos - 1], generator(seed, "selection"))
 
     def values(self, batch: Batch, teacher_info: TeacherInfo, student_info: StudentInfo) -> Tensor:
-        return -self._turn[batch.row.cpu()].to(batch.row.device)
+        self._turn = self._turn.to(batch.row.device)
+        return -self._turn[batch.row]
 
 
 def turns(groups: np.ndarray, random: torch.Generator) -> Tensor:

@@ -219,8 +219,9 @@ def _rows_of_policy(stage: Stage) -> ChosenRows:
     """
     cfg = stage.settings
     if cfg.active.strategy == "all":
-        others = "active=random, coverage or uncertainty"
-        raise UserError(f"teacher.export.rows=policy: active=all leaves no row out; use {others}")
+        raise UserError(
+            "teacher.export.rows=policy: active=all leaves no row out; use active=random, coverage or uncertainty"
+        )
     chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
     model = load_checkpoint_of(chooser, stage.dataset, _CHOOSER_KEY)
     rows = select_rows(cfg.active, model, stage.dataset, seed=cfg.general.seed, device=stage.device)
