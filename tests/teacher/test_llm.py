@@ -315,6 +315,19 @@ def test_dtype(llm_folder):
     assert load_llm(llm_folder, "bfloat16", CPU)[1].dtype == torch.bfloat16
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, fused", [("bfloat16", False), ("float32", True)])
+def test_attention_in_bfloat16_on_a_processor_is_not_pytorchs_fused_one(llm_folder, dtype, fused):
+    """Which multiplies bfloat16 one number at a time; elsewhere, and behind a pass, it stays as it was."""
+    llm, ids, during = load_llm(llm_folder, dtype, CPU)[1], torch.tensor([[1, 5, 6, 7]]), []
+    llm.model.layers[1].register_forward_hook(lambda *_: during.append(torch.backends.cuda.flash_sdp_enabled()))
+    hidden = llm.model(ids).last_hidden_state
+    assert during == [fused] and torch.backends.cuda.flash_sdp_enabled()
+
+    full = load_llm(llm_folder, "float32", CPU)[1].model(ids).last_hidden_state
+    torch.testing.assert_close(hidden.float(), full, atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     "flags, dtype", [("flags : sse2 avx512_bf16 avx2", "bfloat16"), ("flags : avx512f", "float32"), (None, "float32")]
 )
@@ -346,3 +359,14 @@ def test_encoded_texts_do_not_depend_on_their_company(llm_folder):
 
     alone = torch.cat([encode_texts(model, tokenizer, [text], ExportSettings(batch_tokens=1)) for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer, computed", [(0, 1), (1, 2), (3, 3), (-1, 3), (-3, 2)])
+def test_layers_behind_the_one_that_is_read_are_not_computed(llm_folder, layer, computed):
+    """Of three: what a layer has made, before the last one's norm, is what enters the next."""
+    tokenizer, model = load_llm(llm_folder, "float32", CPU)
+    calls, every = [], list(model.model.layers)
+    for block in every:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    encode_texts(model, tokenizer, ["Stone"], ExportSettings(embedding_layer=layer))
+    assert len(calls) == computed and list(model.model.layers) == every

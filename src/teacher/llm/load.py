@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AddedToken,
     AutoConfig,
@@ -87,6 +88,10 @@ def load_llm(
         _make_room(tokenizer, model)
         model = (model if load_in_4bit else model.to(device)).eval()
         _check_output_layer(path, model)
+    if device.type == "cpu" and model.dtype == torch.bfloat16:
+        # In PyTorch's fused attention the processor's own products of bfloat16 are not used: one query among 900 keys
+        # took 70 times as long as in its plain one (benchmarks/RESULTS.md).
+        model.model.forward = sdpa_kernel(SDPBackend.MATH)(model.model.forward)
     return tokenizer, model
 
 

@@ -1,5 +1,8 @@
 """Embeddings of texts by the base LM."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,16 +42,28 @@ def encode_texts(
 
 def _hidden(model: PreTrainedModel, padded: Tensor, layer: int) -> Tensor:
     """Hidden states [B, S, llm_dim] of one layer, -1 being the last behind its norm; padding is negative."""
-    mask = padded >= 0
-    output = model.model(
-        input_ids=padded.clamp(min=0).to(model.device),
-        attention_mask=mask.long().to(model.device),
-        position_ids=positions(mask).to(model.device),
-        use_cache=False,
-        output_hidden_states=layer != -1,
-    )
-    hidden: Tensor = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+    mask, place = padded >= 0, layer % (model.config.num_hidden_layers + 1)
+    with _first_layers(model, place + 1):  # what enters one more is what these have made, without the norm
+        output = model.model(
+            input_ids=padded.clamp(min=0).to(model.device),
+            attention_mask=mask.long().to(model.device),
+            position_ids=positions(mask).to(model.device),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+    hidden: Tensor = output.hidden_states[place]
     return hidden
+
+
+@contextmanager
+def _first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """Let the LM end behind its first layers: what lies behind them need not be computed."""
+    every = model.model.layers
+    model.model.layers = every[:count]
+    try:
+        yield
+    finally:
+        model.model.layers = every
 
 
 def own_tokens(tokenizer: PreTrainedTokenizerBase, wording: str, ids: list[Tensor]) -> list[tuple[int, int]]:
