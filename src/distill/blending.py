@@ -1,7 +1,8 @@
 """Rankings of training rows by the log, and by what a teacher says besides."""
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def blended_ranking(
     target. Distances are those of `ranked`, with the scores for logits.
 
     Args:
-        beside: the similarity of the teacher's item vectors, or a recommender (`recommended`).
+        beside: the similarity of the teacher's item vectors, or recommenders (`recommended`).
         weight: of it beside the chain's scores; None: chosen on validation rows, by `metrics`.
 
     Raises:
@@ -50,18 +51,26 @@ def blended_ranking(
     return ranked(rank, len(rows), per_sequence)
 
 
-def recommended(model: Student) -> Beside:
-    """A recommender's log-probabilities of all items; it is in evaluation mode, on the device where it is to run."""
-    device = model.item_embeddings.weight.device
+def recommended(models: Sequence[Student]) -> Beside:
+    """Log-probabilities of all items, by several recommenders the logarithm of their mean probabilities.
+
+    They are in evaluation mode, on the device where they are to run. A student that is taught by several learns what
+    they agree on: Hinton et al., arXiv 1503.02531.
+    """
 
     @torch.no_grad()
     def scores(rows: Rows, decay: float) -> np.ndarray:
-        history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items)
-        values = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
-        log_probabilities: np.ndarray = values.log_softmax(1).cpu().numpy()
-        return log_probabilities
+        each = torch.stack([_log_probabilities(model, rows) for model in models])
+        mean: np.ndarray = (each.logsumexp(0) - math.log(len(models))).cpu().numpy()
+        return mean
 
-    return Beside(name="recommender", scores=scores)
+    return Beside(name="recommender" if len(models) == 1 else f"{len(models)} recommenders", scores=scores)
+
+
+def _log_probabilities(model: Student, rows: Rows) -> Tensor:
+    device = model.item_embeddings.weight.device
+    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items)
+    return model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device)).log_softmax(1)
 
 
 def ranked(rank: _Ranks, num_rows: int, per_sequence: bool) -> TeacherOutputs:

@@ -66,6 +66,8 @@ class DistillConfig:
         teacher: who teaches: the exported files of the LLM, or a control (`control_teachers`): the frozen recommender
             that it reads, noise of the shapes of its files, words of the titles without a language model, its files
             with each item given another's text.
+        recommenders: of `teacher=recommender`: folders of several students' checkpoints, whose mean probabilities
+            teach; none: the frozen recommender alone.
         embeddings_file: item embeddings of the user's own, in place of those among the teacher's files.
         ranking: `exported`, or the Markov chain of the training rows and beside it the `similarity` of the teacher's
             embeddings, or the frozen recommender's scores (`blend`); similarity_weight: of the second beside the first,
@@ -90,6 +92,7 @@ class DistillConfig:
     name: str
     engine: str = "native"
     teacher: str = "files"
+    recommenders: list[str] = field(default_factory=list, metadata=NOTHING)
     embeddings_file: str | None = field(default=None, metadata=NOTHING)
     ranking: str = "exported"
     similarity_weight: float | None = None
@@ -132,6 +135,10 @@ class DistillConfig:
         self._check_together()
 
     def _check_together(self) -> None:
+        allowed = f"[] with distill.teacher={self.teacher}; recommender takes folders"
+        check(
+            not self.recommenders or self.teacher == "recommender", "distill.recommenders", self.recommenders, allowed
+        )
         file = self.embeddings_file
         named = file is None or file.endswith(EMBEDDING_FILES)
         check(named, "distill.embeddings_file", file, f"null or a file {' or '.join(EMBEDDING_FILES)}")

@@ -1,8 +1,10 @@
 """Control teachers: what a distillation has to be compared with before its gain is the LLM's."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -10,10 +12,10 @@ from torch import Tensor
 from src.core.data_utils import SequenceDataset
 from src.core.errors import UserError
 from src.core.seed import generator
-from src.distill.blending import ranked
+from src.distill.blending import ranked, recommended
 from src.distill.data_bridge import TeacherOutputs
 from src.student.checkpoint import load_checkpoint_of
-from src.student.evaluator import rank_unseen
+from src.student.evaluator import best_unseen
 from src.student.models import Student
 from src.student.references import title_vectors
 
@@ -21,36 +23,37 @@ _TITLE_DIMS = 256
 _SMALLEST_SINGULAR_VALUE = 1e-5  # relative to the largest: below it, float32 vectors hold rounding noise
 
 
-def recommender_teacher(
-    folder: Path, dataset: SequenceDataset, *, top_k: int, per_sequence: bool, device: torch.device
-) -> TeacherOutputs:
-    """A frozen recommender's item table, and its best items of each training row, none of the row's history.
-
-    An item's distance is minus its log-probability; min-max over the row's items as in an export, or with
-    `per_sequence` the best item's own.
-
-    Args:
-        folder: the recommender's checkpoint, one of a student.
+def load_recommenders(folders: Sequence[Path], dataset: SequenceDataset, device: torch.device) -> list[Student]:
+    """Checkpoints of students as recommenders, in evaluation mode.
 
     Raises:
-        UserError: no checkpoint of this data set, or a history leaves fewer than `top_k` items.
+        UserError: a folder holds no checkpoint of this data set.
     """
-    model = load_checkpoint_of(folder, dataset, "distill.teacher=recommender").eval().to(device)
-    outputs = ranked(
-        lambda index: rank_unseen(model, dataset.train, index, count=top_k, key="distill.top_k"),
-        len(dataset.train),
-        per_sequence,
-    )
-    return replace(outputs, embeddings=_item_table(model))
+    return [load_checkpoint_of(path, dataset, "distill.teacher=recommender").eval().to(device) for path in folders]
 
 
-def recommender_embeddings(folder: Path, dataset: SequenceDataset) -> Tensor:
-    """The item table of `recommender_teacher` alone: float32 [num_items, emb_size]."""
-    return _item_table(load_checkpoint_of(folder, dataset, "distill.teacher=recommender"))
+def recommender_teacher(
+    models: Sequence[Student], dataset: SequenceDataset, *, top_k: int, per_sequence: bool
+) -> TeacherOutputs:
+    """The best items of each training row by recommenders (`recommended`), none of the row's history.
+
+    Distances are those of `ranked`.
+
+    Raises:
+        UserError: a history leaves fewer than `top_k` items.
+    """
+    rows, scores = dataset.train, recommended(models).scores
+
+    def rank(index: np.ndarray) -> tuple[Tensor, Tensor]:
+        part = rows.select(index)
+        return best_unseen(torch.from_numpy(scores(part, 1.0)), part, count=top_k, key="distill.top_k")
+
+    return ranked(rank, len(rows), per_sequence)
 
 
-def _item_table(model: Student) -> Tensor:
-    return model.item_embeddings.weight[:-1].detach().cpu().float()
+def recommender_embeddings(models: Sequence[Student]) -> Tensor:
+    """The recommenders' item tables side by side: float32 [num_items, sum of their emb_size]."""
+    return torch.cat([model.item_embeddings.weight[:-1].detach().cpu().float() for model in models], 1)
 
 
 def required_title_vectors(dataset: SequenceDataset) -> sparse.csr_matrix:

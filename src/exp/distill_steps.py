@@ -16,6 +16,7 @@ from src.core.tracking.base import ScalarWriter, Tracker
 from src.distill.blending import blended_ranking, recommended
 from src.distill.config import DistillConfig
 from src.distill.control_teachers import (
+    load_recommenders,
     random_teacher,
     recommender_embeddings,
     recommender_teacher,
@@ -32,7 +33,7 @@ from src.distill.trainer_distill import Distillation, entering_embeddings, train
 from src.exp.report.card import write_student_card
 from src.exp.settings import Settings
 from src.exp.stage.inputs import distillation_inputs, teacher_files_hash, weights_hash
-from src.exp.stage.lookup import baseline_folder, recommender_folder
+from src.exp.stage.lookup import baseline_folder, recommender_folders
 from src.exp.stage.stage import Stage, Step
 from src.exp.stage.students import about, finish, student_step
 from src.exp.stage.training import tracked, training
@@ -47,15 +48,15 @@ _Read = Callable[[], TeacherOutputs]
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """What a distillation reads besides its data: folders, None where it reads none.
+    """What a distillation reads besides its data: folders, None or no folder where it reads none.
 
     Attributes:
-        initial: checkpoint that the student starts from; recommender: the teacher of `distill.teacher=recommender`;
+        initial: checkpoint that the student starts from; recommenders: who teaches with `distill.teacher=recommender`;
             chooser: the student whose scores have the policy choose rows of a whole export.
     """
 
     initial: Path | None
-    recommender: Path | None
+    recommenders: tuple[Path, ...]
     chooser: Path | None
 
 
@@ -74,10 +75,10 @@ def plan(stage: Stage) -> list[Step]:
             teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)) if _reads_teacher(cfg) else None,
             initial_weights=weights_hash(sources.initial),
         ),
-        "the frozen recommender": weights_hash(sources.recommender),
+        "the frozen recommender": " ".join(filter(None, map(weights_hash, sources.recommenders))) or None,
         "the student that chose the rows": weights_hash(sources.chooser),
     }
-    teacher = _read_once(stage, sources.recommender)
+    teacher = _read_once(stage, sources.recommenders)
     return [
         student_step(
             stage,
@@ -93,16 +94,16 @@ def _sighting(stage: Stage, sources: _Sources) -> Sighting:
     distill = stage.settings.distill
     own = project_path(distill.embeddings_file) if distill.embeddings_file and distill.reads_embeddings else None
     outputs = teacher_outputs_dir(stage.settings) if _reads_teacher(stage.settings) else None
-    return Sighting.of(sources.initial, sources.recommender, sources.chooser, outputs, own)
+    return Sighting.of(sources.initial, *sources.recommenders, sources.chooser, outputs, own)
 
 
 def require_trainable(stage: Stage) -> None:
     """Refuse what could not be distilled once the baseline is there; reads the teacher's files as training would."""
     _require_settings(stage)
-    _require_teacher(stage, _read_once(stage, _recommender(stage), rankings=False))
+    _require_teacher(stage, _read_once(stage, _recommenders(stage), rankings=False))
 
 
-def _read_once(stage: Stage, recommender: Path | None, *, rankings: bool = True) -> _Read:
+def _read_once(stage: Stage, recommenders: tuple[Path, ...], *, rankings: bool = True) -> _Read:
     """What is known of the teacher before training, its embeddings as they enter; made once, when it is asked for.
 
     Args:
@@ -111,12 +112,12 @@ def _read_once(stage: Stage, recommender: Path | None, *, rankings: bool = True)
 
     def read() -> TeacherOutputs:
         distill = stage.settings.distill
-        if recommender is None:
+        if recommenders:
+            models = load_recommenders(recommenders, stage.dataset, stage.device) if distill.reads_embeddings else []
+            outputs = TeacherOutputs(embeddings=recommender_embeddings(models) if models else None)
+        else:
             files = teacher_outputs(stage)
             outputs = _as_control(stage, files if rankings else replace(files, ranking=None, confidence=None))
-        else:
-            table = recommender_embeddings(recommender, stage.dataset) if distill.reads_embeddings else None
-            outputs = TeacherOutputs(embeddings=table)
         if outputs.embeddings is None:
             return outputs
         return replace(outputs, embeddings=transformed(outputs.embeddings, distill, stage.settings.student.emb_size))
@@ -149,13 +150,13 @@ def _find_sources(stage: Stage) -> _Sources:
         initial = baseline_folder(stage, "distill.init_checkpoint", cfg.distill.init_checkpoint)
     if _chooses_rows(cfg) and not _is_partial(teacher_outputs_dir(cfg)):
         chooser = baseline_folder(stage, _CHOOSER_KEY, cfg.teacher.export.student_checkpoint)
-    return _Sources(initial=initial, recommender=_recommender(stage), chooser=chooser)
+    return _Sources(initial=initial, recommenders=_recommenders(stage), chooser=chooser)
 
 
-def _recommender(stage: Stage) -> Path | None:
+def _recommenders(stage: Stage) -> tuple[Path, ...]:
     if stage.settings.distill.teacher != "recommender":
-        return None
-    return recommender_folder(stage, teacher_outputs_dir(stage.settings))
+        return ()
+    return recommender_folders(stage, teacher_outputs_dir(stage.settings))
 
 
 def _require_something_to_select(cfg: Settings) -> None:
@@ -235,10 +236,9 @@ def _teach(stage: Stage, sources: _Sources, teacher: _Read) -> TeacherOutputs:
             per_sequence=per_sequence,
             logger=stage.logger,
         )
-    elif sources.recommender is not None and distill.needs_ranking:
-        made = recommender_teacher(
-            sources.recommender, dataset, top_k=top_k, per_sequence=per_sequence, device=stage.device
-        )
+    elif sources.recommenders and distill.needs_ranking:
+        models = load_recommenders(sources.recommenders, dataset, stage.device)
+        made = recommender_teacher(models, dataset, top_k=top_k, per_sequence=per_sequence)
     else:
         return outputs
     return replace(outputs, ranking=made.ranking, confidence=made.confidence)
@@ -249,9 +249,7 @@ def _beside_the_chain(stage: Stage, sources: _Sources, outputs: TeacherOutputs) 
     if stage.settings.distill.ranks_by_similarity:
         return similarity_to_history(_item_vectors(stage, outputs))
     if stage.settings.distill.blends_recommender:
-        assert sources.recommender is not None  # the settings allow it of this teacher alone
-        model = load_checkpoint_of(sources.recommender, stage.dataset, "distill.teacher=recommender")
-        return recommended(model.eval().to(stage.device))
+        return recommended(load_recommenders(sources.recommenders, stage.dataset, stage.device))
     return None
 
 
@@ -319,14 +317,14 @@ def _plan_original(stage: Stage) -> list[Step]:
     check_settings(cfg.distill, cfg.student, cfg.general.seed, cfg.active.strategy, cfg.metrics)
     require_full_batch(cfg.distill.batch_size, len(stage.dataset.train))
     find_program()
-    before = _sighting(stage, _Sources(initial=None, recommender=None, chooser=None))
+    before = _sighting(stage, _Sources(initial=None, recommenders=(), chooser=None))
     made_from = distillation_inputs(
         cfg,
         stage.dataset,
         teacher_files=teacher_files_hash(teacher_outputs_dir(cfg)),
         initial_weights=None,
     )
-    teacher = _read_once(stage, None)
+    teacher = _read_once(stage, ())
 
     def work() -> float:
         outputs = teacher()

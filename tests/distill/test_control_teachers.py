@@ -10,6 +10,7 @@ from src.core.errors import UserError
 from src.core.metrics import MetricsConfig
 from src.distill.blending import blended_ranking, recommended
 from src.distill.control_teachers import (
+    load_recommenders,
     random_teacher,
     recommender_embeddings,
     recommender_teacher,
@@ -37,7 +38,8 @@ def recommender(tiny_dataset, fill_with_ramp, tmp_path):
 @pytest.fixture
 def teach(recommender, tiny_dataset):
     def run(dataset=tiny_dataset, top_k=3, per_sequence=False) -> TeacherOutputs:
-        return recommender_teacher(recommender.folder, dataset, top_k=top_k, per_sequence=per_sequence, device=CPU)
+        models = load_recommenders([recommender.folder], dataset, CPU)
+        return recommender_teacher(models, dataset, top_k=top_k, per_sequence=per_sequence)
 
     return run
 
@@ -51,12 +53,37 @@ def test_the_recommender_teaches_its_own_ranking_and_items(recommender, teach, t
     assert torch.equal(outputs.ranking, expected.indices)
     gaps = expected.values[:, :1] - expected.values  # of scores: the normalisation of a row cancels
     assert torch.allclose(outputs.confidence, gaps / gaps[:, -1:], atol=1e-5)
-    assert torch.equal(outputs.embeddings, recommender.model.item_embeddings.weight[:-1])
-    assert torch.equal(outputs.embeddings, recommender_embeddings(recommender.folder, tiny_dataset))
+    embeddings = recommender_embeddings(load_recommenders([recommender.folder], tiny_dataset, CPU))
+    assert torch.equal(embeddings, recommender.model.item_embeddings.weight[:-1])
 
     per_row = teach(per_sequence=True).confidence
     log_p = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).log_softmax(1)
     assert torch.allclose(per_row, -log_p.gather(1, expected.indices[:, :1]), atol=1e-5)
+
+
+def test_several_recommenders_teach_their_mean_probabilities(recommender, tiny_dataset) -> None:
+    torch.manual_seed(7)
+    other = build_model(ModelConfig("sasrec", tiny_dataset.num_items, 8, 8, 3, 0.0)).eval()  # of a shorter window
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    rows = tiny_dataset.train
+    probabilities = []
+    for model, length in ((recommender.model, 5), (other, 3)):
+        history, lengths, _ = rows.windows(length, tiny_dataset.pad_id)
+        with torch.no_grad():
+            probabilities.append(model(torch.from_numpy(history), torch.from_numpy(lengths)).softmax(1))
+    mean = sum(probabilities) / 2
+    free = mean.masked_fill(history_mask(rows, tiny_dataset.num_items), 0.0)
+    outputs = recommender_teacher([recommender.model, other], tiny_dataset, top_k=3, per_sequence=True)
+    assert torch.equal(outputs.ranking, free.topk(3).indices)
+    assert torch.allclose(outputs.confidence, -free.amax(1, keepdim=True).log(), atol=1e-5)
+    alone = [
+        recommender_teacher([model], tiny_dataset, top_k=3, per_sequence=True) for model in (recommender.model, other)
+    ]
+    assert all(not torch.equal(one.ranking, outputs.ranking) for one in alone)
+
+    tables = recommender_embeddings([recommender.model, other])
+    assert torch.equal(tables, torch.cat([m.item_embeddings.weight[:-1] for m in (recommender.model, other)], 1))
 
 
 def test_a_recommender_of_other_data_does_not_teach(teach, make_dataset) -> None:
@@ -138,7 +165,7 @@ def test_titles_and_chain_rank_what_is_not_in_the_history(walks, logger) -> None
 def test_a_recommender_and_the_chain_rank_by_the_sum_of_their_scores(recommender, tiny_dataset, logger) -> None:
     rows = tiny_dataset.train
     settings = {"metrics": MetricsConfig(), "top_k": 3, "per_sequence": False, "logger": logger}
-    outputs = blended_ranking(tiny_dataset, recommended(recommender.model), weight=0.25, **settings)
+    outputs = blended_ranking(tiny_dataset, recommended([recommender.model]), weight=0.25, **settings)
     history, length, _ = rows.windows(5, tiny_dataset.pad_id)
     with torch.no_grad():
         log_p = recommender.model(torch.from_numpy(history), torch.from_numpy(length)).log_softmax(1)
@@ -146,7 +173,7 @@ def test_a_recommender_and_the_chain_rank_by_the_sum_of_their_scores(recommender
     free = (chain + 0.25 * log_p).masked_fill(history_mask(rows, tiny_dataset.num_items), float("-inf"))
     assert torch.allclose(free.gather(1, outputs.ranking), free.topk(3).values, atol=1e-6)
 
-    chosen = Blend.of(tiny_dataset, MetricsConfig(), recommended(recommender.model))
+    chosen = Blend.of(tiny_dataset, MetricsConfig(), recommended([recommender.model]))
     assert chosen.num_tried == 7 and chosen.description(MetricsConfig()).startswith("recommender of weight ")
     assert "decay" not in chosen.description(MetricsConfig())
 

@@ -155,18 +155,30 @@ def run_that_exported(stage: Stage, files: str | None) -> RunFolder | None:
     return None
 
 
-def recommender_folder(stage: Stage, outputs: Path) -> Path:
-    """The frozen recommender behind the teacher's files: the given one, else that of the run that exported them.
+def recommender_folders(stage: Stage, outputs: Path) -> tuple[Path, ...]:
+    """The recommenders that teach: the given ones, else the frozen one behind the teacher's files, which is given, too,
+    or that of the run that exported them.
 
     Raises:
         UserError: there is none.
     """
-    given, exporter = stage.settings.teacher.rec_model_path, run_that_exported(stage, teacher_files_hash(outputs))
+    cfg = stage.settings
+    if cfg.distill.recommenders:
+        folders = tuple(map(project_path, cfg.distill.recommenders))
+        missing = next((path for path in folders if not path.exists()), None)
+        if missing:
+            raise UserError(
+                f"distill.recommenders={list(cfg.distill.recommenders)}: there is no {missing}; give folders of "
+                "students' checkpoints (result/<run>/models/baseline)"
+            )
+        return folders
+    given, exporter = cfg.teacher.rec_model_path, run_that_exported(stage, teacher_files_hash(outputs))
     own = exporter.model_dir("teacher") / "recommender" if exporter else None
     folder = project_path(given) if given else own
     if folder is None or not folder.exists():
         raise UserError(
             f"distill.teacher=recommender: no frozen recommender{f' in {folder}' if folder else ''}; set "
-            "teacher.rec_model_path to one, or train a teacher here (src.exp.run_teacher), which trains one"
+            "teacher.rec_model_path to one or distill.recommenders to some, or train a teacher here "
+            "(src.exp.run_teacher), which trains one"
         )
-    return folder
+    return (folder,)

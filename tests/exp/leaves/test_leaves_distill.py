@@ -1,5 +1,6 @@
 """`conf/distill`: every key of every preset distils another student."""
 
+import shutil
 from itertools import combinations
 
 import numpy as np
@@ -94,6 +95,31 @@ def _similarity_weight(bench: Bench) -> None:
     refused("distill.similarity_weight=1", "distill.similarity_weight=1.0: must be null with distill.ranking=")(bench)
 
 
+def _recommenders(bench: Bench) -> None:
+    """Two teach otherwise than one; the record knows them by their weights, wherever they lie."""
+    students = [bench.stage(run_student_baseline.run, bench.choice, f"general.seed={seed}") for seed in (3, 4)]
+    folders = [folder / "models" / "baseline" for folder in students]
+    shutil.copytree(folders[0], bench.tmp / "elsewhere")
+    taught = [
+        bench.stage(
+            run_distill.run,
+            bench.choice,
+            "distill.num_epochs=1",
+            "distill.teacher=recommender",
+            f"distill.recommenders=[{','.join(map(str, chosen))}]",
+        )
+        for chosen in (folders, folders[:1], [bench.tmp / "elsewhere"])
+    ]
+    both, one, moved = (load_file(folder / "models" / "distill" / "model.safetensors") for folder in taught)
+    assert same(one, moved) and not same(one, both)
+    made_from = [read(folder / "records" / "distill.json")["made_from"] for folder in taught]
+    assert made_from[1] == made_from[2] != made_from[0]
+    missing = f"distill.recommenders=[{bench.tmp}/no]"
+    message = bench.refused_stage(run_distill.run, bench.choice, "distill.teacher=recommender", missing)
+    assert message.startswith("distill.recommenders=[") and f"there is no {bench.tmp}/no; give" in message
+    refused("distill.recommenders=[x]", "distill.recommenders=['x']: must be [] with distill.teacher=files")(bench)
+
+
 def _embeddings_file(bench: Bench) -> None:
     """Other embeddings, another student; the record knows them by their content, and a file that lacks is refused."""
     names, folders = ("one.npy", "other.npy", "one_again.npy"), []
@@ -164,6 +190,7 @@ EFFECTS: dict[str, Effect] = {
     "distill.name": refused("distill.name=other", "distill.name='other': must be"),
     "distill.engine": _engine,
     "distill.teacher": _teacher,
+    "distill.recommenders": _recommenders,
     "distill.embeddings_file": _embeddings_file,
     "distill.teacher_table": _teacher_table,
     "distill.ranking": _ranking,
