@@ -85,7 +85,8 @@ class DistillConfig:
         embedding: how the teacher's embeddings enter: projected and added (`fuse`), as a loss (`align`), fixed with a
             learnt ID vector added (`residual`), or as the tables' start (`init`).
         embedding_transform: what is done to them once, before training (`fusion.whiten`).
-        embedding_dims: their width after whitening; None: the student's `emb_size`.
+        embedding_dims: their width after whitening; None: the student's `emb_size`, with zeros where they vary in fewer
+            directions.
         init_checkpoint: folder of the student that `init=baseline` starts from; None: the caller finds one.
     """
 

@@ -30,13 +30,14 @@ _SMALLEST_VARIANCE = 1e-10  # relative to the largest: below it, float32 embeddi
 _ID_START = 1e-3  # deviation of the ID vectors that `residual` adds: small beside text of length 1
 
 
-def whiten(embeddings: Tensor, dims: int) -> Tensor:
+def whiten(embeddings: Tensor, dims: int, *, fill: bool = False) -> Tensor:
     """Centred, the `dims` directions of most variance, each with variance 1, and then every row of length 1.
 
     Raw states of an LLM share one large direction and differ in many small ones; whitened, all of them count.
 
     Args:
         embeddings: float [num_items, llm_dim].
+        fill: where they vary in fewer directions, but in one at least, zeros stand in the other columns.
 
     Returns:
         float32 [num_items, dims]; an item exactly at the centre stays 0.
@@ -48,15 +49,16 @@ def whiten(embeddings: Tensor, dims: int) -> Tensor:
     centred = centred - centred.mean(0)
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
     rank = int((variance > _SMALLEST_VARIANCE * variance[-1].clamp(min=torch.finfo(torch.float64).tiny)).sum())
-    if dims > rank:
+    kept = min(dims, rank) if fill and rank else dims
+    if kept > rank:
         raise UserError(
             f"distill.embedding_dims={dims}: the teacher's embeddings of {len(embeddings)} items vary in {rank} "
             f"directions only{' (are all titles equal?)' if rank < 2 else ''}; at most {rank} dimensions can be "
             "whitened (with distill.embedding=residual or init also lower student.emb_size), or take "
             "distill.embedding_transform=none"
         )
-    scale = directions[:, -dims:].flip(1) / variance[-dims:].flip(0).sqrt()
-    return F.normalize(centred @ scale, dim=1).float()
+    scale = directions[:, -kept:].flip(1) / variance[-kept:].flip(0).sqrt()
+    return F.pad(F.normalize(centred @ scale, dim=1).float(), (0, dims - kept))
 
 
 _CHUNK = 4096  # rows of the teacher's table that are made float32 at a time

@@ -259,7 +259,7 @@ def transformed(embeddings: Tensor, settings: DistillConfig, emb_size: int) -> T
         UserError: they cannot be whitened.
     """
     if settings.embedding_transform == "whiten":
-        return whiten(embeddings, settings.embedding_dims or emb_size)
+        return whiten(embeddings, settings.embedding_dims or emb_size, fill=settings.embedding_dims is None)
     return embeddings
 
 

@@ -136,6 +136,15 @@ def test_what_varies_in_fewer_directions_is_refused(raw, dims, message):
         whiten(raw, dims)
 
 
+def test_zeros_stand_where_nothing_varies_if_they_may():
+    raw = torch.cos(torch.arange(160.0) ** 2).reshape(20, 8)
+    filled = whiten(raw, 12, fill=True)
+    assert torch.equal(filled[:, :8], whiten(raw, 8)) and not filled[:, 8:].any()
+    assert torch.equal(whiten(raw, 3, fill=True), whiten(raw, 3))
+    with pytest.raises(UserError, match="vary in 0 directions only"):
+        whiten(torch.ones(20, 8), 3, fill=True)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("scores", ["dot", "cosine"])
 def test_ids_added_to_text_are_folded_into_a_plain_student(fill_with_ramp, tied, scores):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from harness import ROOT, compose_config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from src.core.datasets.csv_log import CsvConfig
@@ -183,6 +185,20 @@ def test_every_command_composes(line) -> None:
     if any(word.startswith(("hydra/launcher=", "hydra/sweeper=")) for word in words):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     compose_config(*[w for w in words if "," not in w or "=[" in w])  # a list without brackets is for a sweep
+
+
+@pytest.mark.parametrize("page", CURRENT)
+def test_every_override_in_the_text_is_one(page) -> None:
+    """As a shell and Hydra read it; what leaves something out (`...`, `<folder>`, `a|b`) is none."""
+    parser, wrong = OverridesParser.create(), []
+    for span in spans(CURRENT[page]):
+        if re.match(r"[+~]{0,2}[a-z_]+(?:[./][a-z_0-9]+)*=", span) and not re.search(r"\.\.\.|[<|…]", span):
+            for word in shlex.split(span):
+                try:
+                    parser.parse_override(word)
+                except HydraException as error:
+                    wrong.append(f"{span}: {error}")
+    assert wrong == []
 
 
 # --- examples -----------------------------------------------------------------------------------------------
