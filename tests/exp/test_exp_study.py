@@ -55,6 +55,8 @@ def test_the_table_has_the_baseline_every_variant_and_what_needs_no_student(cont
     assert lines.loc["baseline", "mean"] + lines.loc["distilled", "difference"] == pytest.approx(
         lines.loc["distilled", "mean"], abs=2e-6
     )
+    assert lines["lead"].isna().to_dict() == {name: name == "distilled" for name in lines.index}
+    assert lines.loc["baseline", "lead"] == pytest.approx(lines.loc["distilled", "difference"], abs=2e-6)
     for suffix in ("md", "html"):
         text = (controls / "metrics" / f"controls.{suffix}").read_text().replace("\\", "")
         assert all(name.replace("_", " ") in text for name in lines.index) and "42, 1" in text

@@ -13,7 +13,10 @@ from src.exp.stage.stage import Stage
 NOT_COMPARABLE = "not comparable"
 OTHER_RANKINGS = {False: "masked", True: "shown"}  # column of the ranking that does not decide, by whether masked does
 _NUMBERS, _EMPTY_TEXTS = ["mean", "std", "difference", "low", "high", "p_value"], {"verdict": None, NOT_COMPARABLE: ""}
-COLUMNS = ["seeds", "users", "validation", *_NUMBERS, *OTHER_RANKINGS.values(), *_EMPTY_TEXTS]  # `study_table`'s
+LEAD, LEAD_BOUNDS, LEAD_VERDICT = "lead", ("lead_low", "lead_high"), "lead_verdict"
+_OF_LEADS = [LEAD, *LEAD_BOUNDS, LEAD_VERDICT]  # where a study has a leader
+# Those of `study_table`.
+COLUMNS = ["seeds", "users", "validation", *_NUMBERS, *OTHER_RANKINGS.values(), *_EMPTY_TEXTS, *_OF_LEADS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from src.exp.compare.comparison import history_label
-from src.exp.compare.studies import COLUMNS, NOT_COMPARABLE, OTHER_RANKINGS
+from src.exp.compare.studies import (
+    COLUMNS,
+    LEAD,
+    LEAD_BOUNDS,
+    LEAD_VERDICT,
+    NOT_COMPARABLE,
+    OTHER_RANKINGS,
+)
 from src.exp.report.figures import (
     MARKERS,
     SERIES,
@@ -35,9 +42,12 @@ def study_table_shown(table: pd.DataFrame, metric: str) -> Table:
     frame[f"test {metric}"] = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
     frame["verdict"] = _texts(table["verdict"])
     frame["difference"] = _texts(table["difference"], "{:+.4f}")
-    bounds = zip(_texts(table["low"], "{:+.4f}"), _texts(table["high"], "{:+.4f}"), strict=True)
-    frame["95 % interval"] = [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
+    frame["95 % interval"] = _intervals(table, "low", "high")
     frame["p"] = _texts(table["p_value"], "{:.3g}")
+    if LEAD in table:
+        frame["lead over it"] = _texts(table[LEAD], "{:+.4f}")
+        frame["its 95 % interval"] = _intervals(table, *LEAD_BOUNDS)
+        frame["leader is"] = _texts(table[LEAD_VERDICT])
     for masked, column in OTHER_RANKINGS.items():
         if column in table:
             frame[history_label(not masked)] = _texts(table[column], "{:.4f}")
@@ -46,9 +56,20 @@ def study_table_shown(table: pd.DataFrame, metric: str) -> Table:
     frame["seeds"], frame["users"] = _texts(table["seeds"]), _texts(table["users"])
     if (table[NOT_COMPARABLE] != "").any():
         frame[NOT_COMPARABLE] = [words or MISSING for words in table[NOT_COMPARABLE]]
-    text = {"variant", "verdict", NOT_COMPARABLE, *(column for column in further if table[column].dtype == object)}
+    text = {
+        "variant",
+        "verdict",
+        "leader is",
+        NOT_COMPARABLE,
+        *(column for column in further if table[column].dtype == object),
+    }
     numbers = [column for column in frame.columns if column not in text]
     return Table(columns=list(frame.columns), rows=frame.to_numpy().tolist(), numbers=numbers)
+
+
+def _intervals(table: pd.DataFrame, low: str, high: str) -> list[str]:
+    bounds = zip(_texts(table[low], "{:+.4f}"), _texts(table[high], "{:+.4f}"), strict=True)
+    return [MISSING if MISSING in pair else " to ".join(pair) for pair in bounds]
 
 
 def _texts(column: pd.Series, form: str = "{}") -> list[str]:

@@ -26,6 +26,7 @@ class StudyConfig:
         plot: `points`: each variant's metric; `curve`: the metric against the last axis of the grid, a line for each
             value of the others.
         ends: of a curve: variants that belong to every line, and where on its axis.
+        leader: a variant that is compared with each other, too, not the baseline alone.
     """
 
     name: str
@@ -36,6 +37,7 @@ class StudyConfig:
     grid: dict[str, Any] = field(default_factory=dict)
     plot: str = "points"
     ends: dict[str, float] = field(default_factory=dict)
+    leader: str | None = None
 
     def __post_init__(self) -> None:
         check_label("study.name", self.name)
@@ -51,6 +53,8 @@ class StudyConfig:
         check(
             BASELINE not in self.variants, "study.variants", list(self.variants), f"without {BASELINE}, which is added"
         )
+        allowed = f"null or one of {', '.join(self.variants)}"
+        check(self.leader is None or self.leader in self.variants, "study.leader", self.leader, allowed)
         for name, axis in self.grid.items():
             _check_axis(name, axis)
 

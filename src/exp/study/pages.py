@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from src.core.files import write_text
-from src.exp.compare.studies import NOT_COMPARABLE
+from src.exp.compare.studies import LEAD, LEAD_VERDICT, NOT_COMPARABLE
 from src.exp.report.figures import Plot, write_png
 from src.exp.report.pages import write_pages
 from src.exp.report.studies import study_table_shown, variants_plot
@@ -27,7 +27,8 @@ class Study:
         name: of its files.
         metric: the one that decides, its name for people.
         table: of `study_table`; further columns are shown as they are.
-        reference: the line that the others were tested against.
+        reference: the line that the others were tested against; leader: the one that was tested against each other,
+            empty where none was.
         plot: None draws the variants.
         about: sentences above the table: what was varied, on what.
         unfinished: what failed or was not run, one line each.
@@ -40,6 +41,7 @@ class Study:
     metric: str
     table: pd.DataFrame
     reference: str
+    leader: str = ""
     plot: Plot | None = None
     about: Sequence[str] = ()
     unfinished: Sequence[str] = ()
@@ -82,7 +84,8 @@ def _context(study: Study, plot: Plot) -> dict[str, Any]:
         "metric": study.metric,
         "tone": _tone(study.table),
         "headline": _headline(study),
-        "readings": _readings(study.table),
+        "leader": _in_words(study.leader),
+        "readings": [*_readings(study.table), *_leads(study)],
         "table": study_table_shown(study.table, study.metric),
         "num_tests": int(study.table["difference"].notna().sum()),
         "plot": plot,
@@ -123,3 +126,18 @@ def _readings(table: pd.DataFrame) -> list[str]:
     ]
     unlike = table[NOT_COMPARABLE][table[NOT_COMPARABLE] != ""]
     return [*lines, *(f"{NOT_COMPARABLE}: {name}: {words}" for name, words in unlike.items())]
+
+
+def _leads(study: Study) -> list[str]:
+    """What the leader is better or worse than, and what it cannot be told from."""
+    if not study.leader:
+        return []
+    words = {"better": "is ahead of", "worse": "is behind", "cannot tell": "cannot be told from"}
+    tested = study.table[study.table[LEAD].notna()]
+    found = {tone: tested[tested[LEAD_VERDICT] == tone][LEAD] for tone in _TONES}
+    return [
+        f"{_in_words(study.leader)} {words[tone]}: "
+        + "; ".join(f"{name} ({lead:+.4f})" for name, lead in leads.items())
+        for tone, leads in found.items()
+        if len(leads)
+    ]

@@ -59,6 +59,7 @@ def _made_from(stage: Stage, source: RunFolder | None) -> dict[str, object]:
         **student_inputs(stage.settings, stage.dataset),
         "study.variants": {variant.name: variant.overrides for variant in variants(study)},
         "study.seeds": study.seeds,
+        "study.leader": study.leader,
         "the distillation": weights_hash(source.model_dir("distill")) if source else None,
     }
 

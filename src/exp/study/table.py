@@ -7,7 +7,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.exp.compare.significance import PairedTest, Ranks, paired_tests, user_metric
-from src.exp.compare.studies import NOT_COMPARABLE, OTHER_RANKINGS
+from src.exp.compare.studies import LEAD, LEAD_BOUNDS, LEAD_VERDICT, NOT_COMPARABLE, OTHER_RANKINGS
 
 _Line = dict[str, float | str | None]  # by column
 
@@ -21,6 +21,7 @@ def study_table(
     references: Mapping[str, str] | None = None,
     validation: Mapping[str, Sequence[float]] | None = None,
     unlike: Mapping[str, str] | None = None,
+    leader: str | None = None,
 ) -> pd.DataFrame:
     """One line per variant: its metric over seeds, and its difference to the reference with a 95 % interval.
 
@@ -32,12 +33,14 @@ def study_table(
         validation: by variant, the best validation value of each run.
         unlike: by variant, what differs from the reference besides what is studied (data, budget), in words; such a
             variant is not tested. Other test rows than the reference's are found here and need no entry.
+        leader: a variant that is tested against every other that is tested, too.
 
     Returns:
         Columns seeds, users, validation (mean; only if given), mean and std (over seeds, n - 1; none for one seed),
         masked (mean with the history removed; where `masked` decides: shown, with it left in), difference, low, high,
         p_value (Holm-corrected over the variants that are tested), verdict, and `not comparable`, the words where there
-        is no test. The reference has none of the last six.
+        is no test. The reference has none of the last six. With a leader also lead, lead_low, lead_high (its difference
+        to each other) and lead_verdict.
 
     Raises:
         UserError: the reference is not among the variants, or runs of one variant have other test rows.
@@ -52,6 +55,11 @@ def study_table(
     for name, runs in ranks.items():
         own = _over_seeds(runs, metric, masked, None if validation is None else validation.get(name, ()))
         lines[name] = own | _difference(tests.get(name), words.get(name, ""))
+    if leader is not None:
+        against = {name: (ranks[leader], ranks[name]) for name in (reference, *pairs) if name != leader in pairs}
+        leads = paired_tests(against, metric, masked)
+        for name, line in lines.items():
+            line |= _lead(leads.get(name))
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("variant")
 
 
@@ -91,3 +99,13 @@ def _difference(test: PairedTest | None, words: str) -> _Line:
         line |= {"difference": test.difference, "low": test.low, "high": test.high}
         line |= {"p_value": test.p_value, "verdict": test.verdict}
     return line
+
+
+def _lead(test: PairedTest | None) -> _Line:
+    if test is None:
+        return {**dict.fromkeys((LEAD, *LEAD_BOUNDS), np.nan), LEAD_VERDICT: None}
+    return {
+        LEAD: test.difference,
+        **dict(zip(LEAD_BOUNDS, (test.low, test.high), strict=True)),
+        LEAD_VERDICT: test.verdict,
+    }

@@ -49,6 +49,7 @@ def write_study(
         reference=BASELINE,
         validation={name: [run.record.value or 0.0 for run in runs] for name, runs in results.items()},
         unlike={name: compared_with(runs, results[BASELINE]) for name, runs in results.items()},
+        leader=config.leader,
     )
     study = Study(
         name=config.name,
@@ -56,6 +57,7 @@ def write_study(
         metric=metric,
         table=table,
         reference=BASELINE,
+        leader=config.leader or "",
         plot=_curve(config, found, table, metric),
         about=_about(stage, beside),
         facts={

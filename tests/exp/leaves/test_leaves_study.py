@@ -168,11 +168,23 @@ def _end(name: str) -> Effect:
     return effect
 
 
+def _leader(bench: Bench) -> None:
+    """Columns of its own, which a study without one has not; who is no variant leads nobody."""
+    (page,) = _page(bench, "study.leader=null").glob("*.md")
+    assert "lead over it" not in page.read_text()
+    named = next(iter(OmegaConf.select(compose_config(bench.choice), "study.variants")))
+    (page,) = _page(bench, f"study.leader={named}").glob("*.md")
+    assert f"Lead: {named.replace('_', ' ')} less the variant of the line" in page.read_text()
+    message = refusal(lambda: parse_settings(compose_config(bench.choice, "study.leader=nobody")))
+    assert message.startswith("study.leader='nobody': must be null or one of ")
+
+
 EFFECTS: dict[str, Effect] = {
     "study.name": _name,
     "study.question": _question,
     "study.run_dir": _run_dir,
     "study.seeds": _seeds,
+    "study.leader": _leader,
     "study.grid": _grid,
     "study.grid.share.key": _key_of_axis,
     "study.grid.share.values": _values_of_axis,

@@ -33,6 +33,32 @@ def test_a_tables_numbers_by_hand() -> None:
     assert pd.isna(found.loc["baseline", ["difference", "low", "high", "p_value", "verdict"]]).all()
 
 
+def test_a_leader_is_tested_against_each_other_that_is_tested(tmp_path) -> None:
+    """Eight differences of one sign, p 2 / 2**8, times the three tests; the leader has no lead over itself."""
+    given = {"baseline": [NONE_FIRST], "mine": [EIGHT_FIRST], "as_good": [EIGHT_FIRST], "far": [NONE_FIRST]}
+    given["longer"] = [NONE_FIRST]
+    unlike = {"longer": "epochs 10 / 200"}
+    table = study_table(given, metric="recall@1", reference="baseline", unlike=unlike, leader="mine")
+    assert table["lead"].dropna().to_dict() == {"baseline": 1.0, "as_good": 0.0, "far": 1.0}
+    assert table["lead_verdict"].dropna().to_dict() == {
+        "baseline": "better",
+        "as_good": "cannot tell",
+        "far": "better",
+    }
+    assert table.loc["far", ["lead_low", "lead_high"]].tolist() == [1.0, 1.0]
+    assert "lead" not in study_table(given, metric="recall@1", reference="baseline")
+
+    study = Study(name="s", title="S", metric="recall@1", table=table, reference="baseline", leader="mine")
+    files = study_page(study, tmp_path)
+    for text in (file.read_text(encoding="utf-8") for file in files if file.suffix in (".md", ".html")):
+        for words in ("mine is ahead of: baseline (+1.0000); far (+1.0000)", "mine cannot be told from: as good"):
+            assert words in text
+        assert "Lead: mine less the variant of the line" in text and "lead over it" in text
+
+    nobody = study_table(given, metric="recall@1", reference="baseline", unlike={"mine": "x"}, leader="mine")
+    assert nobody["lead"].isna().all()  # it cannot be compared
+
+
 def test_validation_is_averaged_where_it_is_given() -> None:
     given = {"a": [ranks([0]), ranks([0])], "b": [ranks([0])], "c": [ranks([0])]}
     found = study_table(given, metric="mrr", reference="a", validation={"a": [0.2, 0.4], "b": [0.5]})
