@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,28 +42,27 @@ def encode_texts(
 
 def _hidden(model: PreTrainedModel, padded: Tensor, layer: int) -> Tensor:
     """Hidden states [B, S, llm_dim] of one layer, -1 being the last behind its norm; padding is negative."""
-    mask, place = padded >= 0, layer % (model.config.num_hidden_layers + 1)
-    with _first_layers(model, place + 1):  # what enters one more is what these have made, without the norm
-        output = model.model(
+    mask = padded >= 0
+    with _first_layers(model, layer % (model.config.num_hidden_layers + 1)):
+        hidden: Tensor = model.model(
             input_ids=padded.clamp(min=0).to(model.device),
             attention_mask=mask.long().to(model.device),
             position_ids=positions(mask).to(model.device),
             use_cache=False,
-            output_hidden_states=True,
-        )
-    hidden: Tensor = output.hidden_states[place]
+        ).last_hidden_state
     return hidden
 
 
 @contextmanager
 def _first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
-    """Let the LM end behind its first layers: what lies behind them need not be computed."""
-    every = model.model.layers
-    model.model.layers = every[:count]
+    """Let the LM end behind its first layers, before its norm: nothing behind them is computed, nothing else kept."""
+    body, every, norm = model.model, model.model.layers, model.model.norm
+    if count < len(every):
+        body.layers, body.norm = every[:count], nn.Identity()
     try:
         yield
     finally:
-        model.model.layers = every
+        body.layers, body.norm = every, norm
 
 
 def own_tokens(tokenizer: PreTrainedTokenizerBase, wording: str, ids: list[Tensor]) -> list[tuple[int, int]]:
