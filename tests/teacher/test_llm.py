@@ -323,6 +323,11 @@ def test_attention_in_bfloat16_on_a_processor_is_not_pytorchs_fused_one(llm_fold
     llm.model.layers[1].register_forward_hook(lambda *_: during.append(torch.backends.cuda.flash_sdp_enabled()))
     hidden = llm.model(ids).last_hidden_state
     assert during == [fused] and torch.backends.cuda.flash_sdp_enabled()
+    with torch.enable_grad():
+        llm.model(ids)
+    llm.train().model(ids)  # as checkpointing does it, without gradients
+    llm.eval()
+    assert during == [fused, True, True]  # else each layer's [heads, S, S] would be kept
 
     full = load_llm(llm_folder, "float32", CPU)[1].model(ids).last_hidden_state
     torch.testing.assert_close(hidden.float(), full, atol=0.05, rtol=0.05)

@@ -1,8 +1,9 @@
 """Loading a LLaMA-family model and tokenizer from a Hugging Face folder, as the machine allows."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,21 @@ def load_llm(
         model = (model if load_in_4bit else model.to(device)).eval()
         _check_output_layer(path, model)
     if device.type == "cpu" and model.dtype == torch.bfloat16:
-        # In PyTorch's fused attention the processor's own products of bfloat16 are not used: one query among 900 keys
-        # took 70 times as long as in its plain one (benchmarks/RESULTS.md).
-        model.model.forward = sdpa_kernel(SDPBackend.MATH)(model.model.forward)
+        model.model.forward = partial(_with_plain_attention, model, model.model.forward)
     return tokenizer, model
+
+
+def _with_plain_attention(model: PreTrainedModel, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A forward pass in which, unless it trains, attention is PyTorch's plain one.
+
+    Its fused one does not use a processor's own products of bfloat16: a query among 900 keys takes it 40 times as long
+    (benchmarks/RESULTS.md). In training the plain one would keep [B, H, S, S] of every layer. Told by the mode, too,
+    because reentrant checkpointing trains under `no_grad`.
+    """
+    if model.training or torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    with sdpa_kernel(SDPBackend.MATH):
+        return forward(*args, **kwargs)
 
 
 def check_llm(path: Path, titles: list[str], wording: Wording) -> None:
