@@ -18,6 +18,7 @@ from composition import CONF, remember_compositions
 from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.core.errors import UserError
@@ -221,6 +222,7 @@ def run_here(
             root.setLevel(level)
             root.handlers[:] = handlers
             GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None  # a sweep leaves its own, which relative paths would start from
     return 0
 
 

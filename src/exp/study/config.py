@@ -53,7 +53,7 @@ class StudyConfig:
         check(
             BASELINE not in self.variants, "study.variants", list(self.variants), f"without {BASELINE}, which is added"
         )
-        allowed = f"null or one of {', '.join(self.variants)}"
+        allowed = f"null or one of study.variants ({', '.join(self.variants) or 'none'})"
         check(self.leader is None or self.leader in self.variants, "study.leader", self.leader, allowed)
         for name, axis in self.grid.items():
             _check_axis(name, axis)

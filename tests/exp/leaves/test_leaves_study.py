@@ -176,7 +176,7 @@ def _leader(bench: Bench) -> None:
     (page,) = _page(bench, f"study.leader={named}").glob("*.md")
     assert f"Lead: {named.replace('_', ' ')} less the variant of the line" in page.read_text()
     message = refusal(lambda: parse_settings(compose_config(bench.choice, "study.leader=nobody")))
-    assert message.startswith("study.leader='nobody': must be null or one of ")
+    assert message.startswith("study.leader='nobody': must be null or one of study.variants (")
 
 
 EFFECTS: dict[str, Effect] = {
