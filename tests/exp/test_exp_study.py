@@ -93,6 +93,7 @@ def test_the_report_of_the_distillation_knows_its_controls(pipeline, controls, t
     table = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("| distilled - ")]
     assert table[-4:] == [f"distilled - {name}" for name in names]
     assert "own embeddings" not in report
+    assert "Lead: the variant that the study names" in report and "lead over it" in report
 
 
 def test_started_again_only_what_is_missing_is_trained(pipeline, controls, tmp_path) -> None:
