@@ -38,7 +38,10 @@ def run_two_nodes(overrides: list[str]) -> str:
     command = ("torch.distributed.run", *meeting, "--rdzv_id=1", "-m", "src.exp.run_teacher", *overrides)
 
     def start(node: int) -> Outcome:
-        return run_module(*command, GLOO_SOCKET_IFNAME="lo", PET_NODE_RANK=str(node))
+        # Told who is the host: on one machine both find the address to be their own and may wait for each other.
+        return run_module(
+            *command, GLOO_SOCKET_IFNAME="lo", PET_NODE_RANK=str(node), PET_RDZV_CONF=f"is_host={1 - node}"
+        )
 
     with ThreadPoolExecutor() as threads:
         return "".join(outcome.expect_success().err for outcome in threads.map(start, (0, 1)))
