@@ -11,7 +11,7 @@ from torch import Tensor
 from src.core.data_utils import Rows, SequenceDataset
 from src.core.metrics import MetricsConfig
 from src.distill.data_bridge import TeacherOutputs
-from src.student.evaluator import best_unseen
+from src.student.evaluator import best_unseen, scores_of
 from src.student.models import Student
 from src.student.references import Beside, Blend
 
@@ -60,17 +60,11 @@ def recommended(models: Sequence[Student]) -> Beside:
 
     @torch.no_grad()
     def scores(rows: Rows, decay: float) -> np.ndarray:
-        each = torch.stack([_log_probabilities(model, rows) for model in models])
+        each = torch.stack([scores_of(model, rows).log_softmax(1) for model in models])
         mean: np.ndarray = (each.logsumexp(0) - math.log(len(models))).cpu().numpy()
         return mean
 
     return Beside(name="recommender" if len(models) == 1 else f"{len(models)} recommenders", scores=scores)
-
-
-def _log_probabilities(model: Student, rows: Rows) -> Tensor:
-    device = model.item_embeddings.weight.device
-    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items)
-    return model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device)).log_softmax(1)
 
 
 def ranked(rank: _Ranks, num_rows: int, per_sequence: bool) -> TeacherOutputs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,21 @@ def evaluate_model(
     was_training = model.training
     model.eval().to(device)
 
-    def score(index: np.ndarray) -> Tensor:
-        history, length, _ = rows.windows(model.config.max_seq_len, dataset.pad_id, index)
-        return model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
-
     try:
-        return evaluate_scores(score, rows, dataset.num_items, ks, top_k=top_k)
+        return evaluate_scores(partial(scores_of, model, rows), rows, dataset.num_items, ks, top_k=top_k)
     finally:
         model.train(was_training)
+
+
+def scores_of(model: Student, rows: Rows, index: np.ndarray | None = None) -> Tensor:
+    """The model's scores of all items, in its own mode and on its device: float32 [B, num_items].
+
+    Args:
+        index: row numbers, int64 [B]; None: all rows.
+    """
+    device = next(model.parameters()).device
+    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items, index)
+    return model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
 
 
 @torch.no_grad()
@@ -167,10 +175,7 @@ def rank_unseen(model: Student, rows: Rows, index: np.ndarray, *, count: int, ke
     Raises:
         UserError: a row's history leaves fewer than `count` items.
     """
-    device = model.item_embeddings.weight.device
-    history, length, _ = rows.windows(model.config.max_seq_len, model.config.num_items, index)
-    scores = model(torch.from_numpy(history).to(device), torch.from_numpy(length).to(device))
-    return best_unseen(scores, rows.select(index), count=count, key=key)
+    return best_unseen(scores_of(model, rows, index), rows.select(index), count=count, key=key)
 
 
 def best_unseen(scores: Tensor, rows: Rows, *, count: int, key: str) -> tuple[Tensor, Tensor]:
