@@ -136,7 +136,9 @@ def check_variants(found: list[Variant], base: list[str], stage: Stage) -> None:
             else:
                 distill_steps.require_trainable(job)
         except Exception as error:
-            raise UserError(f"variant {variant.name}: {one_line(error)}") from error
+            named = variant.name in stage.settings.study.variants
+            without = f"; or leave it out by '~study.variants.{variant.name}'" if named else ""
+            raise UserError(f"variant {variant.name}: {one_line(error)}{without}") from error
 
 
 def _require_same_data(settings: Settings, study: Settings) -> None:
